@@ -1,0 +1,1 @@
+//! What Fanfare needs of a message broker, on RabbitMQ and in memory.

@@ -1,0 +1,2 @@
+//! The `fanfare` command.
+fn main() {}

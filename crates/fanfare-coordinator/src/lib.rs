@@ -1,0 +1,1 @@
+//! Collects the results of fan-outs and publishes their callbacks.

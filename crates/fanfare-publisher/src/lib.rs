@@ -1,0 +1,1 @@
+//! Invokes fan-outs and parallel executions of Fanfare.

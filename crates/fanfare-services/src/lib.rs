@@ -1,0 +1,1 @@
+//! Stock services of Fanfare, and services that are configured instead of written.

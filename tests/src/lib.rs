@@ -1,0 +1,1 @@
+//! End-to-end tests of Fanfare: what the tests share.
