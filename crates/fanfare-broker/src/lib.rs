@@ -1,1 +1,25 @@
-//! What Fanfare needs of a message broker, on RabbitMQ and in memory.
+//! What Fanfare needs of a message broker: [`Broker`], on RabbitMQ ([`amqp`]) and in this process ([`memory`]).
+//!
+//! Three things make up the whole of it. A [`Broker`] publishes one message and knows what became of it, and declares,
+//! inspects and deletes queues. A [`ConsumerChannel`] hands out deliveries; what it handed out and was not acked goes
+//! back to its queue, in order, when it ends. A [`Subscription`] consumes one queue for as long as its owner lives,
+//! through every reconnect.
+//!
+//! Both brokers pass one suite, [`conformance`], so that neither can drift from the other.
+
+pub mod absence;
+pub mod amqp;
+mod broker;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+mod environment;
+mod error;
+pub mod memory;
+mod subscription;
+
+pub use broker::{
+    Acknowledge, Broker, Consumer, ConsumerChannel, Delivery, Hold, QueueState, Receipt, ServerInfo,
+};
+pub use environment::{Environment, System};
+pub use error::{BrokerError, PublishError};
+pub use subscription::{Subscription, SubscriptionOptions};

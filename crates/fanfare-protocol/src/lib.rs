@@ -1,1 +1,55 @@
-//! Wire types, names and limits of Fanfare: what is on the wire, and nothing that does I/O.
+//! What Fanfare puts on the wire: names, queues, messages, limits. Nothing here does I/O.
+//!
+//! A message that any part of Fanfare publishes is built by a type of this crate, and one that it reads is
+//! decoded by the same type, so that the bytes are decided in one place. The format itself is described in
+//! `docs/protocol.md`; workers and publishers in other languages are written from that page.
+//!
+//! - [`name`]: services, sources, CIDs, keys, runs. Parsed once, at the edge.
+//! - [`queue`]: the queues, their names and their arguments.
+//! - [`message`]: a broker-neutral message: properties, headers, body.
+//! - [`Request`], [`Callback`]: what a service queue holds; [`Invocation`] is either of them, decoded.
+//! - [`TargetResult`]: what a target answered; [`FinalPayload`]: what a final callback receives.
+//! - [`Manifest`]: the message that commits a fan-out.
+//! - [`Checkpoint`], [`Fence`]: what coordinators write for one another.
+#![doc(test(attr(deny(warnings))))]
+
+mod callback;
+mod channel;
+mod coordination;
+pub mod header;
+mod invocation;
+pub mod limits;
+mod manifest;
+pub mod message;
+mod metadata;
+pub mod name;
+mod payload;
+pub mod queue;
+mod request;
+mod result;
+mod time;
+
+pub use callback::{Callback, CallbackKind};
+pub use channel::{Channel, UnknownChannel};
+pub use coordination::{Checkpoint, CheckpointEntry, Fence};
+pub use invocation::{Invocation, MalformedInvocation, ReplyAddress};
+pub use manifest::{Manifest, ManifestTarget};
+pub use message::{HeaderValue, Headers, Message, Properties};
+pub use metadata::{InvalidMetadata, Metadata};
+pub use name::{Cid, InvalidName, Prefix, RunId, ServiceName, Source, TargetKey};
+pub use payload::{FinalPayload, FinalPayloadBuilder, PayloadError, TargetFailure};
+pub use queue::{QueueNames, QueueSpec};
+pub use request::Request;
+pub use result::{TargetResult, key_of, place_of};
+pub use time::WireTime;
+
+/// The message does not have the form that the protocol gives it; says what is wrong with it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Malformed(pub String);
+
+impl Malformed {
+    pub(crate) fn new(reason: impl Into<String>) -> Self {
+        Self(reason.into())
+    }
+}

@@ -1,0 +1,223 @@
+use std::fmt;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use fanfare_protocol::{Message, QueueSpec};
+use futures_util::StreamExt;
+use futures_util::stream::BoxStream;
+
+use crate::{BrokerError, PublishError};
+
+/// A message broker. Shared as `Arc<dyn Broker>`; every method may be called from many tasks at once.
+///
+/// An implementation connects by itself, and again when the connection is lost: an operation during an outage fails with
+/// an error whose [`BrokerError::is_outage`] is true, and the next one tries anew.
+#[async_trait]
+pub trait Broker: Send + Sync + fmt::Debug + 'static {
+    /// Publishes one message to a queue, persistent and mandatory, and waits until the broker confirms it.
+    ///
+    /// Any number may be under way at once. When this returns `Ok`, the message is safe in that queue. A future that is
+    /// dropped before leaves it open whether the message is sent.
+    ///
+    /// # Errors
+    /// [`PublishError`] tells where the message is.
+    async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError>;
+
+    /// Declares a queue; one that exists with the same arguments is left as it is.
+    ///
+    /// # Errors
+    /// [`BrokerError::QueueDiffers`] where it exists with other arguments.
+    async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError>;
+
+    /// Looks at a queue. `None` only where the broker says that there is none of this name.
+    ///
+    /// # Errors
+    /// [`BrokerError::Unavailable`] where it cannot be said.
+    async fn inspect(&self, queue: &str) -> Result<Option<QueueState>, BrokerError>;
+
+    /// Deletes a queue with what it holds. Deleting one that does not exist succeeds.
+    ///
+    /// # Errors
+    /// Where the broker cannot say that it is gone.
+    async fn delete(&self, queue: &str) -> Result<(), BrokerError>;
+
+    /// Opens a channel to consume on. What it hands out belongs to it.
+    ///
+    /// # Errors
+    /// Where no connection or channel is to be had.
+    async fn open(&self) -> Result<Arc<dyn ConsumerChannel>, BrokerError>;
+
+    /// What is at the other end.
+    ///
+    /// # Errors
+    /// Where no connection is to be had.
+    async fn server(&self) -> Result<ServerInfo, BrokerError>;
+
+    /// Closes all connections. Operations under way and later ones fail with [`BrokerError::Closed`]. Closing twice is
+    /// harmless.
+    async fn close(&self);
+}
+
+/// A channel that consumes. When it ends, for whatever reason, what it handed out and was not acked goes back to its
+/// queue. Dropping the last handle closes it.
+///
+/// An error of [`consume`](ConsumerChannel::consume) or [`delete`](ConsumerChannel::delete) can end the channel with all
+/// its consumers: where many share one, look first, with [`Broker::inspect`].
+#[async_trait]
+pub trait ConsumerChannel: Send + Sync + fmt::Debug {
+    /// Starts to consume a queue. At most `prefetch` deliveries of this consumer are unacked at any time; 0 is refused.
+    ///
+    /// # Errors
+    /// [`BrokerError::NoQueue`], or an outage.
+    async fn consume(&self, queue: &str, prefetch: u16) -> Result<Consumer, BrokerError>;
+
+    /// Declares an exclusive queue, which lives as long as the connection of this channel.
+    ///
+    /// # Errors
+    /// [`BrokerError::Locked`] where another connection has it.
+    async fn declare_exclusive(&self, queue: &QueueSpec) -> Result<(), BrokerError>;
+
+    /// Stops a consumer, by its [tag](Consumer::tag). Its stream ends after what was on its way; what it handed out stays
+    /// with this channel.
+    ///
+    /// # Errors
+    /// Where the channel has ended.
+    async fn cancel(&self, consumer: &str) -> Result<(), BrokerError>;
+
+    /// Deletes a queue on this channel. A consumer of it on this channel need not be cancelled before: its stream ends
+    /// with `None`.
+    ///
+    /// # Errors
+    /// Where the channel ends before the broker has answered: the queue may then be there or not.
+    async fn delete(&self, queue: &str) -> Result<(), BrokerError>;
+
+    /// Closes the channel. What it handed out and was not acked goes back to its queue.
+    async fn close(&self);
+
+    /// Returns when the channel has ended.
+    async fn ended(&self);
+}
+
+/// Deliveries of one queue, in its order.
+pub struct Consumer {
+    tag: String,
+    deliveries: BoxStream<'static, Result<Delivery, BrokerError>>,
+}
+
+impl Consumer {
+    /// A consumer from what an implementation delivers.
+    #[must_use]
+    pub fn new(tag: String, deliveries: BoxStream<'static, Result<Delivery, BrokerError>>) -> Self {
+        Self { tag, deliveries }
+    }
+
+    /// What the channel knows it by.
+    #[must_use]
+    pub fn tag(&self) -> &str {
+        &self.tag
+    }
+
+    /// The next delivery. `None` where the consumer was cancelled, by its owner or by the broker (its queue was deleted,
+    /// or lost its node); an error where the channel ended. After either there is nothing more.
+    ///
+    /// Cancel safe: a delivery is not lost when the future is dropped.
+    pub async fn next(&mut self) -> Option<Result<Delivery, BrokerError>> {
+        self.deliveries.next().await
+    }
+}
+
+impl fmt::Debug for Consumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Consumer").field("tag", &self.tag).finish_non_exhaustive()
+    }
+}
+
+/// A message handed to a consumer, which owes the broker an answer.
+#[derive(Debug)]
+pub struct Delivery {
+    /// The message.
+    pub message: Message,
+    /// Whether the broker may have handed it out before.
+    pub redelivered: bool,
+    /// With which it is answered. Dropping it answers nothing.
+    pub receipt: Receipt,
+}
+
+/// Answers one delivery, on the channel that handed it out and on no other.
+#[derive(Debug, Clone)]
+pub struct Receipt {
+    channel: Arc<dyn Acknowledge>,
+    tag: u64,
+}
+
+impl Receipt {
+    /// A receipt for a delivery tag of a channel.
+    #[must_use]
+    pub fn new(channel: Arc<dyn Acknowledge>, tag: u64) -> Self {
+        Self { channel, tag }
+    }
+
+    /// The message is done with: the broker forgets it. On a channel that has ended this does nothing, since the broker
+    /// has taken the message back already.
+    pub async fn ack(&self) {
+        self.channel.ack(self.tag).await;
+    }
+
+    /// The message goes back to its queue. On a channel that has ended this does nothing.
+    pub async fn requeue(&self) {
+        self.channel.requeue(self.tag).await;
+    }
+
+    /// Tells a [`Subscription`](crate::Subscription) that the delivery will be held for long, so that it makes room
+    /// for others beside it. Elsewhere this does nothing. The hold ends when it is dropped.
+    #[must_use]
+    pub fn hold(&self) -> Hold {
+        self.channel.hold(self.tag);
+        Hold { receipt: self.clone() }
+    }
+}
+
+/// See [`Receipt::hold`].
+#[derive(Debug)]
+pub struct Hold {
+    receipt: Receipt,
+}
+
+impl Drop for Hold {
+    fn drop(&mut self) {
+        self.receipt.channel.release(self.receipt.tag);
+    }
+}
+
+/// The side of a channel that takes answers.
+#[async_trait]
+pub trait Acknowledge: Send + Sync + fmt::Debug {
+    /// Acks one delivery.
+    async fn ack(&self, tag: u64);
+    /// Puts one delivery back into its queue.
+    async fn requeue(&self, tag: u64);
+    /// One more delivery is held for long.
+    fn hold(&self, _tag: u64) {}
+    /// A delivery is no longer held for long.
+    fn release(&self, _tag: u64) {}
+}
+
+/// What a broker tells about a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueState {
+    /// Messages ready for delivery.
+    pub messages: u64,
+    /// Consumers.
+    pub consumers: u64,
+}
+
+/// What a broker tells about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServerInfo {
+    /// Such as `RabbitMQ`.
+    pub product: String,
+    /// Such as `4.0.5`.
+    pub version: String,
+    /// Where it is reached, without any password.
+    pub address: String,
+}

@@ -1,0 +1,124 @@
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::message::{HeaderValue, Message};
+use crate::name::{RunId, TargetKey};
+use crate::{Malformed, Manifest, header};
+
+/// Results that a coordinator wrote back to the aggregation queue in one message, so that it can ack the originals.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// Drawn by the coordinator that wrote it; the same in all checkpoints of its hold on the fan-out.
+    pub coordinator: RunId,
+    /// Counts the checkpoints of that coordinator's hold, from 0.
+    pub number: u64,
+    /// Whether the on-target callbacks of these results are confirmed in their queues. Where they are not, whoever
+    /// takes the fan-out over publishes them.
+    pub called: bool,
+    /// The results, in the order in which they counted.
+    pub entries: Vec<CheckpointEntry>,
+}
+
+/// One result in a checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CheckpointEntry {
+    /// The target's key.
+    pub key: TargetKey,
+    /// The result's body, byte for byte.
+    pub body: Bytes,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CheckpointBody<'a> {
+    coordinator: RunId,
+    number: u64,
+    called: bool,
+    #[serde(borrow)]
+    results: Vec<EntryBody<'a>>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct EntryBody<'a> {
+    key: TargetKey,
+    #[serde(borrow)]
+    result: &'a RawValue,
+}
+
+impl Checkpoint {
+    /// The message as the aggregation queue takes it.
+    ///
+    /// # Panics
+    /// Where an entry's body is not JSON: only what [`TargetResult::from_body`](crate::TargetResult::from_body)
+    /// accepted may be put into one.
+    #[must_use]
+    pub fn encode(&self, manifest: &Manifest) -> Message {
+        let raw = |entry: &'_ CheckpointEntry| -> Box<RawValue> {
+            serde_json::from_slice(&entry.body).expect("a result that counted is JSON")
+        };
+        let raws: Vec<Box<RawValue>> = self.entries.iter().map(raw).collect();
+        let results = self
+            .entries
+            .iter()
+            .zip(&raws)
+            .map(|(entry, raw)| EntryBody { key: entry.key.clone(), result: raw })
+            .collect();
+        let body = crate::result::to_json(&CheckpointBody {
+            coordinator: self.coordinator,
+            number: self.number,
+            called: self.called,
+            results,
+        });
+        let id = format!("{}/checkpoint/{}/{}", manifest.cid, self.coordinator, self.number);
+        let mut message = Message::of(header::TYPE_CHECKPOINT, &manifest.cid, id, body);
+        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(manifest.run.to_string()));
+        message
+    }
+
+    /// Decodes the body of a checkpoint.
+    ///
+    /// # Errors
+    /// Where it is malformed.
+    pub fn decode(message: &Message) -> Result<Self, Malformed> {
+        let body: CheckpointBody<'_> = serde_json::from_slice(&message.body)
+            .map_err(|error| Malformed::new(format!("the checkpoint is malformed: {error}")))?;
+        let entry = |entry: EntryBody<'_>| CheckpointEntry {
+            key: entry.key,
+            body: message.body.slice_ref(entry.result.get().as_bytes()),
+        };
+        Ok(Self {
+            coordinator: body.coordinator,
+            number: body.number,
+            called: body.called,
+            entries: body.results.into_iter().map(entry).collect(),
+        })
+    }
+}
+
+/// A mark in an aggregation queue. A coordinator that takes over writes one, and emits nothing until it reads it back:
+/// all that its predecessor left lies before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Fence {
+    /// Drawn afresh for every fence.
+    pub token: RunId,
+}
+
+impl Fence {
+    /// The message as the aggregation queue takes it.
+    #[must_use]
+    pub fn encode(&self, manifest: &Manifest) -> Message {
+        let id = format!("{}/fence/{}", manifest.cid, self.token);
+        let mut message = Message::of(header::TYPE_FENCE, &manifest.cid, id, crate::result::to_json(self));
+        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(manifest.run.to_string()));
+        message
+    }
+
+    /// Decodes the body of a fence.
+    ///
+    /// # Errors
+    /// Where it is malformed.
+    pub fn decode(message: &Message) -> Result<Self, Malformed> {
+        serde_json::from_slice(&message.body)
+            .map_err(|error| Malformed::new(format!("the fence is malformed: {error}")))
+    }
+}

@@ -1,0 +1,49 @@
+//! Header names and message types of the protocol.
+
+/// Version of the protocol, 1 on every message.
+pub const VERSION: &str = "fanfare-version";
+/// The value of [`VERSION`].
+pub const VERSION_1: i64 = 1;
+/// The run: 32 hexadecimal digits, drawn at each invocation.
+pub const RUN: &str = "fanfare-run";
+/// How a service is invoked: see [`Channel`](crate::Channel).
+pub const CHANNEL: &str = "fanfare-channel";
+/// Who invoked.
+pub const SOURCE: &str = "fanfare-source";
+/// The service that a request is for.
+pub const TARGET: &str = "fanfare-target";
+/// The key of a target in its fan-out.
+pub const KEY: &str = "fanfare-key";
+/// When the fan-out was invoked: see [`WireTime`](crate::WireTime).
+pub const REQUESTED_AT: &str = "fanfare-req-ts";
+/// A table of strings that the caller gave.
+pub const METADATA: &str = "fanfare-metadata";
+/// 2, 3, ... on a retry.
+pub const ATTEMPT: &str = "fanfare-attempt";
+/// On a manifest that a coordinator published again to renew it.
+pub const RENEWED: &str = "fanfare-renewed";
+/// On a renewed manifest, when the fan-out must end: see [`WireTime`](crate::WireTime).
+pub const DEADLINE_UTC: &str = "deadline_utc";
+/// On a parked message: why it is there.
+pub const REASON: &str = "fanfare-reason";
+/// On a parked message: the queue that it was read from or meant for.
+pub const PARKED_FROM: &str = "fanfare-parked-from";
+/// On a final callback: how many targets the fan-out had.
+pub const TARGETS: &str = "fanfare-targets";
+/// On a final callback: how many of its targets failed.
+pub const FAILED: &str = "fanfare-failed";
+/// Set by a quorum queue: how often the message was delivered before.
+pub const DELIVERY_COUNT: &str = "x-delivery-count";
+
+/// `type` of a request.
+pub const TYPE_REQUEST: &str = "fanfare.request";
+/// `type` of a result.
+pub const TYPE_RESULT: &str = "fanfare.result";
+/// `type` of a manifest.
+pub const TYPE_MANIFEST: &str = "fanfare.manifest";
+/// `type` of a callback message.
+pub const TYPE_CALLBACK: &str = "fanfare.callback";
+/// `type` of a checkpoint.
+pub const TYPE_CHECKPOINT: &str = "fanfare.checkpoint";
+/// `type` of a fence.
+pub const TYPE_FENCE: &str = "fanfare.fence";

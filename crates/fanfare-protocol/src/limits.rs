@@ -1,0 +1,22 @@
+//! Limits of the protocol, each with its unit and its reason.
+
+/// Characters in a service name, a source or a CID. An AMQP short string holds 255 bytes, and a callback's
+/// `message_id` holds a CID and a service name.
+pub const NAME_CHARS: usize = 100;
+/// Bytes in a target's key, which travels in a header and is compared as a short string.
+pub const KEY_BYTES: usize = 255;
+/// Characters in the prefix of queue names.
+pub const PREFIX_CHARS: usize = 32;
+/// Bytes of keys and values together in the caller's metadata.
+pub const METADATA_BYTES: usize = 4 * 1024;
+/// Bytes of one message body. RabbitMQ 4 refuses messages above 16 MiB; what is left is for headers.
+pub const MESSAGE_BYTES: usize = 16 * 1024 * 1024 - 64 * 1024;
+/// Bytes of one result's body. A larger one completes its target as failed. Half of [`MESSAGE_BYTES`], so that a
+/// checkpoint that holds one result always fits into a message.
+pub const RESULT_BYTES: usize = MESSAGE_BYTES / 2;
+/// Bytes of results that one checkpoint gathers before it is left alone.
+pub const CHECKPOINT_BYTES: usize = MESSAGE_BYTES / 2;
+/// Targets of one fan-out: what its manifest can list within [`MESSAGE_BYTES`] with keys of ordinary length.
+pub const TARGETS: usize = 100_000;
+/// Callbacks of one kind in one fan-out.
+pub const CALLBACKS: usize = 100;

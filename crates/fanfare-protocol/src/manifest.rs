@@ -1,0 +1,145 @@
+use serde::{Deserialize, Serialize};
+
+use crate::message::{HeaderValue, Message};
+use crate::name::{Cid, RunId, ServiceName, Source, TargetKey};
+use crate::queue::QueueNames;
+use crate::{Channel, Malformed, Metadata, WireTime, header, limits};
+
+/// The message that commits a fan-out: it exists if and only if its manifest is confirmed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// The correlation ID.
+    pub cid: Cid,
+    /// This invocation.
+    pub run: RunId,
+    /// Who issued the fan-out.
+    pub source: Source,
+    /// When it was issued.
+    pub req_ts_utc: WireTime,
+    /// `fanout-call` or `parallel-exec-call`.
+    #[serde(with = "channel_as_header")]
+    pub channel: Channel,
+    /// The targets, in the caller's order.
+    pub targets: Vec<ManifestTarget>,
+    /// Services invoked each time a target completes.
+    pub on_target: Vec<ServiceName>,
+    /// Services invoked when all targets have completed.
+    pub on_final: Vec<ServiceName>,
+    /// The aggregation queue.
+    pub reply_to: String,
+    /// Milliseconds from the manifest's first delivery until what is missing counts as failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+    /// The same as a point in time, set when a coordinator renews the manifest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_utc: Option<WireTime>,
+    /// A queue that receives the final payload too, and is not in `on_final`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub waiter: Option<String>,
+    /// What the caller tells all targets and callbacks.
+    #[serde(default, skip_serializing_if = "Metadata::is_empty")]
+    pub metadata: Metadata,
+}
+
+/// One target, as the manifest lists it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ManifestTarget {
+    /// Its key, unique in the fan-out.
+    pub key: TargetKey,
+    /// The service that it invokes.
+    pub service: ServiceName,
+}
+
+impl Manifest {
+    /// The message as the manifest queue takes it.
+    #[must_use]
+    pub fn encode(&self) -> Message {
+        let body = crate::result::to_json(self);
+        let mut message =
+            Message::of(header::TYPE_MANIFEST, &self.cid, format!("{}/manifest", self.cid), body);
+        message.properties.app_id = Some(self.source.to_string());
+        message.properties.timestamp = Some(self.req_ts_utc.timestamp());
+        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(self.run.to_string()));
+        message
+    }
+
+    /// The copy that a coordinator publishes to renew what it holds, with the deadline made absolute.
+    #[must_use]
+    pub fn encode_renewed(&self, deadline: Option<WireTime>) -> Message {
+        let renewed = Self { deadline_utc: deadline.or(self.deadline_utc), ..self.clone() };
+        let mut message = renewed.encode().with_header(header::RENEWED, HeaderValue::Bool(true));
+        if let Some(deadline) = renewed.deadline_utc {
+            message = message.with_header(header::DEADLINE_UTC, deadline.to_string());
+        }
+        message
+    }
+
+    /// Whether a coordinator published this message to renew a manifest.
+    #[must_use]
+    pub fn is_renewed(message: &Message) -> bool {
+        message.headers.contains_key(header::RENEWED)
+    }
+
+    /// Decodes a message of the manifest queue and checks all that a coordinator relies on.
+    ///
+    /// # Errors
+    /// Where it is not a manifest, or names queues that are not its own: a coordinator consumes and deletes only the
+    /// aggregation queue of the manifest's own CID and run under `names`, and answers only to a waiter's queue.
+    pub fn decode(message: &Message, names: &QueueNames) -> Result<Self, Malformed> {
+        if message.kind() != header::TYPE_MANIFEST {
+            return Err(Malformed::new(format!("type {:?} is not fanfare.manifest", message.kind())));
+        }
+        let manifest: Self = serde_json::from_slice(&message.body)
+            .map_err(|error| Malformed::new(format!("the manifest is malformed: {error}")))?;
+        manifest.check(names)?;
+        Ok(manifest)
+    }
+
+    fn check(&self, names: &QueueNames) -> Result<(), Malformed> {
+        let own = names.aggregation(&self.cid, self.run).name;
+        if self.reply_to != own {
+            return Err(Malformed::new(format!("reply_to {:?} is not {own}", self.reply_to)));
+        }
+        if let Some(waiter) = self.waiter.as_deref().filter(|waiter| !names.is_wait(waiter)) {
+            return Err(Malformed::new(format!(
+                "waiter {waiter:?} does not match {}.wait.*",
+                names.prefix()
+            )));
+        }
+        if !self.channel.is_call() {
+            return Err(Malformed::new(format!(
+                "channel {} is not that of a fan-out",
+                self.channel.as_header()
+            )));
+        }
+        if self.targets.len() > limits::TARGETS {
+            let (is, most) = (self.targets.len(), limits::TARGETS);
+            return Err(Malformed::new(format!("the manifest lists {is} targets, and {most} is the most")));
+        }
+        for (name, callbacks) in [("on_target", &self.on_target), ("on_final", &self.on_final)] {
+            if callbacks.len() > limits::CALLBACKS {
+                let (is, most) = (callbacks.len(), limits::CALLBACKS);
+                return Err(Malformed::new(format!("{name} lists {is} callbacks, and {most} is the most")));
+            }
+        }
+        let mut keys = std::collections::BTreeSet::new();
+        match self.targets.iter().find(|target| !keys.insert(&target.key)) {
+            Some(twice) => Err(Malformed::new(format!("key {:?} is there twice", twice.key.as_str()))),
+            None => Ok(()),
+        }
+    }
+}
+
+mod channel_as_header {
+    use super::Channel;
+    use serde::{Deserialize, Deserializer, Serializer, de::Error};
+
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature is serde's")]
+    pub(super) fn serialize<S: Serializer>(channel: &Channel, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(channel.as_header())
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Channel, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}

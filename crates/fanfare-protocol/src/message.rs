@@ -1,0 +1,169 @@
+//! A message as every broker has it: properties, headers and a body.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::name::{Cid, RunId};
+use crate::{Malformed, WireTime, header};
+
+/// A message, free of any client library's types.
+///
+/// All messages of Fanfare are persistent and `mandatory`; the broker behind `fanfare-broker` sees to that, so
+/// neither is a field here.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Message {
+    /// The properties that Fanfare uses.
+    pub properties: Properties,
+    /// Application headers, and what the broker adds to them.
+    pub headers: Headers,
+    /// The body, JSON in every message of Fanfare.
+    pub body: Bytes,
+}
+
+/// The AMQP properties that Fanfare reads or writes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Properties {
+    /// `content_type`; `application/json` on every message of Fanfare.
+    pub content_type: Option<String>,
+    /// `correlation_id`: the CID.
+    pub correlation_id: Option<String>,
+    /// `reply_to`: the aggregation queue.
+    pub reply_to: Option<String>,
+    /// `message_id`: the same at every repetition of the message.
+    pub message_id: Option<String>,
+    /// `type`: which message of the protocol this is.
+    pub kind: Option<String>,
+    /// `app_id`: the source.
+    pub app_id: Option<String>,
+    /// `timestamp`, in seconds since 1970.
+    pub timestamp: Option<u64>,
+    /// `expiration`: milliseconds after which a queue drops the message. Fanfare sets none.
+    pub expiration: Option<String>,
+}
+
+/// Headers by name, in the order of their names.
+pub type Headers = BTreeMap<String, HeaderValue>;
+
+/// The value of a header: the part of AMQP's field types that Fanfare needs.
+#[derive(Debug, Clone, PartialEq)]
+pub enum HeaderValue {
+    /// A string.
+    Text(String),
+    /// Any of AMQP's integers.
+    Int(i64),
+    /// A truth value.
+    Bool(bool),
+    /// A table of headers.
+    Table(Headers),
+    /// A list of values.
+    List(Vec<HeaderValue>),
+    /// A value of a type that Fanfare does not use, as text for a person to read.
+    Other(String),
+}
+
+impl From<&str> for HeaderValue {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for HeaderValue {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+impl From<i64> for HeaderValue {
+    fn from(number: i64) -> Self {
+        Self::Int(number)
+    }
+}
+
+impl Message {
+    /// A message of the given type for a CID, with what every message of the protocol carries.
+    pub(crate) fn of(kind: &str, cid: &Cid, message_id: String, body: impl Into<Bytes>) -> Self {
+        let properties = Properties {
+            content_type: Some("application/json".to_owned()),
+            correlation_id: Some(cid.to_string()),
+            message_id: Some(message_id),
+            kind: Some(kind.to_owned()),
+            ..Properties::default()
+        };
+        let headers = Headers::from([(header::VERSION.to_owned(), HeaderValue::Int(header::VERSION_1))]);
+        Self { properties, headers, body: body.into() }
+    }
+
+    /// Adds or replaces a header.
+    #[must_use]
+    pub fn with_header(mut self, name: &str, value: impl Into<HeaderValue>) -> Self {
+        self.headers.insert(name.to_owned(), value.into());
+        self
+    }
+
+    /// The message to park in place of this one: the same, with headers that say why and where from.
+    ///
+    /// The reason is cut at 1,000 characters, so that headers stay small whatever the message was.
+    #[must_use]
+    pub fn parked(self, from: &str, reason: &str) -> Self {
+        let reason: String = reason.chars().take(1000).collect();
+        self.with_header(header::REASON, reason).with_header(header::PARKED_FROM, from)
+    }
+
+    /// `type`, or the empty string.
+    #[must_use]
+    pub fn kind(&self) -> &str {
+        self.properties.kind.as_deref().unwrap_or_default()
+    }
+
+    /// A header that is a string.
+    #[must_use]
+    pub fn text(&self, name: &str) -> Option<&str> {
+        match self.headers.get(name) {
+            Some(HeaderValue::Text(text)) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// A header that is an integer.
+    #[must_use]
+    pub fn int(&self, name: &str) -> Option<i64> {
+        match self.headers.get(name) {
+            Some(HeaderValue::Int(number)) => Some(*number),
+            _ => None,
+        }
+    }
+
+    /// The CID in `correlation_id`.
+    ///
+    /// # Errors
+    /// Where the property is missing or is not a CID.
+    pub fn cid(&self) -> Result<Cid, Malformed> {
+        let cid = self
+            .properties
+            .correlation_id
+            .as_deref()
+            .ok_or_else(|| Malformed::new("correlation_id is missing"))?;
+        Cid::new(cid).map_err(|error| Malformed::new(format!("correlation_id: {error}")))
+    }
+
+    /// The run in header `fanfare-run`.
+    ///
+    /// # Errors
+    /// Where the header is missing or is not a run.
+    pub fn run(&self) -> Result<RunId, Malformed> {
+        self.required(header::RUN)?
+            .parse()
+            .map_err(|error| Malformed::new(format!("header fanfare-run: {error}")))
+    }
+
+    pub(crate) fn required(&self, name: &str) -> Result<&str, Malformed> {
+        self.text(name).ok_or_else(|| Malformed::new(format!("header {name} is missing or is not a string")))
+    }
+
+    pub(crate) fn time(&self, name: &str) -> Result<Option<WireTime>, Malformed> {
+        self.text(name)
+            .map(|time| time.parse().map_err(|error| Malformed::new(format!("header {name}: {error}"))))
+            .transpose()
+    }
+}

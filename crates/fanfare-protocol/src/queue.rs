@@ -1,0 +1,166 @@
+//! The queues: their names, and the arguments that everyone declares them with.
+
+use std::collections::BTreeMap;
+
+use crate::limits::PREFIX_CHARS;
+use crate::name::{Cid, Prefix, RunId, ServiceName};
+
+/// Redeliveries that a quorum queue allows: as good as unlimited, and understood by RabbitMQ 3.10 to 4.3 alike. Where it is
+/// left out, 4.x drops a message after 20; -1 loses it at the first redelivery on 3.10.
+pub const DELIVERY_LIMIT: i64 = 2_147_483_647;
+
+/// Milliseconds that an aggregation queue outlives its last use: seven days.
+pub const AGGREGATION_EXPIRES_MS: i64 = 7 * 24 * 60 * 60 * 1000;
+
+/// Names the queues of one prefix.
+///
+/// ```
+/// use fanfare_protocol::{QueueNames, ServiceName};
+///
+/// let names = QueueNames::default();
+/// assert_eq!(names.service(&ServiceName::new("price.quote")?).name, "fanfare.service.price.quote");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct QueueNames {
+    prefix: Prefix,
+}
+
+/// A queue and how to declare it. A broker refuses to declare a queue again with other arguments.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QueueSpec {
+    /// The queue's name.
+    pub name: String,
+    /// Whether it belongs to its connection and goes with it. All others are durable.
+    pub exclusive: bool,
+    /// Its `x-` arguments.
+    pub arguments: BTreeMap<&'static str, Argument>,
+}
+
+/// The value of a queue argument.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Argument {
+    /// A string.
+    Text(String),
+    /// An integer.
+    Int(i64),
+    /// A truth value.
+    Bool(bool),
+}
+
+impl From<&str> for Argument {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<i64> for Argument {
+    fn from(number: i64) -> Self {
+        Self::Int(number)
+    }
+}
+
+impl From<bool> for Argument {
+    fn from(value: bool) -> Self {
+        Self::Bool(value)
+    }
+}
+
+impl QueueNames {
+    /// The names that start with `prefix`.
+    #[must_use]
+    pub const fn new(prefix: Prefix) -> Self {
+        Self { prefix }
+    }
+
+    /// The prefix.
+    #[must_use]
+    pub const fn prefix(&self) -> &Prefix {
+        &self.prefix
+    }
+
+    /// Requests and callback messages of a service.
+    #[must_use]
+    pub fn service(&self, service: &ServiceName) -> QueueSpec {
+        let arguments = BTreeMap::from([
+            ("x-queue-type", "quorum".into()),
+            ("x-delivery-limit", DELIVERY_LIMIT.into()),
+            ("x-dead-letter-exchange", "".into()),
+            ("x-dead-letter-routing-key", Argument::Text(self.named("dead"))),
+            ("x-dead-letter-strategy", "at-least-once".into()),
+            ("x-overflow", "reject-publish".into()),
+        ]);
+        QueueSpec { name: self.named(&format!("service.{service}")), exclusive: false, arguments }
+    }
+
+    /// The service whose queue this is, if it is one.
+    #[must_use]
+    pub fn service_of(&self, queue: &str) -> Option<ServiceName> {
+        let name = queue.strip_prefix(self.prefix.as_str())?.strip_prefix(".service.")?;
+        ServiceName::new(name).ok()
+    }
+
+    /// Manifests.
+    #[must_use]
+    pub fn fanin(&self) -> QueueSpec {
+        self.internal("fanin")
+    }
+
+    /// What the broker dead-lettered.
+    #[must_use]
+    pub fn dead(&self) -> QueueSpec {
+        self.internal("dead")
+    }
+
+    /// What is kept for a person to look at.
+    #[must_use]
+    pub fn parked(&self) -> QueueSpec {
+        self.internal("parked")
+    }
+
+    /// Results and checkpoints of one fan-out.
+    #[must_use]
+    pub fn aggregation(&self, cid: &Cid, run: RunId) -> QueueSpec {
+        let arguments = BTreeMap::from([
+            ("x-queue-type", "classic".into()),
+            ("x-single-active-consumer", true.into()),
+            ("x-expires", AGGREGATION_EXPIRES_MS.into()),
+        ]);
+        QueueSpec { name: self.named(&format!("agg.{cid}.{run}")), exclusive: false, arguments }
+    }
+
+    /// The same queue replicated over the nodes of a cluster, by configuration.
+    #[must_use]
+    pub fn replicated_aggregation(&self, cid: &Cid, run: RunId) -> QueueSpec {
+        let mut queue = self.aggregation(cid, run);
+        queue.arguments.insert("x-queue-type", "quorum".into());
+        queue.arguments.insert("x-delivery-limit", DELIVERY_LIMIT.into());
+        queue
+    }
+
+    /// The answer for one waiting caller; `id` is drawn by it.
+    #[must_use]
+    pub fn wait(&self, id: RunId) -> QueueSpec {
+        let arguments = BTreeMap::from([("x-queue-type", "classic".into())]);
+        QueueSpec { name: self.named(&format!("wait.{id}")), exclusive: true, arguments }
+    }
+
+    /// Whether a manifest may name this queue as that of its waiter.
+    #[must_use]
+    pub fn is_wait(&self, queue: &str) -> bool {
+        queue.strip_prefix(self.prefix.as_str()).is_some_and(|rest| rest.starts_with(".wait."))
+            && queue.len() <= 255
+    }
+
+    fn internal(&self, name: &str) -> QueueSpec {
+        let arguments =
+            BTreeMap::from([("x-queue-type", "quorum".into()), ("x-delivery-limit", DELIVERY_LIMIT.into())]);
+        QueueSpec { name: self.named(name), exclusive: false, arguments }
+    }
+
+    fn named(&self, rest: &str) -> String {
+        let name = format!("{}.{rest}", self.prefix);
+        debug_assert!(name.len() <= PREFIX_CHARS + 223, "queue names fit into an AMQP short string");
+        name
+    }
+}

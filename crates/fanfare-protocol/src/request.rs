@@ -1,0 +1,69 @@
+use bytes::Bytes;
+
+use crate::message::{HeaderValue, Message};
+use crate::name::{Cid, RunId, ServiceName, Source, TargetKey};
+use crate::{Channel, Metadata, WireTime, header};
+
+/// The message that invokes a service: a target of a fan-out or parallel execution, or a plain invocation.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// The correlation ID.
+    pub cid: Cid,
+    /// The invocation that this request belongs to.
+    pub run: RunId,
+    /// Who invoked.
+    pub source: Source,
+    /// The service that is to run.
+    pub service: ServiceName,
+    /// When the fan-out was invoked.
+    pub requested_at: WireTime,
+    /// What the caller tells all targets and callbacks.
+    pub metadata: Metadata,
+    /// The caller's payload, untouched.
+    pub body: Bytes,
+    /// What makes it a target; none for a plain invocation.
+    pub target: Option<TargetOf>,
+}
+
+/// The part of a request that only a target has.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TargetOf {
+    /// Whether it belongs to a parallel execution, and not to a fan-out.
+    pub parallel: bool,
+    /// Its key in the fan-out.
+    pub key: TargetKey,
+    /// Its place in the manifest, from 0.
+    pub place: usize,
+    /// The aggregation queue that the result goes to.
+    pub reply_to: String,
+}
+
+impl Request {
+    /// The message as the service's queue takes it.
+    #[must_use]
+    pub fn encode(&self) -> Message {
+        let (channel, message_id) = match &self.target {
+            Some(target) => {
+                let channel = if target.parallel { Channel::ParallelExecCall } else { Channel::FanoutCall };
+                (channel, format!("{}/{}", self.cid, target.place))
+            }
+            None => (Channel::Invoke, format!("{}/invoke/{}", self.cid, self.run)),
+        };
+        let mut message = Message::of(header::TYPE_REQUEST, &self.cid, message_id, self.body.clone());
+        message.properties.app_id = Some(self.source.to_string());
+        message.properties.timestamp = Some(self.requested_at.timestamp());
+        let mut set =
+            |name: &str, value: String| message.headers.insert(name.to_owned(), HeaderValue::Text(value));
+        set(header::RUN, self.run.to_string());
+        set(header::CHANNEL, channel.as_header().to_owned());
+        set(header::SOURCE, self.source.to_string());
+        set(header::TARGET, self.service.to_string());
+        set(header::REQUESTED_AT, self.requested_at.to_string());
+        if let Some(target) = &self.target {
+            set(header::KEY, target.key.to_string());
+            message.properties.reply_to = Some(target.reply_to.clone());
+        }
+        self.metadata.write(&mut message.headers);
+        message
+    }
+}

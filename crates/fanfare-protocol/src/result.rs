@@ -1,0 +1,120 @@
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::invocation::ReplyAddress;
+use crate::message::{HeaderValue, Message};
+use crate::name::Cid;
+use crate::{Malformed, WireTime, header, limits};
+
+/// What a target answered, or why it failed. It is the body of a result, of an on-target callback, and each entry of a
+/// final payload.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct TargetResult {
+    /// Who issued the fan-out.
+    pub source: String,
+    /// The service that answered.
+    pub target: String,
+    /// The answer, any JSON; `null` where the target failed.
+    pub response: Box<RawValue>,
+    /// When the fan-out was invoked.
+    pub req_ts_utc: WireTime,
+    /// When the target completed.
+    pub resp_ts_utc: WireTime,
+    /// Whether the target succeeded.
+    pub ok: bool,
+    /// The error and its causes; there if and only if `ok` is false.
+    pub exception: Option<String>,
+    /// The correlation ID.
+    pub cid: Cid,
+}
+
+impl TargetResult {
+    /// The body of a result: compact JSON, fields in the order of the protocol.
+    ///
+    /// A body larger than [`limits::RESULT_BYTES`] is replaced by that of a failed result that says so: nothing that
+    /// a service returns can get stuck on its way.
+    #[must_use]
+    pub fn to_body(&self) -> Bytes {
+        let body = to_json(self);
+        if body.len() <= limits::RESULT_BYTES {
+            return body.into();
+        }
+        let exception = format!(
+            "the response is too large: the result has {} bytes, and {} is the most; store the data elsewhere and \
+             return a reference to it",
+            body.len(),
+            limits::RESULT_BYTES
+        );
+        to_json(&Self { response: null(), ok: false, exception: Some(exception), ..self.clone() }).into()
+    }
+
+    /// Decodes the body of a result.
+    ///
+    /// # Errors
+    /// Where it is not JSON, lacks a field, has one of another type, is too large, or contradicts itself.
+    pub fn from_body(body: &[u8]) -> Result<Self, Malformed> {
+        if body.len() > limits::RESULT_BYTES {
+            let (is, most) = (body.len(), limits::RESULT_BYTES);
+            return Err(Malformed::new(format!("the result has {is} bytes, and {most} is the most")));
+        }
+        let result: Self = serde_json::from_slice(body)
+            .map_err(|error| Malformed::new(format!("the result is malformed: {error}")))?;
+        match (result.ok, &result.exception) {
+            (true, Some(_)) => {
+                Err(Malformed::new("the result is malformed: `ok` is true, but there is an `exception`"))
+            }
+            (false, None) => {
+                Err(Malformed::new("the result is malformed: `ok` is false, but there is no `exception`"))
+            }
+            (false, Some(_)) if result.response.get() != "null" => {
+                Err(Malformed::new("the result is malformed: `ok` is false, but `response` is not null"))
+            }
+            _ => Ok(result),
+        }
+    }
+
+    /// The message that carries a result body to its aggregation queue.
+    #[must_use]
+    pub fn message(body: Bytes, to: &ReplyAddress, at: WireTime) -> Message {
+        let mut message =
+            Message::of(header::TYPE_RESULT, &to.cid, format!("{}/result", to.message_id), body);
+        message.properties.timestamp = Some(at.timestamp());
+        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(to.run.to_string()));
+        if let Some(key) = &to.key {
+            message.headers.insert(header::KEY.to_owned(), HeaderValue::Text(key.to_string()));
+        }
+        message
+    }
+
+    /// The answer as a value of the caller's type.
+    ///
+    /// # Errors
+    /// [`PayloadError::Failed`](crate::PayloadError::Failed) where the target failed, and
+    /// [`PayloadError::Form`](crate::PayloadError::Form) where the answer is not of that type.
+    pub fn response<T: serde::de::DeserializeOwned>(&self) -> Result<T, crate::PayloadError> {
+        crate::payload::response_of(&self.target, self)
+    }
+}
+
+/// JSON `null`, the response of every failed target.
+pub(crate) fn null() -> Box<RawValue> {
+    RawValue::NULL.to_owned()
+}
+
+pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
+    serde_json::to_vec(value).expect("the protocol's types hold only strings, numbers and JSON")
+}
+
+/// The key that a result names, in header `fanfare-key`.
+#[must_use]
+pub fn key_of(message: &Message) -> Option<&str> {
+    message.text(header::KEY)
+}
+
+/// The place n in a `message_id` of the form `<cid>/<n>` or `<cid>/<n>/result`.
+#[must_use]
+pub fn place_of(message_id: &str, cid: &Cid) -> Option<usize> {
+    let rest = message_id.strip_prefix(cid.as_str())?.strip_prefix('/')?;
+    rest.strip_suffix("/result").unwrap_or(rest).parse().ok()
+}

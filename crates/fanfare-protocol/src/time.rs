@@ -1,0 +1,70 @@
+use std::fmt;
+use std::str::FromStr;
+
+use chrono::{DateTime, NaiveDateTime, SubsecRound, Utc};
+use serde::{Deserialize, Serialize};
+
+const FORMAT: &str = "%Y-%m-%d %H:%M:%S";
+
+/// A time as the protocol writes it: `YYYY-MM-DD HH:MM:SS`, UTC, whole seconds.
+///
+/// ```
+/// use fanfare_protocol::WireTime;
+///
+/// let time: WireTime = "2025-01-19 19:55:45".parse()?;
+/// assert_eq!(time.to_string(), "2025-01-19 19:55:45");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct WireTime(DateTime<Utc>);
+
+impl WireTime {
+    /// The time as `chrono` has it.
+    #[must_use]
+    pub const fn to_utc(self) -> DateTime<Utc> {
+        self.0
+    }
+
+    /// Seconds since 1970, as the AMQP property `timestamp` counts them; 0 for earlier times.
+    #[must_use]
+    pub fn timestamp(self) -> u64 {
+        u64::try_from(self.0.timestamp()).unwrap_or(0)
+    }
+}
+
+impl From<DateTime<Utc>> for WireTime {
+    /// Fractions of a second are dropped.
+    fn from(time: DateTime<Utc>) -> Self {
+        Self(time.trunc_subsecs(0))
+    }
+}
+
+impl fmt::Display for WireTime {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.format(FORMAT).fmt(f)
+    }
+}
+
+impl FromStr for WireTime {
+    type Err = crate::Malformed;
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong =
+            || crate::Malformed::new(format!("{text:?} is not a time of the form YYYY-MM-DD HH:MM:SS"));
+        let time = NaiveDateTime::parse_from_str(text, FORMAT).map_err(|_| wrong())?.and_utc();
+        Ok(Self(time))
+    }
+}
+
+impl TryFrom<String> for WireTime {
+    type Error = crate::Malformed;
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl From<WireTime> for String {
+    fn from(time: WireTime) -> String {
+        time.to_string()
+    }
+}
