@@ -1,2 +1,67 @@
 //! The commands of this repository: `cargo xtask --help`.
-fn main() {}
+
+mod broker;
+mod compose;
+mod environment;
+mod interrupt;
+mod process;
+mod python;
+mod test;
+mod verify;
+
+use std::fmt::Display;
+use std::io::Write;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The commands of this repository.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs every test, on a RabbitMQ broker that it provides itself.
+    Test(test::Options),
+    /// Checks everything that is not a test: format, lints, docs, licences, dependencies.
+    Verify,
+    /// Runs the broker that the tests would use, prints its URL, and ends it at Ctrl-C.
+    Broker(broker::Options),
+    /// Brings up docker-compose.yml under a name of its own, invokes through it, and takes it down.
+    ComposeTest,
+    /// Asks a running `test` or `broker` to restart one of its brokers.
+    #[command(hide = true)]
+    Restart(broker::RestartOptions),
+}
+
+fn main() -> ExitCode {
+    let outcome = interrupt::watch().and_then(|()| match Arguments::parse().command {
+        Command::Test(options) => test::run(options),
+        Command::Verify => verify::run(),
+        Command::Broker(options) => broker::run(options),
+        Command::ComposeTest => compose::run(),
+        Command::Restart(options) => broker::ask_for_restart(options),
+    });
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) if error.is::<interrupt::Interrupted>() => {
+            say(error);
+            ExitCode::from(130)
+        }
+        Err(error) => {
+            say(format_args!("error: {error:#}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Prints a line of progress on standard error.
+///
+/// A terminal that has gone away must not panic the clean-up that follows, so a failure to print is ignored.
+fn say(line: impl Display) {
+    let _ = writeln!(std::io::stderr(), "xtask: {line}");
+}

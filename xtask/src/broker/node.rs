@@ -1,0 +1,227 @@
+//! A private RabbitMQ node of the installed package, run as whoever runs this, in a folder of its own.
+
+use std::fmt::Display;
+use std::fs::{self, File};
+use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use super::Instance;
+use crate::process::{self, Group};
+use crate::{environment, interrupt, say};
+
+/// Where packages put the server. The command of the same name on the path is no use: it switches users.
+const FOLDERS: [&str; 3] = ["/usr/lib/rabbitmq/bin", "/opt/homebrew/sbin", "/usr/local/sbin"];
+
+const REMEDY: &str = "install the package rabbitmq-server (Debian, Ubuntu) or rabbitmq (Homebrew)";
+
+/// The time in which a stopping node finishes what it writes, as a container's engine would give it.
+const STOP_GRACE: Duration = Duration::from_secs(5);
+
+/// What one of RabbitMQ's own tools may take, which start an Erlang machine each.
+const TOOL_LIMIT: Duration = Duration::from_secs(60);
+
+const PORT_MAPPER_LIMIT: Duration = Duration::from_secs(10);
+
+/// The installed package.
+pub(super) struct Package {
+    folder: PathBuf,
+}
+
+/// A node with its own port mapper. Both end, and their folder goes, when this is dropped.
+///
+/// The fields are dropped in this order: the node while it can still sign off, and the folder when nobody
+/// writes to it any more.
+pub(super) struct Node {
+    server: Group,
+    _port_mapper: Group,
+    place: Place,
+}
+
+/// Where a node lives, which stays the same when it restarts.
+struct Place {
+    tools: PathBuf,
+    folder: Folder,
+    port: u16,
+    distribution_port: u16,
+    port_mapper_port: u16,
+}
+
+/// A folder that is removed when this is dropped.
+struct Folder(PathBuf);
+
+impl Package {
+    /// Finds the package, or installs it where that is possible without asking anyone.
+    pub(super) fn find() -> Result<Self> {
+        if let Some(package) = Self::installed() {
+            return Ok(package);
+        }
+        ensure!(environment::can_install(), "RabbitMQ is not installed: {REMEDY}");
+        environment::install(&["rabbitmq-server"])?;
+        Self::installed().with_context(|| format!("rabbitmq-server is not in any of {FOLDERS:?}"))
+    }
+
+    fn installed() -> Option<Self> {
+        let mut folders = FOLDERS.iter().map(PathBuf::from);
+        folders.find(|folder| folder.join("rabbitmq-server").exists()).map(|folder| Self { folder })
+    }
+
+    pub(super) fn start(&self) -> Result<Node> {
+        let place = Place {
+            tools: self.folder.clone(),
+            folder: Folder::create()?,
+            port: environment::free_port()?,
+            distribution_port: environment::free_port()?,
+            port_mapper_port: environment::free_port()?,
+        };
+        // Started here and in the foreground: the node would start one that stays behind when the node ends.
+        let port_mapper = place.start_port_mapper()?;
+        Ok(Node { server: place.start_server()?, _port_mapper: port_mapper, place })
+    }
+}
+
+impl Display for Package {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "a private node of the package in {}", self.folder.display())
+    }
+}
+
+impl Place {
+    /// What makes a node private. Whatever is not named here would be read from or written to the system's own.
+    fn variables(&self) -> Vec<(&'static str, String)> {
+        let path = |name: &str| self.folder.0.join(name).display().to_string();
+        vec![
+            ("HOME", path("")),
+            ("ERL_EPMD_PORT", self.port_mapper_port.to_string()),
+            ("RABBITMQ_CONF_ENV_FILE", "/dev/null".to_owned()),
+            ("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf")),
+            ("RABBITMQ_CONFIG_FILES", path("conf.d/*.conf")),
+            ("RABBITMQ_ADVANCED_CONFIG_FILE", path("advanced.config")),
+            ("RABBITMQ_GENERATED_CONFIG_DIR", path("generated")),
+            ("RABBITMQ_ENABLED_PLUGINS_FILE", path("enabled_plugins")),
+            ("RABBITMQ_MNESIA_BASE", path("data")),
+            ("RABBITMQ_LOG_BASE", path("log")),
+            ("RABBITMQ_PID_FILE", path("pid")),
+            ("RABBITMQ_NODENAME", format!("fanfare-{}@localhost", self.port)),
+            ("RABBITMQ_NODE_IP_ADDRESS", Ipv4Addr::LOCALHOST.to_string()),
+            ("RABBITMQ_NODE_PORT", self.port.to_string()),
+            ("RABBITMQ_DIST_PORT", self.distribution_port.to_string()),
+            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel inet_dist_use_interface {127,0,0,1}".to_owned()),
+        ]
+    }
+
+    fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Result<Command> {
+        let log = File::options().create(true).append(true).open(self.output())?;
+        let mut command = Command::new(program);
+        command.current_dir(&self.folder.0).envs(self.variables());
+        command.stderr(log.try_clone()?).stdout(log);
+        Ok(command)
+    }
+
+    fn start_port_mapper(&self) -> Result<Group> {
+        let port = self.port_mapper_port.to_string();
+        let mut command = self.command("epmd")?;
+        let group = Group::spawn(command.args(["-port", &port, "-address", "127.0.0.1"]))?;
+        let started = Instant::now();
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port_mapper_port)).is_err() {
+            interrupt::check()?;
+            ensure!(
+                group.is_running() && started.elapsed() < PORT_MAPPER_LIMIT,
+                "Erlang's port mapper does not start: {}",
+                self.tail()
+            );
+            thread::sleep(process::POLL);
+        }
+        Ok(group)
+    }
+
+    fn start_server(&self) -> Result<Group> {
+        Group::spawn(&mut self.command(self.tools.join("rabbitmq-server"))?)
+    }
+
+    fn output(&self) -> PathBuf {
+        self.folder.0.join("output.log")
+    }
+
+    /// The last lines of what the server printed.
+    fn tail(&self) -> String {
+        let text = fs::read(self.output()).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let lines: Vec<_> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        lines[lines.len().saturating_sub(15)..].join("\n")
+    }
+}
+
+impl Instance for Node {
+    fn port(&self) -> u16 {
+        self.place.port
+    }
+
+    fn check_running(&mut self) -> Result<()> {
+        if self.server.is_running() {
+            return Ok(());
+        }
+        bail!("the RabbitMQ node has ended by itself: {}", self.place.tail())
+    }
+
+    fn check_ports(&self) -> Result<()> {
+        let mut command = self.place.command(self.place.tools.join("rabbitmq-diagnostics"))?;
+        process::output(command.args(["-q", "check_port_connectivity"]), TOOL_LIMIT).map(drop)
+    }
+
+    fn restart(&mut self) -> Result<()> {
+        self.server.stop(STOP_GRACE)?;
+        self.server = self.place.start_server()?;
+        Ok(())
+    }
+
+    fn control(&self) -> String {
+        let variables = self.place.variables();
+        let words = variables.iter().map(|(name, value)| format!("{name}='{value}'"));
+        let tool = self.place.tools.join("rabbitmqctl");
+        let words = words.chain(std::iter::once(format!("'{}'", tool.display())));
+        format!("env {}", words.collect::<Vec<_>>().join(" "))
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // Its data goes anyway, so that there is nothing to finish.
+        let _ = self.server.stop(Duration::ZERO);
+    }
+}
+
+impl Folder {
+    fn create() -> Result<Self> {
+        static CREATED: AtomicU32 = AtomicU32::new(0);
+        let nth = CREATED.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("fanfare-node-{}-{nth}", std::process::id()));
+        // It holds the secret that lets in whoever knows it, so it is for this user alone.
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .with_context(|| format!("cannot create {}", path.display()))?;
+        let folder = Self(path);
+        fs::write(folder.file("rabbitmq.conf"), "log.file.level = warning\n")?;
+        fs::write(folder.file("enabled_plugins"), "[].\n")?;
+        Ok(folder)
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        Path::new(&self.0).join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            say(format_args!("cannot remove {}: {error}", self.0.display()));
+        }
+    }
+}
