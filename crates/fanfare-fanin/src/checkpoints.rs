@@ -1,0 +1,273 @@
+//! Which results are written back to the aggregation queue, and when.
+//!
+//! A checkpoint lets go of deliveries: once it is confirmed, what it repeats is acked. One is written at a time, and for
+//! one of four reasons, in this order: a hold that has not passed its fence is about to fill its window; enough on-target
+//! callbacks are confirmed that a crash would repeat (or, where there are none, enough results are held); ten checkpoints
+//! of one level can be folded into one of the next; something has been held for long.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use fanfare_protocol::{Checkpoint, CheckpointEntry, Manifest, RunId, limits};
+
+use crate::gathered::{Calls, CheckpointId, Gathered, HeldCheckpoint, Home};
+use crate::{Limits, Time};
+
+/// Checkpoints of one level that are folded into one of the next: each result is then written again at most once for
+/// every power of ten.
+const FOLD: usize = 10;
+
+/// Bytes that an entry of a checkpoint takes beside its key and its result, at most.
+const ENTRY_OVERHEAD_BYTES: usize = 32;
+
+#[derive(Debug)]
+pub(crate) struct Checkpoints<T> {
+    hold: RunId,
+    limits: Limits,
+    next_number: u64,
+    writing: Option<Writing<T>>,
+    /// Set where folding may have become possible since it was last looked at.
+    fold: bool,
+    next_sweep: Time,
+}
+
+/// A checkpoint that is not confirmed yet.
+#[derive(Debug)]
+struct Writing<T> {
+    id: CheckpointId,
+    entries: Vec<(usize, Bytes)>,
+    called: bool,
+    level: u32,
+    bytes: usize,
+    arrived: Option<T>,
+}
+
+/// What a confirmed checkpoint sets free.
+#[derive(Debug)]
+pub(crate) struct Freed<T> {
+    /// Deliveries in which nothing lives any more.
+    pub(crate) tags: Vec<T>,
+    /// Entries whose on-target callbacks a crash will not repeat any more.
+    pub(crate) settled: usize,
+}
+
+impl<T: Clone> Checkpoints<T> {
+    pub(crate) fn new(hold: RunId, limits: Limits, now: Time) -> Self {
+        Self {
+            hold,
+            limits,
+            next_number: 0,
+            writing: None,
+            fold: false,
+            next_sweep: now + sweep_every(limits.renewal),
+        }
+    }
+
+    /// How many were written.
+    pub(crate) fn written(&self) -> u64 {
+        self.next_number
+    }
+
+    /// When time alone can make another one necessary.
+    pub(crate) fn next_timeout(&self) -> Option<Time> {
+        self.writing.is_none().then_some(self.next_sweep)
+    }
+
+    /// The next checkpoint to write, if one is due. `fenced` says whether this hold may still read what a predecessor has
+    /// decided: its checkpoints then rank below those.
+    pub(crate) fn propose(
+        &mut self,
+        gathered: &mut Gathered<T>,
+        manifest: &Manifest,
+        fenced: bool,
+        now: Time,
+    ) -> Option<Checkpoint> {
+        if self.writing.is_some() {
+            return None;
+        }
+        let (places, called, level) = if fenced {
+            (self.window_is_filling(gathered)?, false, 0)
+        } else if let Some(places) = self.enough_to_settle(gathered, manifest) {
+            (places, true, 0)
+        } else if let Some((places, level)) = self.enough_to_fold(gathered) {
+            (places, true, level)
+        } else {
+            self.held_for_long(gathered, now)?
+        };
+        self.write(gathered, manifest, &places, called, level)
+    }
+
+    fn window_is_filling(&self, gathered: &Gathered<T>) -> Option<Vec<usize>> {
+        let filling = gathered.plain >= usize::from(self.limits.window) / 2;
+        filling.then(|| gathered.places(|entry| matches!(entry.home, Home::Result { .. })))
+    }
+
+    fn enough_to_settle(&self, gathered: &mut Gathered<T>, manifest: &Manifest) -> Option<Vec<usize>> {
+        let enough = match manifest.on_target.len() {
+            0 => self.limits.results_held,
+            callbacks => (self.limits.calls_at_risk / 2).div_ceil(callbacks).max(1),
+        };
+        if gathered.to_settle.len() < enough {
+            return None;
+        }
+        let to_settle = std::mem::take(&mut gathered.to_settle);
+        gathered.to_settle = to_settle
+            .into_iter()
+            .filter(|place| gathered.entry(*place).is_some_and(|entry| !entry.settled))
+            .collect();
+        (gathered.to_settle.len() >= enough).then(|| gathered.to_settle.iter().copied().collect())
+    }
+
+    fn enough_to_fold(&mut self, gathered: &Gathered<T>) -> Option<(Vec<usize>, u32)> {
+        if !std::mem::take(&mut self.fold) {
+            return None;
+        }
+        let small = |held: &HeldCheckpoint<T>| {
+            held.called && held.tag.is_some() && held.bytes < limits::CHECKPOINT_BYTES / 2
+        };
+        let of_level = |level| {
+            let at =
+                move |(_, held): &(&CheckpointId, &HeldCheckpoint<T>)| small(held) && held.level == level;
+            gathered.checkpoints.iter().filter(at).map(|(id, _)| *id).collect::<Vec<_>>()
+        };
+        let levels = gathered.checkpoints.values().map(|held| held.level).max()?;
+        let (level, ids) =
+            (0..=levels).map(|level| (level, of_level(level))).find(|(_, ids)| ids.len() >= FOLD)?;
+        Some((gathered.living_in(&ids), level + 1))
+    }
+
+    /// Looks, every so often, for what will have been held too long by the next time but one.
+    fn held_for_long(&mut self, gathered: &Gathered<T>, now: Time) -> Option<(Vec<usize>, bool, u32)> {
+        if now < self.next_sweep {
+            return None;
+        }
+        let old = |since: Time| now.saturating_sub(since) >= self.limits.renewal / 2;
+        let aged: Vec<CheckpointId> =
+            gathered.checkpoints.iter().filter(|(_, held)| old(held.since)).map(|(id, _)| *id).collect();
+        let is_old = |home: &Home<T>| match home {
+            Home::Result { since, .. } => old(*since),
+            Home::Checkpoint(id) => aged.contains(id),
+            Home::Nowhere => false,
+        };
+        let confirmed = gathered.places(|entry| entry.calls == Calls::Confirmed && is_old(&entry.home));
+        if !confirmed.is_empty() {
+            return Some((confirmed, true, 0));
+        }
+        let waiting = gathered.places(|entry| entry.calls != Calls::Confirmed && is_old(&entry.home));
+        if !waiting.is_empty() {
+            return Some((waiting, false, 0));
+        }
+        self.next_sweep = now + sweep_every(self.limits.renewal);
+        None
+    }
+
+    /// Takes as many of the places as fit into one message. The rest is proposed again when that is confirmed.
+    fn write(
+        &mut self,
+        gathered: &Gathered<T>,
+        manifest: &Manifest,
+        places: &[usize],
+        called: bool,
+        level: u32,
+    ) -> Option<Checkpoint> {
+        let mut bytes = 0;
+        let mut entries = Vec::new();
+        for &place in places {
+            let body = &gathered.entry(place)?.body;
+            // A key's control characters are excluded, so escaping at most doubles it.
+            let size = body.len() + 2 * manifest.targets[place].key.as_str().len() + ENTRY_OVERHEAD_BYTES;
+            if bytes + size > limits::CHECKPOINT_BYTES && !entries.is_empty() {
+                break;
+            }
+            bytes += size;
+            entries.push((place, body.clone()));
+        }
+        if entries.is_empty() {
+            return None;
+        }
+        let id = (self.hold, self.next_number);
+        self.next_number += 1;
+        let checkpoint = Checkpoint {
+            coordinator: id.0,
+            number: id.1,
+            called,
+            entries: entries
+                .iter()
+                .map(|(place, body)| CheckpointEntry {
+                    key: manifest.targets[*place].key.clone(),
+                    body: body.clone(),
+                })
+                .collect(),
+        };
+        self.writing = Some(Writing { id, entries, called, level, bytes, arrived: None });
+        Some(checkpoint)
+    }
+
+    /// The checkpoint being written is safe in the queue: what it repeats has a new home.
+    pub(crate) fn confirmed(&mut self, gathered: &mut Gathered<T>, now: Time) -> Freed<T> {
+        let Some(written) = self.writing.take() else { return Freed { tags: Vec::new(), settled: 0 } };
+        let Writing { id, entries, called, level, bytes, arrived } = written;
+        let held = HeldCheckpoint { tag: arrived, live: 0, called, level, bytes, since: now };
+        gathered.checkpoints.insert(id, held);
+        let mut freed = Freed { tags: Vec::new(), settled: 0 };
+        for (place, body) in entries {
+            let Some(entry) = gathered.entry(place) else { continue };
+            // A predecessor's checkpoint, read meanwhile, overrides what was written here.
+            if entry.body.as_ptr() != body.as_ptr()
+                || entry.body.len() != body.len()
+                || (entry.settled && !called)
+            {
+                continue;
+            }
+            let was_settled = entry.settled;
+            gathered.checkpoints.get_mut(&id).expect("it was inserted above").live += 1;
+            freed.tags.extend(gathered.move_home(place, Home::Checkpoint(id)));
+            if called {
+                gathered.settle(place);
+                freed.settled += usize::from(!was_settled);
+            }
+        }
+        freed.tags.extend(release_if_empty(gathered, id));
+        self.fold = true;
+        freed
+    }
+
+    /// A checkpoint of this hold came back to it. Returns its delivery where that is not needed.
+    pub(crate) fn arrived(&mut self, gathered: &mut Gathered<T>, id: CheckpointId, tag: T) -> Option<T> {
+        self.fold = true;
+        if let Some(writing) = self.writing.as_mut().filter(|writing| writing.id == id) {
+            return match writing.arrived {
+                None => {
+                    writing.arrived = Some(tag);
+                    None
+                }
+                Some(_) => Some(tag),
+            };
+        }
+        match gathered.checkpoints.get_mut(&id) {
+            Some(held) if held.tag.is_none() => {
+                held.tag = Some(tag);
+                release_if_empty(gathered, id)
+            }
+            _ => Some(tag),
+        }
+    }
+
+    /// The queue is gone, and with it whatever was being written. Returns a delivery that came of it.
+    pub(crate) fn give_up(&mut self) -> Option<T> {
+        self.writing.take().and_then(|writing| writing.arrived)
+    }
+}
+
+fn release_if_empty<T: Clone>(gathered: &mut Gathered<T>, id: CheckpointId) -> Option<T> {
+    let held = gathered.checkpoints.get(&id)?;
+    if held.live > 0 || held.tag.is_none() {
+        return None;
+    }
+    gathered.checkpoints.remove(&id).and_then(|held| held.tag)
+}
+
+/// With looks this far apart, what is found to be older than half of the renewal time is renewed well within all of it.
+fn sweep_every(renewal: Duration) -> Duration {
+    renewal / 8
+}

@@ -1,0 +1,62 @@
+use bytes::Bytes;
+use fanfare_protocol::{Checkpoint, Fence};
+
+use crate::PublicationId;
+
+/// Something happened that the fan-in has to know of. `T` is what a delivery is acked with; the machine never looks
+/// into it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event<T> {
+    /// The aggregation queue is being consumed, for the first time in this hold.
+    Opened,
+    /// There was no aggregation queue to consume: proven, and nothing of it was ever read in this hold.
+    NeverOpened,
+    /// A delivery from the aggregation queue.
+    Delivered {
+        /// With which it is acked.
+        tag: T,
+        /// Whether the broker may have handed it out before.
+        redelivered: bool,
+        /// What it is.
+        item: Item,
+    },
+    /// The manifest of this run arrived once more: redelivered, repeated, or a renewed copy.
+    ManifestArrived {
+        /// With which it is acked.
+        tag: T,
+    },
+    /// A publication is safe in its queue, or where its queue is gone, safe among the parked messages.
+    Confirmed(PublicationId),
+    /// The broker cancelled the consumer, and the aggregation queue is proven to be gone.
+    QueueGone,
+    /// The queue was deleted as asked, and the consumer has ended by it.
+    Deleted,
+    /// The channel that consumes the aggregation queue has ended, or the queue cannot be had at the moment.
+    ChannelLost,
+    /// Nothing but time has passed: see [`FanIn::next_timeout`](crate::FanIn::next_timeout).
+    TimePassed,
+}
+
+/// What a message of an aggregation queue is to one fan-out: see [`FanIn::read`](crate::FanIn::read).
+#[derive(Debug, Clone, PartialEq)]
+pub enum Item {
+    /// A result of a target of this run.
+    Result {
+        /// The target's place in the manifest.
+        place: usize,
+        /// The result's body.
+        body: Bytes,
+        /// Whether the target succeeded.
+        ok: bool,
+    },
+    /// Results that a coordinator wrote back, each with whether its target succeeded.
+    Checkpoint(Checkpoint),
+    /// A mark that a coordinator wrote.
+    Fence(Fence),
+    /// A result of another run, or of a target that the manifest does not list: an ordinary event, ignored.
+    Stranger,
+    /// Of a type that this version does not know and another may need: held, and never acked while the fan-out lives.
+    Unknown,
+    /// Nothing that anyone could use; says why.
+    Garbage(String),
+}

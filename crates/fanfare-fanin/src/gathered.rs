@@ -1,0 +1,283 @@
+//! The results gathered so far: one entry per target, where each lives, and which deliveries still hold something.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use fanfare_protocol::{Manifest, RunId, TargetResult};
+
+use crate::Time;
+
+/// Names a checkpoint: who wrote it, and its number there.
+pub(crate) type CheckpointId = (RunId, u64);
+
+/// Where an entry's result can be read again after a crash.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Home<T> {
+    /// In the target's own result, unacked.
+    Result { tag: T, since: Time },
+    /// In a checkpoint.
+    Checkpoint(CheckpointId),
+    /// Nowhere: the queue is gone.
+    Nowhere,
+}
+
+/// How far an entry's on-target callbacks are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Calls {
+    /// Not published in this hold.
+    Waiting,
+    /// Published, and so many are not confirmed.
+    Open(usize),
+    /// All confirmed, or there are none.
+    Confirmed,
+}
+
+/// The result of one target.
+#[derive(Debug)]
+pub(crate) struct Entry<T> {
+    pub(crate) body: Bytes,
+    pub(crate) ok: bool,
+    pub(crate) home: Home<T>,
+    pub(crate) calls: Calls,
+    /// Whether a confirmed checkpoint says that the on-target callbacks are confirmed.
+    pub(crate) settled: bool,
+}
+
+/// A checkpoint that this hold wrote and saw confirmed, or read.
+#[derive(Debug)]
+pub(crate) struct HeldCheckpoint<T> {
+    /// The delivery; none before it has arrived.
+    pub(crate) tag: Option<T>,
+    /// Entries whose home it is.
+    pub(crate) live: usize,
+    pub(crate) called: bool,
+    /// 0 where it was written from results, one more than its parts where it was folded from checkpoints.
+    pub(crate) level: u32,
+    pub(crate) bytes: usize,
+    pub(crate) since: Time,
+}
+
+/// All results of a fan-out, and what of the queue they live in.
+#[derive(Debug)]
+pub(crate) struct Gathered<T> {
+    entries: Vec<Option<Entry<T>>>,
+    missing: usize,
+    /// Entries whose calls are not confirmed.
+    uncalled: usize,
+    has_calls: bool,
+    /// Places whose on-target callbacks wait to be published, in the order in which they counted. May hold places that
+    /// no longer wait.
+    pub(crate) to_call: VecDeque<usize>,
+    /// Places whose calls are confirmed and not settled, in that order. May hold places that were settled since.
+    pub(crate) to_settle: VecDeque<usize>,
+    pub(crate) checkpoints: BTreeMap<CheckpointId, HeldCheckpoint<T>>,
+    /// Results of this run that are unacked.
+    pub(crate) plain: usize,
+}
+
+/// Ranks the sources of one key's result where a predecessor left several: a checkpoint is what it had decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Rank {
+    Result,
+    Uncalled,
+    Called,
+}
+
+impl<T: Clone> Gathered<T> {
+    pub(crate) fn new(manifest: &Manifest) -> Self {
+        let targets = manifest.targets.len();
+        Self {
+            entries: std::iter::repeat_with(|| None).take(targets).collect(),
+            missing: targets,
+            uncalled: 0,
+            has_calls: !manifest.on_target.is_empty(),
+            to_call: VecDeque::new(),
+            to_settle: VecDeque::new(),
+            checkpoints: BTreeMap::new(),
+            plain: 0,
+        }
+    }
+
+    pub(crate) fn entry(&self, place: usize) -> Option<&Entry<T>> {
+        self.entries.get(place).and_then(Option::as_ref)
+    }
+
+    fn known(&mut self, place: usize) -> &mut Entry<T> {
+        self.entries[place].as_mut().expect("only places with a result are called, settled and folded")
+    }
+
+    /// Whether every target has completed and every on-target callback is confirmed.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.missing == 0 && self.uncalled == 0
+    }
+
+    pub(crate) fn missing(&self) -> impl Iterator<Item = usize> {
+        self.entries.iter().enumerate().filter(|(_, entry)| entry.is_none()).map(|(place, _)| place)
+    }
+
+    /// All results, in the manifest's order.
+    pub(crate) fn bodies(&self) -> impl Iterator<Item = &Bytes> {
+        self.entries.iter().flatten().map(|entry| &entry.body)
+    }
+
+    pub(crate) fn failed(&self) -> usize {
+        self.entries.iter().flatten().filter(|entry| !entry.ok).count()
+    }
+
+    /// Counts a result, unless one of its key has counted before. Returns whether it counted; if not, its delivery is
+    /// not needed.
+    pub(crate) fn count(&mut self, place: usize, body: Bytes, ok: bool, home: Home<T>) -> bool {
+        if self.entries[place].is_some() {
+            return false;
+        }
+        if matches!(home, Home::Result { .. }) {
+            self.plain += 1;
+        }
+        self.insert(place, Entry { body, ok, home, calls: Calls::Waiting, settled: false });
+        true
+    }
+
+    fn insert(&mut self, place: usize, mut entry: Entry<T>) {
+        self.missing -= 1;
+        if self.has_calls {
+            self.uncalled += 1;
+            self.to_call.push_back(place);
+        } else {
+            entry.calls = Calls::Confirmed;
+            self.to_settle.push_back(place);
+        }
+        self.entries[place] = Some(entry);
+    }
+
+    /// Counts a result out of a checkpoint that another hold wrote. It overrides a result of lower rank that this hold has
+    /// not acted upon. Returns the delivery that is no longer needed by that.
+    pub(crate) fn count_checkpointed(
+        &mut self,
+        place: usize,
+        body: Bytes,
+        id: CheckpointId,
+        called: bool,
+    ) -> Option<T> {
+        let rank = if called { Rank::Called } else { Rank::Uncalled };
+        let ok = TargetResult::from_body(&body).is_ok_and(|result| result.ok);
+        let mut released = None;
+        match &self.entries[place] {
+            None => {
+                self.insert(
+                    place,
+                    Entry { body, ok, home: Home::Checkpoint(id), calls: Calls::Waiting, settled: false },
+                );
+            }
+            Some(entry) if self.rank(entry) < rank && self.is_untouched(entry) => {
+                released = self.move_home(place, Home::Checkpoint(id));
+                let entry = self.known(place);
+                (entry.body, entry.ok) = (body, ok);
+            }
+            Some(_) => return None,
+        }
+        self.checkpoints.get_mut(&id).expect("the checkpoint is held while its entries are counted").live +=
+            1;
+        if called {
+            self.settle(place);
+        }
+        released
+    }
+
+    fn rank(&self, entry: &Entry<T>) -> Rank {
+        match &entry.home {
+            Home::Checkpoint(id) if self.checkpoints.get(id).is_some_and(|held| held.called) => Rank::Called,
+            Home::Checkpoint(_) => Rank::Uncalled,
+            Home::Result { .. } | Home::Nowhere => Rank::Result,
+        }
+    }
+
+    fn is_untouched(&self, entry: &Entry<T>) -> bool {
+        entry.calls == Calls::Waiting || !self.has_calls
+    }
+
+    /// Gives an entry another home, and returns the delivery that nothing lives in any more.
+    pub(crate) fn move_home(&mut self, place: usize, home: Home<T>) -> Option<T> {
+        match std::mem::replace(&mut self.known(place).home, home) {
+            Home::Nowhere => None,
+            Home::Result { tag, .. } => {
+                self.plain -= 1;
+                Some(tag)
+            }
+            Home::Checkpoint(id) => self.leave(id),
+        }
+    }
+
+    fn leave(&mut self, id: CheckpointId) -> Option<T> {
+        let held = self.checkpoints.get_mut(&id).expect("an entry's home is held");
+        held.live -= 1;
+        if held.live > 0 {
+            return None;
+        }
+        // One that has not arrived yet stays listed, so that it is known when it does.
+        held.tag.is_some().then(|| self.checkpoints.remove(&id)).flatten().and_then(|held| held.tag)
+    }
+
+    /// The on-target callbacks of an entry have been published.
+    pub(crate) fn open_calls(&mut self, place: usize, calls: usize) {
+        self.known(place).calls = Calls::Open(calls);
+    }
+
+    /// One on-target callback of an entry is confirmed. Returns whether that was the last.
+    pub(crate) fn confirm_call(&mut self, place: usize) -> bool {
+        let entry = self.known(place);
+        let Calls::Open(open) = entry.calls else { return false };
+        if open > 1 {
+            entry.calls = Calls::Open(open - 1);
+            return false;
+        }
+        entry.calls = Calls::Confirmed;
+        self.uncalled -= 1;
+        self.to_settle.push_back(place);
+        true
+    }
+
+    /// A checkpoint says that an entry's on-target callbacks are confirmed.
+    pub(crate) fn settle(&mut self, place: usize) {
+        let has_calls = self.has_calls;
+        let entry = self.known(place);
+        if has_calls && entry.calls != Calls::Confirmed {
+            entry.calls = Calls::Confirmed;
+            self.uncalled -= 1;
+        }
+        self.known(place).settled = true;
+    }
+
+    /// Places whose result lives in one of these checkpoints, in the manifest's order.
+    pub(crate) fn living_in(&self, ids: &[CheckpointId]) -> Vec<usize> {
+        self.places(|entry| matches!(&entry.home, Home::Checkpoint(id) if ids.contains(id)))
+    }
+
+    /// Places whose entry answers a question with yes, in the manifest's order.
+    pub(crate) fn places(&self, question: impl Fn(&Entry<T>) -> bool) -> Vec<usize> {
+        let yes = |(place, entry): (usize, &Option<Entry<T>>)| {
+            entry.as_ref().is_some_and(&question).then_some(place)
+        };
+        self.entries.iter().enumerate().filter_map(yes).collect()
+    }
+
+    /// Takes every delivery that is still unacked, at the end.
+    pub(crate) fn take_tags(&mut self) -> Vec<T> {
+        let of_entry = |entry: &mut Entry<T>| match std::mem::replace(&mut entry.home, Home::Nowhere) {
+            Home::Result { tag, .. } => Some(tag),
+            Home::Checkpoint(_) | Home::Nowhere => None,
+        };
+        let mut tags: Vec<T> = self.entries.iter_mut().flatten().filter_map(of_entry).collect();
+        tags.extend(std::mem::take(&mut self.checkpoints).into_values().filter_map(|held| held.tag));
+        self.plain = 0;
+        tags
+    }
+
+    /// The queue is gone: nothing lives anywhere any more. Returns the deliveries, whose acks free the channel.
+    pub(crate) fn lose_homes(&mut self) -> Vec<T> {
+        let tags = self.take_tags();
+        for entry in self.entries.iter_mut().flatten() {
+            entry.home = Home::Nowhere;
+        }
+        tags
+    }
+}

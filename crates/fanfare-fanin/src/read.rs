@@ -1,0 +1,102 @@
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use fanfare_protocol::{
+    Checkpoint, CheckpointEntry, Fence, Malformed, Manifest, Message, TargetResult, WireTime, header,
+};
+use fanfare_protocol::{key_of, place_of};
+
+use crate::Item;
+
+/// Tells what a message of the aggregation queue is to this fan-out. `places` gives the place of each key of the manifest.
+///
+/// A result that can be told to belong to a target but is not of the protocol's form becomes a failed result which says
+/// what is wrong, always the same one for the same message: whichever coordinator reads it, the outcome is the same.
+pub(crate) fn read(message: &Message, manifest: &Manifest, places: &BTreeMap<String, usize>) -> Item {
+    match message.kind() {
+        header::TYPE_RESULT => read_result(message, manifest, places),
+        header::TYPE_CHECKPOINT if is_foreign(message, manifest) => Item::Stranger,
+        header::TYPE_CHECKPOINT => match Checkpoint::decode(message) {
+            Ok(checkpoint) => Item::Checkpoint(with_sound_bodies(checkpoint, manifest, places)),
+            Err(Malformed(reason)) => Item::Garbage(reason),
+        },
+        header::TYPE_FENCE if is_foreign(message, manifest) => Item::Stranger,
+        header::TYPE_FENCE => match Fence::decode(message) {
+            Ok(fence) => Item::Fence(fence),
+            Err(Malformed(reason)) => Item::Garbage(reason),
+        },
+        kind if kind.starts_with("fanfare.") => Item::Unknown,
+        kind => Item::Garbage(format!("type {kind:?} does not belong into an aggregation queue")),
+    }
+}
+
+fn is_foreign(message: &Message, manifest: &Manifest) -> bool {
+    message.run().is_ok_and(|run| run != manifest.run)
+}
+
+fn read_result(message: &Message, manifest: &Manifest, places: &BTreeMap<String, usize>) -> Item {
+    if is_foreign(message, manifest) {
+        return Item::Stranger;
+    }
+    let place = match key_of(message) {
+        Some(key) => places.get(key).copied(),
+        None => {
+            let id = message.properties.message_id.as_deref().unwrap_or_default();
+            match place_of(id, &manifest.cid) {
+                None => {
+                    return Item::Garbage(
+                        "a result with neither fanfare-key nor a place in message_id".to_owned(),
+                    );
+                }
+                Some(place) => Some(place).filter(|place| *place < manifest.targets.len()),
+            }
+        }
+    };
+    let Some(place) = place else { return Item::Stranger };
+    let sound = message.run().and_then(|_| TargetResult::from_body(&message.body));
+    match sound {
+        Ok(result) => Item::Result { place, body: trimmed(&message.body), ok: result.ok },
+        Err(Malformed(reason)) => {
+            let body = failure(manifest, place, reason, message.properties.timestamp);
+            Item::Result { place, body, ok: false }
+        }
+    }
+}
+
+/// The body of a failed result that a coordinator writes in a target's place.
+pub(crate) fn failure(manifest: &Manifest, place: usize, exception: String, timestamp: Option<u64>) -> Bytes {
+    let seconds = timestamp.and_then(|seconds| i64::try_from(seconds).ok());
+    let at = seconds.and_then(|seconds| chrono::DateTime::from_timestamp(seconds, 0)).map(WireTime::from);
+    TargetResult {
+        source: manifest.source.to_string(),
+        target: manifest.targets[place].service.to_string(),
+        response: serde_json::value::RawValue::NULL.to_owned(),
+        req_ts_utc: manifest.req_ts_utc,
+        resp_ts_utc: at.unwrap_or(manifest.req_ts_utc),
+        ok: false,
+        exception: Some(exception),
+        cid: manifest.cid.clone(),
+    }
+    .to_body()
+}
+
+/// The body without white space around it, which JSON allows and other messages could not carry on.
+fn trimmed(body: &Bytes) -> Bytes {
+    body.slice_ref(body.trim_ascii())
+}
+
+fn with_sound_bodies(
+    checkpoint: Checkpoint,
+    manifest: &Manifest,
+    places: &BTreeMap<String, usize>,
+) -> Checkpoint {
+    let sound =
+        |entry: CheckpointEntry| match (TargetResult::from_body(&entry.body), places.get(entry.key.as_str()))
+        {
+            (Err(Malformed(reason)), Some(place)) => {
+                CheckpointEntry { body: failure(manifest, *place, reason, None), key: entry.key }
+            }
+            _ => entry,
+        };
+    Checkpoint { entries: checkpoint.entries.into_iter().map(sound).collect(), ..checkpoint }
+}
