@@ -68,18 +68,25 @@ impl<T: Clone> Checkpoints<T> {
         self.next_number
     }
 
+    /// Whether one is on its way.
+    pub(crate) fn is_writing(&self) -> bool {
+        self.writing.is_some()
+    }
+
     /// When time alone can make another one necessary.
     pub(crate) fn next_timeout(&self) -> Option<Time> {
         self.writing.is_none().then_some(self.next_sweep)
     }
 
     /// The next checkpoint to write, if one is due. `fenced` says whether this hold may still read what a predecessor has
-    /// decided: its checkpoints then rank below those.
+    /// decided: its checkpoints then rank below those. `stopping` says that whatever is not settled
+    /// now would be repeated.
     pub(crate) fn propose(
         &mut self,
         gathered: &mut Gathered<T>,
         manifest: &Manifest,
         fenced: bool,
+        stopping: bool,
         now: Time,
     ) -> Option<Checkpoint> {
         if self.writing.is_some() {
@@ -87,7 +94,7 @@ impl<T: Clone> Checkpoints<T> {
         }
         let (places, called, level) = if fenced {
             (self.window_is_filling(gathered)?, false, 0)
-        } else if let Some(places) = self.enough_to_settle(gathered, manifest) {
+        } else if let Some(places) = self.enough_to_settle(gathered, manifest, stopping) {
             (places, true, 0)
         } else if let Some((places, level)) = self.enough_to_fold(gathered) {
             (places, true, level)
@@ -102,8 +109,15 @@ impl<T: Clone> Checkpoints<T> {
         filling.then(|| gathered.places(|entry| matches!(entry.home, Home::Result { .. })))
     }
 
-    fn enough_to_settle(&self, gathered: &mut Gathered<T>, manifest: &Manifest) -> Option<Vec<usize>> {
+    fn enough_to_settle(
+        &self,
+        gathered: &mut Gathered<T>,
+        manifest: &Manifest,
+        stopping: bool,
+    ) -> Option<Vec<usize>> {
         let enough = match manifest.on_target.len() {
+            // Without on-target callbacks, another reads again what is held here, and repeats nothing by that.
+            1.. if stopping => 1,
             0 => self.limits.results_held,
             callbacks => (self.limits.calls_at_risk / 2).div_ceil(callbacks).max(1),
         };

@@ -33,6 +33,9 @@ pub enum Event<T> {
     Deleted,
     /// The channel that consumes the aggregation queue has ended, or the queue cannot be had at the moment.
     ChannelLost,
+    /// The coordinator is asked to stop: what has begun is brought to a point from which another goes on without
+    /// repeating anything, and then let go.
+    Stop,
     /// Nothing but time has passed: see [`FanIn::next_timeout`](crate::FanIn::next_timeout).
     TimePassed,
 }

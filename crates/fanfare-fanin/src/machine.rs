@@ -63,6 +63,7 @@ pub struct FanIn<T> {
     fence: FenceState,
     read_anything: bool,
     queue_gone: bool,
+    stopping: bool,
     gathered: Gathered<T>,
     checkpoints: Checkpoints<T>,
     /// On-target callbacks published and in no confirmed checkpoint.
@@ -131,6 +132,7 @@ impl<T: Clone> FanIn<T> {
             fence: if hold.take_over { FenceState::Wanted } else { FenceState::NotNeeded },
             read_anything: false,
             queue_gone: false,
+            stopping: false,
             gathered: Gathered::new(&manifest),
             checkpoints: Checkpoints::new(hold.token, limits, now),
             at_risk: 0,
@@ -194,6 +196,7 @@ impl<T: Clone> FanIn<T> {
             Event::QueueGone => self.lose_queue(&mut out),
             Event::Deleted => self.end(true, &mut out),
             Event::ChannelLost => self.abandon(&mut out),
+            Event::Stop => self.stopping = true,
             Event::TimePassed => {}
         }
         self.advance(now, &mut out);
@@ -202,7 +205,9 @@ impl<T: Clone> FanIn<T> {
 
     /// Does what has become due, whatever the event was.
     fn advance(&mut self, now: Time, out: &mut Vec<Effect<T>>) {
-        if self.phase == Phase::Gathering {
+        if self.stopping {
+            self.stop(out);
+        } else if self.phase == Phase::Gathering {
             self.send_fence(now, out);
             self.publish_calls(out);
             self.finalize(out);
@@ -397,6 +402,18 @@ impl<T: Clone> FanIn<T> {
         matches!(self.fence, FenceState::Wanted | FenceState::Sent(_))
     }
 
+    /// Lets go once no on-target callback is at risk of being repeated. What is past that, goes to its end.
+    fn stop(&mut self, out: &mut Vec<Effect<T>>) {
+        let idle = match self.phase {
+            Phase::Opening => true,
+            Phase::Gathering => self.at_risk == 0 && !self.checkpoints.is_writing(),
+            Phase::Finalizing(_) | Phase::Deleting | Phase::GivingUp | Phase::Done => false,
+        };
+        if idle {
+            self.abandon(out);
+        }
+    }
+
     fn publish_calls(&mut self, out: &mut Vec<Effect<T>>) {
         let callbacks = self.manifest.on_target.len();
         if self.is_fenced() || callbacks == 0 {
@@ -428,7 +445,9 @@ impl<T: Clone> FanIn<T> {
             return;
         }
         let fenced = self.is_fenced();
-        if let Some(checkpoint) = self.checkpoints.propose(&mut self.gathered, &self.manifest, fenced, now) {
+        if let Some(checkpoint) =
+            self.checkpoints.propose(&mut self.gathered, &self.manifest, fenced, self.stopping, now)
+        {
             self.publish(Pending::Checkpoint, Publication::Checkpoint(checkpoint), out);
         }
     }
