@@ -39,7 +39,7 @@ pub use metadata::{InvalidMetadata, Metadata};
 pub use name::{Cid, InvalidName, Prefix, RunId, ServiceName, Source, TargetKey};
 pub use payload::{FinalPayload, FinalPayloadBuilder, PayloadError, TargetFailure};
 pub use queue::{QueueNames, QueueSpec};
-pub use request::Request;
+pub use request::{Request, TargetOf};
 pub use result::{TargetResult, key_of, place_of};
 pub use time::WireTime;
 

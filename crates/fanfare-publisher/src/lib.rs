@@ -1,1 +1,28 @@
-//! Invokes fan-outs and parallel executions of Fanfare.
+//! Invokes fan-outs and parallel executions, and waits for their outcome where the caller wants to.
+//!
+//! [`Publisher`] is the way in. [`Publisher::fanout`] and [`Publisher::parallel`] start a [`Fanout`], which gathers targets
+//! and callbacks and checks all of it when it is invoked; [`Publisher::send`] invokes one service that nobody answers for.
+//!
+//! A fan-out exists if and only if its manifest is confirmed, and the manifest is published only after every request
+//! is. [`InvokeError`] therefore tells three cases apart: nothing was sent, the fan-out does not exist, or nobody can say.
+#![doc(test(attr(deny(warnings))))]
+
+mod backoff;
+mod error;
+mod fanout;
+mod invocation;
+mod known_queues;
+mod names;
+mod plan;
+mod publisher;
+mod target;
+mod waiting;
+
+pub use backoff::Backoff;
+pub use error::{Failure, Invalid, InvokeError, WaitError};
+pub use fanout::Fanout;
+pub use invocation::Accepted;
+pub use names::IntoNames;
+pub use publisher::{Config, Publisher};
+pub use target::Target;
+pub use waiting::{WhileWaiting, Yielded};

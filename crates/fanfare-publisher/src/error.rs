@@ -1,0 +1,230 @@
+use std::time::Duration;
+
+use fanfare_broker::{BrokerError, PublishError};
+use fanfare_protocol::{Cid, InvalidMetadata, InvalidName, RunId, ServiceName, TargetKey, limits};
+
+/// An invocation did not succeed. The variants tell what the caller can do about it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvokeError {
+    /// Something about it is wrong. Nothing was sent.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The fan-out does not exist: no callback will come, and it may be invoked again. Where requests were sent already,
+    /// some of its targets may have run.
+    #[error("the invocation was not accepted, so no callback will come{}", ran(*.requests_sent))]
+    NotAccepted {
+        /// The correlation ID.
+        cid: Cid,
+        /// The run that was given up.
+        run: RunId,
+        /// Whether any request was sent: if not, no target has run either.
+        requests_sent: bool,
+        /// Why.
+        source: Failure,
+    },
+    /// The last message was sent, and no answer came: the fan-out may exist or not. To invoke it again may run it twice.
+    #[error(
+        "whether the invocation was accepted is unknown (CID {cid}, run {run}); to invoke it again may run it twice"
+    )]
+    Unknown {
+        /// The correlation ID.
+        cid: Cid,
+        /// The run, which tells this invocation from another with the same CID.
+        run: RunId,
+        /// What was seen of the broker.
+        source: PublishError,
+    },
+}
+
+impl InvokeError {
+    /// Whether there was no broker to be reached from the start, so that nothing was sent.
+    #[must_use]
+    pub const fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::NotAccepted {
+                requests_sent: false,
+                source: Failure::PreparationLimit(_)
+                    | Failure::Broker(BrokerError::Unreachable(_))
+                    | Failure::Request { source: PublishError::NotSent(BrokerError::Unreachable(_)), .. },
+                ..
+            }
+        )
+    }
+}
+
+fn ran(requests_sent: bool) -> &'static str {
+    if requests_sent { "; some of its targets may have run" } else { "; nothing was sent" }
+}
+
+/// Why an invocation was not accepted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// A queue could not be looked at or declared.
+    #[error("a queue could not be prepared")]
+    Broker(#[from] BrokerError),
+    /// The broker did not answer in time while queues were prepared.
+    #[error("the queues could not be prepared within {0:?}: the broker does not answer")]
+    PreparationLimit(Duration),
+    /// The request for a service could not be brought into its queue.
+    #[error("the request for `{service}` could not be sent")]
+    Request {
+        /// The service.
+        service: ServiceName,
+        /// What became of it at the last try.
+        source: PublishError,
+    },
+    /// The requests were not confirmed in time.
+    #[error("{confirmed} of {requests} requests were confirmed within the time limit of {limit:?}")]
+    TimeLimit {
+        /// Requests that are in their queues.
+        confirmed: usize,
+        /// Requests of the fan-out.
+        requests: usize,
+        /// The limit: see [`Config::time_limit`](crate::Config::time_limit).
+        limit: Duration,
+    },
+    /// The manifest could not be sent, or came back.
+    #[error("the manifest could not be sent")]
+    Manifest(#[source] PublishError),
+}
+
+/// An invocation that breaks a rule: names the value, the rule, and what would do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Invalid {
+    /// A source, service, callback, key or CID is not allowed.
+    #[error(transparent)]
+    Name(#[from] InvalidName),
+    /// Metadata is not allowed.
+    #[error(transparent)]
+    Metadata(#[from] InvalidMetadata),
+    /// Two targets have the same key.
+    #[error("two targets have the key {:?}: give one of them another with `Target::key`", key.as_str())]
+    DuplicateKey {
+        /// The key.
+        key: TargetKey,
+    },
+    /// A callback is there twice, which would invoke it twice with the same message.
+    #[error("`{callback}` is there twice as {kind} callback: give it once")]
+    DuplicateCallback {
+        /// "on-target" or "final".
+        kind: &'static str,
+        /// The callback.
+        callback: ServiceName,
+    },
+    /// A fan-out has no final callback, and nobody waits for it.
+    #[error("a fan-out without a final callback: give one, wait for it, or use a parallel execution")]
+    NoFinalCallback,
+    /// A parallel execution has no on-target callback.
+    #[error("a parallel execution without an on-target callback: give one, or use a fan-out")]
+    NoOnTargetCallback,
+    /// A parallel execution has a final callback.
+    #[error("a parallel execution has no final callbacks, and `{0}` was given as one: use a fan-out")]
+    FinalCallbackOfParallel(ServiceName),
+    /// A parallel execution has no final payload to wait for.
+    #[error("a parallel execution has no final payload to wait for: use a fan-out")]
+    WaitOfParallel,
+    /// There are too many targets.
+    #[error("a fan-out of more than {} targets: split it", limits::TARGETS)]
+    TooManyTargets,
+    /// There are too many callbacks of one kind.
+    #[error("{count} {kind} callbacks, and {} is the most", limits::CALLBACKS)]
+    TooManyCallbacks {
+        /// "on-target" or "final".
+        kind: &'static str,
+        /// How many there are.
+        count: usize,
+    },
+    /// A payload cannot be written as JSON, or is not JSON.
+    #[error("the payload of target {:?} is not JSON", key.as_str())]
+    Payload {
+        /// The target.
+        key: TargetKey,
+        /// Why.
+        source: serde_json::Error,
+    },
+    /// A payload is too large.
+    #[error(
+        "the payload of target {:?} has {bytes} bytes, and {} is the most: store the data elsewhere and send a reference to it",
+        key.as_str(), limits::MESSAGE_BYTES
+    )]
+    PayloadTooLarge {
+        /// The target.
+        key: TargetKey,
+        /// Its bytes.
+        bytes: usize,
+    },
+    /// The manifest, which lists all keys and services, is too large.
+    #[error(
+        "the list of targets has {bytes} bytes, and {} is the most: use shorter keys, or split the fan-out",
+        limits::MESSAGE_BYTES
+    )]
+    ManifestTooLarge {
+        /// Its bytes.
+        bytes: usize,
+    },
+    /// The deadline is none.
+    #[error("a deadline of {0:?}: give 1 ms to 365 days, or none with `without_deadline`")]
+    Deadline(Duration),
+    /// Services or callbacks have no queue.
+    #[error("no worker serves {}: start one, or pass declare_missing", listed(.0))]
+    Unserved(Vec<ServiceName>),
+}
+
+/// At most ten names, and how many more there are.
+fn listed(names: &[ServiceName]) -> String {
+    const SHOWN: usize = 10;
+    let shown: Vec<String> = names.iter().take(SHOWN).map(|name| format!("`{name}`")).collect();
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
+/// Waiting for a fan-out did not bring its final payload.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum WaitError {
+    /// The fan-out was not accepted, or nobody can say.
+    #[error(transparent)]
+    Invoke(#[from] InvokeError),
+    /// The fan-out did not end in time. It goes on, and its final callbacks will come.
+    #[error(
+        "the fan-out did not end within {timeout:?} (CID {cid}, run {run}); it goes on without the caller"
+    )]
+    TimedOut {
+        /// The correlation ID.
+        cid: Cid,
+        /// The run.
+        run: RunId,
+        /// What the caller gave.
+        timeout: Duration,
+    },
+    /// The connection on which the answer would have come was lost. The fan-out goes on, and its final callbacks will
+    /// come; only the answer is lost.
+    #[error(
+        "the connection to wait on was lost (CID {cid}, run {run}); the fan-out goes on and its callbacks will come, \
+         but not to the caller"
+    )]
+    Lost {
+        /// The correlation ID.
+        cid: Cid,
+        /// The run.
+        run: RunId,
+        /// What was seen of the broker; none where the queue to wait on was taken away.
+        source: Option<BrokerError>,
+    },
+    /// What came is no final payload.
+    #[error("the final payload is malformed (CID {cid}, run {run})")]
+    Malformed {
+        /// The correlation ID.
+        cid: Cid,
+        /// The run.
+        run: RunId,
+        /// What does not fit.
+        source: serde_json::Error,
+    },
+}

@@ -1,0 +1,182 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fanfare_protocol::{Cid, FinalPayload, Metadata, ServiceName, Source, limits};
+use serde::Serialize;
+
+use crate::target::CheckedTarget;
+use crate::waiting::{self, WhileWaiting};
+use crate::{Accepted, IntoNames, Invalid, InvokeError, Publisher, Target, WaitError, invocation};
+
+/// The longest deadline. What is to take longer has none.
+const LONGEST_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// A fan-out or parallel execution that is being put together. Nothing is sent before [`invoke`](Fanout::invoke), and
+/// mistakes wait until then: the first one made is the one reported.
+#[derive(Debug)]
+#[must_use = "nothing is sent before `invoke` or `invoke_and_wait`"]
+pub struct Fanout {
+    pub(crate) publisher: Publisher,
+    pub(crate) parallel: bool,
+    pub(crate) source: Option<Source>,
+    pub(crate) cid: Option<Cid>,
+    pub(crate) targets: Vec<CheckedTarget>,
+    pub(crate) on_target: Vec<ServiceName>,
+    pub(crate) on_final: Vec<ServiceName>,
+    pub(crate) metadata: Metadata,
+    pub(crate) deadline: Option<Duration>,
+    pub(crate) declare_missing: bool,
+    pub(crate) mistake: Option<Invalid>,
+    while_waiting: Option<Arc<dyn WhileWaiting>>,
+}
+
+impl Fanout {
+    pub(crate) fn new(publisher: Publisher, parallel: bool, source: &str) -> Self {
+        let (deadline, declare_missing) = {
+            let config = publisher.config();
+            (config.deadline, config.declare_missing)
+        };
+        let mut fanout = Self {
+            publisher,
+            parallel,
+            source: None,
+            cid: None,
+            targets: Vec::new(),
+            on_target: Vec::new(),
+            on_final: Vec::new(),
+            metadata: Metadata::default(),
+            deadline,
+            declare_missing,
+            mistake: None,
+            while_waiting: None,
+        };
+        fanout.source = fanout.right(Source::new(source));
+        fanout
+    }
+
+    /// Adds a target that is known by its service's name.
+    pub fn target(self, service: impl AsRef<str>, payload: impl Serialize) -> Self {
+        self.add(Target::new(service, payload))
+    }
+
+    /// Adds a target, which may have a key of its own.
+    pub fn add(mut self, target: Target) -> Self {
+        self.push(target);
+        self
+    }
+
+    /// Adds targets from a map or list of services and payloads, in its order.
+    pub fn targets(mut self, targets: impl IntoIterator<Item = (impl AsRef<str>, impl Serialize)>) -> Self {
+        for (service, payload) in targets {
+            self.push(Target::new(service, payload));
+            if self.mistake.is_some() {
+                break;
+            }
+        }
+        self
+    }
+
+    /// Adds services that are invoked each time a target completes. Called again, it adds to them.
+    pub fn on_target(mut self, callbacks: impl IntoNames) -> Self {
+        let names = self.right(callbacks.into_names().into_iter().map(ServiceName::new).collect());
+        self.on_target.extend(names.unwrap_or_else(Vec::new));
+        self
+    }
+
+    /// Adds services that are invoked when all targets have completed. Called again, it adds to them.
+    pub fn on_final(mut self, callbacks: impl IntoNames) -> Self {
+        let names = self.right(callbacks.into_names().into_iter().map(ServiceName::new).collect());
+        self.on_final.extend(names.unwrap_or_else(Vec::new));
+        self
+    }
+
+    /// Sets the CID. Without one, a fresh one is drawn. Two fan-outs with the same CID never mix.
+    pub fn cid(mut self, cid: impl AsRef<str>) -> Self {
+        self.cid = self.right(Cid::new(cid.as_ref()));
+        self
+    }
+
+    /// Tells every target and callback something beside its payload: 4 KiB in all.
+    pub fn metadata(mut self, name: impl Into<String>, value: impl fmt::Display) -> Self {
+        let inserted = self.metadata.insert(name, value.to_string());
+        self.right(inserted);
+        self
+    }
+
+    /// Declares the queues of services and callbacks that no worker has declared yet, instead of refusing them.
+    pub fn declare_missing(mut self) -> Self {
+        self.declare_missing = true;
+        self
+    }
+
+    /// Sets after how long targets that have not answered count as failed: 1 ms to 365 days, from the manifest's first
+    /// delivery to a coordinator.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        let allowed = (Duration::from_millis(1)..=LONGEST_DEADLINE).contains(&deadline);
+        self.deadline = self.right(if allowed { Ok(deadline) } else { Err(Invalid::Deadline(deadline)) });
+        self
+    }
+
+    /// Lets the fan-out wait for its targets for ever.
+    pub fn without_deadline(mut self) -> Self {
+        self.deadline = None;
+        self
+    }
+
+    /// Sets what gives way while [`invoke_and_wait`](Fanout::invoke_and_wait) waits. For whoever runs services.
+    pub fn while_waiting(mut self, while_waiting: Arc<dyn WhileWaiting>) -> Self {
+        self.while_waiting = Some(while_waiting);
+        self
+    }
+
+    /// Invokes it, and returns when the broker has taken all of it. What it leads to happens in the background.
+    ///
+    /// # Errors
+    /// [`InvokeError`] tells whether nothing was sent, the fan-out does not exist, or nobody can say.
+    ///
+    /// # Cancel safety
+    /// An invocation whose future is dropped is given up, and its queue deleted, unless the manifest is being written
+    /// already: then it goes on to its end in the background.
+    pub async fn invoke(self) -> Result<Accepted, InvokeError> {
+        let shared = Arc::clone(&self.publisher.shared);
+        let plan = self.plan(None)?;
+        invocation::invoke(shared, plan).await
+    }
+
+    /// Invokes it, waits until all targets have completed, and returns what the final callbacks receive. It needs no
+    /// final callback; those that it has are invoked all the same.
+    ///
+    /// `timeout` counts from this call. It cuts the wait short, never the invocation, which has a time limit of its own.
+    /// Inside a service, the service gives its place to others while it waits.
+    ///
+    /// # Errors
+    /// [`WaitError`]. Once the fan-out is accepted it goes on, whatever becomes of the wait.
+    ///
+    /// # Cancel safety
+    /// As for [`invoke`](Fanout::invoke); a fan-out that was accepted goes on when the future is dropped.
+    pub async fn invoke_and_wait(mut self, timeout: Duration) -> Result<FinalPayload, WaitError> {
+        let while_waiting = self.while_waiting.take();
+        let yielded = while_waiting.map(|it| it.begin());
+        let outcome = waiting::invoke_and_wait(self, timeout).await;
+        if let Some(yielded) = yielded {
+            yielded.end().await;
+        }
+        outcome
+    }
+
+    fn push(&mut self, target: Target) {
+        if self.targets.len() == limits::TARGETS {
+            self.mistake.get_or_insert(Invalid::TooManyTargets);
+        } else {
+            let checked = target.check();
+            let checked = self.right(checked);
+            self.targets.extend(checked);
+        }
+    }
+
+    /// The value, or nothing where it is a mistake, of which the first is kept.
+    fn right<T, E: Into<Invalid>>(&mut self, value: Result<T, E>) -> Option<T> {
+        value.map_err(|mistake| self.mistake.get_or_insert(mistake.into())).ok()
+    }
+}

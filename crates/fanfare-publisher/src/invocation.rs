@@ -1,0 +1,281 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use fanfare_broker::{BrokerError, PublishError, absence};
+use fanfare_protocol::{Cid, Metadata, QueueSpec, Request, RunId, Source, WireTime};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
+
+use crate::known_queues::Unprepared;
+use crate::plan::Plan;
+use crate::publisher::Shared;
+use crate::{Backoff, Failure, InvokeError, Target};
+
+/// Requests of one fan-out that are under way to the broker at the same time.
+const REQUESTS_IN_FLIGHT: usize = 256;
+/// How long the broker may take to confirm a manifest before its fate counts as unknown.
+const MANIFEST_CONFIRM_LIMIT: Duration = Duration::from_secs(30);
+/// How long deleting the queue of a given-up fan-out may take. It expires by itself otherwise.
+const CLEAN_UP_LIMIT: Duration = Duration::from_secs(5);
+
+/// The broker has taken an invocation: what follows happens in the background.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Accepted {
+    /// The correlation ID, as it was given or drawn.
+    pub cid: Cid,
+    /// The run, which tells this invocation from another with the same CID.
+    pub run: RunId,
+}
+
+/// Invokes a fan-out: looks at queues, sends the requests, and commits the whole with the manifest.
+pub(crate) async fn invoke(shared: Arc<Shared>, plan: Plan) -> Result<Accepted, InvokeError> {
+    let accepted = Accepted { cid: plan.manifest.cid.clone(), run: plan.manifest.run };
+    shared
+        .ensure_served(plan.services(), plan.declare_missing)
+        .await
+        .map_err(|unprepared| accepted.refusal(unprepared))?;
+
+    // From here on there is something to clean up, so it runs in a task of its own, which sees when the caller goes.
+    let caller_gone = CancellationToken::new();
+    let caller = caller_gone.clone().drop_guard();
+    let commitment = Commitment { shared, plan, accepted: accepted.clone(), confirmed: AtomicUsize::new(0) };
+    let task = tokio::spawn(commitment.run(caller_gone).in_current_span());
+    let outcome = task.await;
+    caller.disarm();
+    match outcome {
+        Ok(outcome) => outcome.expect("only a caller who is gone lets a fan-out be given up"),
+        Err(panicked) if panicked.is_panic() => std::panic::resume_unwind(panicked.into_panic()),
+        Err(_runtime_ended) => Err(accepted.unknown(PublishError::Unknown(BrokerError::Closed))),
+    }
+}
+
+/// Invokes one service, whose answer nobody waits for.
+pub(crate) async fn send(
+    shared: Arc<Shared>,
+    source: String,
+    target: Target,
+) -> Result<Accepted, InvokeError> {
+    let source = Source::new(source).map_err(|mistake| InvokeError::Invalid(mistake.into()))?;
+    let target = target.check()?;
+    let environment = &shared.environment;
+    let run = RunId::from(environment.unique());
+    let accepted = Accepted { cid: Cid::from(environment.sequential()), run };
+    let request = Request {
+        cid: accepted.cid.clone(),
+        run,
+        source,
+        service: target.service.clone(),
+        requested_at: WireTime::from(environment.now()),
+        metadata: Metadata::default(),
+        body: target.body,
+        target: None,
+    };
+    shared
+        .ensure_served(BTreeSet::from([target.service]), shared.config.declare_missing)
+        .await
+        .map_err(|unprepared| accepted.refusal(unprepared))?;
+    let until = Instant::now() + shared.config.time_limit;
+    match shared.deliver(&request, until).await {
+        Ok(()) => Ok(accepted),
+        Err(error @ PublishError::Unknown(_)) => Err(accepted.unknown(error)),
+        Err(source) => {
+            Err(accepted.not_accepted(Failure::Request { service: request.service, source }, false))
+        }
+    }
+}
+
+impl Accepted {
+    fn refusal(&self, unprepared: Unprepared) -> InvokeError {
+        match unprepared {
+            Unprepared::Invalid(invalid) => invalid.into(),
+            Unprepared::Failure(failure) => self.not_accepted(failure, false),
+        }
+    }
+
+    pub(crate) fn not_accepted(&self, source: Failure, requests_sent: bool) -> InvokeError {
+        InvokeError::NotAccepted { cid: self.cid.clone(), run: self.run, requests_sent, source }
+    }
+
+    fn unknown(&self, source: PublishError) -> InvokeError {
+        InvokeError::Unknown { cid: self.cid.clone(), run: self.run, source }
+    }
+}
+
+/// A fan-out on its way from its aggregation queue to its manifest.
+struct Commitment {
+    shared: Arc<Shared>,
+    plan: Plan,
+    accepted: Accepted,
+    /// Requests that are in their queues.
+    confirmed: AtomicUsize,
+}
+
+impl Commitment {
+    /// None where the caller went away before the manifest was written.
+    async fn run(self, caller_gone: CancellationToken) -> Option<Result<Accepted, InvokeError>> {
+        let requested = tokio::select! {
+            biased;
+            () = caller_gone.cancelled() => None,
+            requested = self.prepare_and_request() => Some(requested),
+        };
+        let outcome = match requested {
+            Some(Ok(until)) => Some(self.publish_manifest(until).await),
+            Some(Err(error)) => Some(Err(error)),
+            None => None,
+        };
+        if matches!(outcome, None | Some(Err(InvokeError::NotAccepted { .. }))) {
+            self.delete_aggregation_queue().await;
+        }
+        outcome
+    }
+
+    /// Brings all requests into their queues. Returns when the manifest must follow.
+    async fn prepare_and_request(&self) -> Result<Instant, InvokeError> {
+        self.declare_queues().await.map_err(|failure| self.accepted.not_accepted(failure, false))?;
+        let until = Instant::now() + self.shared.config.time_limit;
+        self.publish_requests(until).await.map_err(|failure| self.accepted.not_accepted(failure, true))?;
+        Ok(until)
+    }
+
+    async fn declare_queues(&self) -> Result<(), Failure> {
+        let until = self.shared.preparation_end();
+        let aggregation = self.aggregation_queue();
+        self.shared.ensure_declared(&self.shared.config.names.fanin(), until).await?;
+        self.shared.through_outages(until, || self.shared.broker.declare(&aggregation)).await
+    }
+
+    async fn publish_requests(&self, until: Instant) -> Result<(), Failure> {
+        let requests = self.plan.bodies.len();
+        let publishing = stream::iter(0..requests)
+            .map(|place| self.publish_request(place, until))
+            .buffer_unordered(REQUESTS_IN_FLIGHT)
+            .try_for_each(async |()| Ok(()));
+        let limit = self.shared.config.time_limit;
+        tokio::time::timeout_at(until, publishing).await.unwrap_or_else(|_| {
+            Err(Failure::TimeLimit { confirmed: self.confirmed.load(Ordering::Relaxed), requests, limit })
+        })
+    }
+
+    async fn publish_request(&self, place: usize, until: Instant) -> Result<(), Failure> {
+        let request = self.plan.request(place);
+        match self.shared.deliver(&request, until).await {
+            Ok(()) => {
+                self.confirmed.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(source) => Err(Failure::Request { service: request.service, source }),
+        }
+    }
+
+    /// Writes the manifest, once. Only where it never left is there another try.
+    async fn publish_manifest(&self, until: Instant) -> Result<Accepted, InvokeError> {
+        let shared = &self.shared;
+        let queue = shared.config.names.fanin().name;
+        let requests_sent = !self.plan.bodies.is_empty();
+        let mut backoff = Backoff::default();
+        loop {
+            let publishing = shared.broker.publish(&queue, self.plan.manifest_message.clone());
+            let error = match tokio::time::timeout(MANIFEST_CONFIRM_LIMIT, publishing).await {
+                Ok(Ok(())) => return Ok(self.accepted.clone()),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(self.accepted.unknown(unconfirmed(&queue, MANIFEST_CONFIRM_LIMIT))),
+            };
+            match error {
+                PublishError::NotSent(cause) if cause.is_outage() => {
+                    let wait = backoff.next(&*shared.environment);
+                    if Instant::now() + wait >= until {
+                        let failure = Failure::Manifest(PublishError::NotSent(cause));
+                        return Err(self.accepted.not_accepted(failure, requests_sent));
+                    }
+                    tokio::time::sleep(wait).await;
+                }
+                PublishError::NotSent(_) | PublishError::TooLarge { .. } => {
+                    return Err(self.accepted.not_accepted(Failure::Manifest(error), requests_sent));
+                }
+                PublishError::Unroutable(_) => {
+                    shared.known.forget(&queue);
+                    return Err(self.accepted.not_accepted(Failure::Manifest(error), requests_sent));
+                }
+                // A nack is neither the manifest's ack nor its return.
+                error => return Err(self.accepted.unknown(error)),
+            }
+        }
+    }
+
+    async fn delete_aggregation_queue(&self) {
+        let queue = self.aggregation_queue().name;
+        let deleted = tokio::time::timeout(CLEAN_UP_LIMIT, self.shared.broker.delete(&queue)).await;
+        let trouble = match deleted {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {CLEAN_UP_LIMIT:?}"),
+        };
+        tracing::warn!(
+            queue,
+            trouble,
+            "the queue of a fan-out that was given up is left to expire by itself"
+        );
+    }
+
+    fn aggregation_queue(&self) -> QueueSpec {
+        let names = &self.shared.config.names;
+        let Accepted { cid, run } = &self.accepted;
+        if self.shared.config.replicated_aggregation {
+            names.replicated_aggregation(cid, *run)
+        } else {
+            names.aggregation(cid, *run)
+        }
+    }
+}
+
+impl Shared {
+    /// Brings a request into its service's queue, with as many tries as time allows: a target may run more than once.
+    ///
+    /// # Errors
+    /// The last failure; `Unknown` where any try may have succeeded.
+    async fn deliver(&self, request: &Request, until: Instant) -> Result<(), PublishError> {
+        let queue = self.config.names.service(&request.service).name;
+        let started = Instant::now();
+        let mut unknown = None;
+        let mut backoff = Backoff::default();
+        loop {
+            let publishing = self.broker.publish(&queue, request.encode());
+            let error = match tokio::time::timeout_at(until, publishing).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => error,
+                Err(_) => unconfirmed(&queue, until - started),
+            };
+            let again = self.may_succeed_later(&queue, &error).await;
+            if matches!(error, PublishError::Unknown(_)) {
+                unknown = Some(error.clone());
+            }
+            let wait = backoff.next(&*self.environment);
+            if !again || Instant::now() + wait >= until {
+                return Err(unknown.unwrap_or(error));
+            }
+            tracing::debug!(queue, %error, "sending a request again");
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn may_succeed_later(&self, queue: &str, error: &PublishError) -> bool {
+        match error {
+            PublishError::NotSent(cause) | PublishError::Unknown(cause) => cause.is_outage(),
+            PublishError::Refused(_) => true,
+            PublishError::Unroutable(_) => {
+                self.known.forget(queue);
+                !matches!(absence::is_gone(&*self.broker, queue, absence::PAUSE).await, Ok(true))
+            }
+            _ => false,
+        }
+    }
+}
+
+fn unconfirmed(queue: &str, limit: Duration) -> PublishError {
+    let reason = format!("no confirm within {limit:?}");
+    PublishError::Unknown(BrokerError::Unavailable { queue: queue.to_owned(), reason })
+}

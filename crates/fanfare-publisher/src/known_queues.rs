@@ -1,0 +1,144 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use fanfare_broker::BrokerError;
+use fanfare_protocol::{QueueSpec, ServiceName};
+use futures_util::{StreamExt, TryStreamExt, stream};
+use tokio::time::Instant;
+
+use crate::publisher::Shared;
+use crate::{Backoff, Failure, Invalid};
+
+/// Queues that were seen lately, so that one invocation after the other does not look at the same queues again.
+///
+/// It may be wrong: a queue can be deleted at any time. The request for it then comes back, and the queue is forgotten.
+#[derive(Debug, Default)]
+pub(crate) struct KnownQueues {
+    seen: Mutex<BTreeMap<String, Instant>>,
+}
+
+impl KnownQueues {
+    /// How long a queue counts as seen.
+    const TRUSTED_FOR: Duration = Duration::from_secs(30);
+    /// Queues remembered. A publisher that uses more starts afresh, and looks at some of them once more.
+    const MOST: usize = 10_000;
+
+    pub(crate) fn forget(&self, queue: &str) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).remove(queue);
+    }
+
+    fn contains(&self, queue: &str) -> bool {
+        let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.get(queue).is_some_and(|at| at.elapsed() < Self::TRUSTED_FOR)
+    }
+
+    fn insert(&self, queue: String) {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        if seen.len() >= Self::MOST {
+            seen.clear();
+        }
+        seen.insert(queue, Instant::now());
+    }
+}
+
+/// The queues that an invocation needs cannot be had.
+#[derive(Debug)]
+pub(crate) enum Unprepared {
+    Invalid(Invalid),
+    Failure(Failure),
+}
+
+impl From<Failure> for Unprepared {
+    fn from(failure: Failure) -> Self {
+        Self::Failure(failure)
+    }
+}
+
+impl Shared {
+    /// Makes sure that every service has a queue: looks for it, or declares it where that is wanted.
+    pub(crate) async fn ensure_served(
+        &self,
+        services: BTreeSet<ServiceName>,
+        declare_missing: bool,
+    ) -> Result<(), Unprepared> {
+        /// Queues looked at or declared at the same time.
+        const AT_ONCE: usize = 16;
+        let until = self.preparation_end();
+        if declare_missing {
+            // What a service queue dead-letters goes here, and would be lost without it.
+            self.ensure_declared(&self.config.names.dead(), until).await?;
+        }
+        let missing: Vec<ServiceName> = stream::iter(services)
+            .map(|service| self.ensure_service(service, declare_missing, until))
+            .buffered(AT_ONCE)
+            .try_filter_map(async |missing| Ok(missing))
+            .try_collect()
+            .await?;
+        if missing.is_empty() { Ok(()) } else { Err(Unprepared::Invalid(Invalid::Unserved(missing))) }
+    }
+
+    /// Gives the service back where it has no queue.
+    async fn ensure_service(
+        &self,
+        service: ServiceName,
+        declare_missing: bool,
+        until: Instant,
+    ) -> Result<Option<ServiceName>, Failure> {
+        let queue = self.config.names.service(&service);
+        if declare_missing {
+            self.ensure_declared(&queue, until).await?;
+            return Ok(None);
+        }
+        if self.known.contains(&queue.name) {
+            return Ok(None);
+        }
+        let found = self.through_outages(until, || self.broker.inspect(&queue.name)).await?;
+        Ok(match found {
+            Some(_) => {
+                self.known.insert(queue.name);
+                None
+            }
+            None => Some(service),
+        })
+    }
+
+    /// Declares a queue unless it was seen lately.
+    pub(crate) async fn ensure_declared(&self, queue: &QueueSpec, until: Instant) -> Result<(), Failure> {
+        if !self.known.contains(&queue.name) {
+            self.through_outages(until, || self.broker.declare(queue)).await?;
+            self.known.insert(queue.name.clone());
+        }
+        Ok(())
+    }
+
+    /// When the preparation that starts now must end.
+    pub(crate) fn preparation_end(&self) -> Instant {
+        Instant::now() + self.config.preparation_limit
+    }
+
+    /// Does something harmless to repeat, again and again while there is an outage, until it succeeds or time is up.
+    pub(crate) async fn through_outages<T, F>(
+        &self,
+        until: Instant,
+        mut operation: impl FnMut() -> F,
+    ) -> Result<T, Failure>
+    where
+        F: Future<Output = Result<T, BrokerError>>,
+    {
+        let mut backoff = Backoff::default();
+        loop {
+            let error = match tokio::time::timeout_at(until, operation()).await {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error)) => error,
+                Err(_) => return Err(Failure::PreparationLimit(self.config.preparation_limit)),
+            };
+            let wait = backoff.next(&*self.environment);
+            if !error.is_outage() || Instant::now() + wait >= until {
+                return Err(error.into());
+            }
+            tracing::debug!(%error, "waiting for the broker");
+            tokio::time::sleep(wait).await;
+        }
+    }
+}

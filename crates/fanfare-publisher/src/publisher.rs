@@ -1,0 +1,130 @@
+use std::sync::Arc;
+use std::time::Duration;
+
+use fanfare_broker::{Broker, Environment};
+use fanfare_protocol::QueueNames;
+use serde::Serialize;
+
+use crate::known_queues::KnownQueues;
+use crate::{Accepted, Fanout, InvokeError, Target, invocation};
+
+/// Invokes services: the way into Fanfare for a program, and for a service that invokes others. Cheap to clone.
+///
+/// ```
+/// use std::sync::Arc;
+/// use fanfare_broker::{System, memory::MemoryBroker};
+/// use fanfare_publisher::{Config, Publisher};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let broker = Arc::new(MemoryBroker::new());
+/// let publisher = Publisher::new(broker, Arc::new(System), Config { declare_missing: true, ..Config::default() });
+/// let accepted = publisher
+///     .fanout("orders.intake")
+///     .target("price.quote", ["shoe", "sock"])
+///     .on_final("order.enriched")
+///     .invoke()
+///     .await?;
+/// println!("{}", accepted.cid);
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Publisher {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// What a [`Publisher`] is to be told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Names the queues.
+    pub names: QueueNames,
+    /// Whether to declare the queues of services and callbacks that no worker has declared yet, instead of refusing the
+    /// invocation. For starting programs in any order.
+    pub declare_missing: bool,
+    /// The most that passes from the first request to the manifest; after it the invocation is given up. 60 s, as the
+    /// protocol says: a coordinator may forget a result whose manifest does not follow within twice this time.
+    pub time_limit: Duration,
+    /// The most that looking at queues and declaring them may take before anything is sent, tries again during an
+    /// outage included. 10 s.
+    pub preparation_limit: Duration,
+    /// The deadline of a fan-out that sets none itself, from its manifest's first delivery; none for no deadline. 24 h.
+    pub deadline: Option<Duration>,
+    /// Whether aggregation queues are replicated over the nodes of a cluster.
+    pub replicated_aggregation: bool,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            names: QueueNames::default(),
+            declare_missing: false,
+            time_limit: Duration::from_secs(60),
+            preparation_limit: Duration::from_secs(10),
+            deadline: Some(Duration::from_secs(24 * 60 * 60)),
+            replicated_aggregation: false,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) environment: Arc<dyn Environment>,
+    pub(crate) config: Config,
+    pub(crate) known: KnownQueues,
+}
+
+impl Publisher {
+    /// A publisher on a broker. Nothing is sent or declared before the first invocation.
+    #[must_use]
+    pub fn new(broker: Arc<dyn Broker>, environment: Arc<dyn Environment>, config: Config) -> Self {
+        let shared = Shared { broker, environment, config, known: KnownQueues::default() };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Starts a fan-out: its final callbacks are invoked once, when all of its targets have completed.
+    ///
+    /// The source is the service or program that issues it.
+    pub fn fanout(&self, source: impl AsRef<str>) -> Fanout {
+        Fanout::new(self.clone(), false, source.as_ref())
+    }
+
+    /// Starts a parallel execution: its on-target callbacks are invoked each time a target completes, and there are no
+    /// final ones.
+    pub fn parallel(&self, source: impl AsRef<str>) -> Fanout {
+        Fanout::new(self.clone(), true, source.as_ref())
+    }
+
+    /// Invokes one service. Nobody answers: what it returns is dropped.
+    ///
+    /// # Errors
+    /// [`InvokeError`], as for a fan-out; `NotAccepted` means that the service will not run, and `Unknown` that it may.
+    pub async fn send(
+        &self,
+        source: impl AsRef<str>,
+        service: impl AsRef<str>,
+        payload: impl Serialize,
+    ) -> Result<Accepted, InvokeError> {
+        let target = Target::new(service, payload);
+        invocation::send(Arc::clone(&self.shared), source.as_ref().to_owned(), target).await
+    }
+
+    /// The broker that it publishes to.
+    #[must_use]
+    pub fn broker(&self) -> &Arc<dyn Broker> {
+        &self.shared.broker
+    }
+
+    /// Its clock and randomness.
+    #[must_use]
+    pub fn environment(&self) -> &Arc<dyn Environment> {
+        &self.shared.environment
+    }
+
+    /// What it was told.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.shared.config
+    }
+}

@@ -1,0 +1,105 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fanfare_broker::{BrokerError, Consumer, ConsumerChannel};
+use fanfare_protocol::{FinalPayload, Message, QueueSpec, RunId, header};
+use tokio::time::Instant;
+
+use crate::publisher::Shared;
+use crate::{Accepted, Failure, Fanout, InvokeError, WaitError, invocation};
+
+/// What gives way while a caller waits for its fan-out. A service that waits gives its place to others, or the targets
+/// that it waits for might never find one.
+pub trait WhileWaiting: fmt::Debug + Send + Sync + 'static {
+    /// The wait begins. It ends with [`Yielded::end`], or by dropping what this returns.
+    fn begin(&self) -> Box<dyn Yielded>;
+}
+
+/// A wait that [`WhileWaiting`] knows of.
+#[async_trait]
+pub trait Yielded: Send {
+    /// The wait is over; returns when the caller may go on.
+    async fn end(self: Box<Self>);
+}
+
+/// Invokes a fan-out and waits for its final payload, which comes to a queue of the caller's own.
+pub(crate) async fn invoke_and_wait(fanout: Fanout, timeout: Duration) -> Result<FinalPayload, WaitError> {
+    let started = Instant::now();
+    let shared = Arc::clone(&fanout.publisher.shared);
+    let queue = shared.config.names.wait(RunId::from(shared.environment.unique()));
+    let plan = fanout.plan(Some(queue.name.clone())).map_err(InvokeError::Invalid)?;
+    let expected = Accepted { cid: plan.manifest.cid.clone(), run: plan.manifest.run };
+    let mut mailbox =
+        Mailbox::open(&shared, &queue).await.map_err(|failure| expected.not_accepted(failure, false))?;
+    let Accepted { cid, run } = invocation::invoke(shared, plan).await?;
+
+    let left = timeout.saturating_sub(started.elapsed());
+    match tokio::time::timeout(left, mailbox.receive(&expected)).await {
+        Ok(Ok(answer)) => {
+            serde_json::from_slice(&answer.body).map_err(|source| WaitError::Malformed { cid, run, source })
+        }
+        Ok(Err(source)) => Err(WaitError::Lost { cid, run, source }),
+        Err(_) => Err(WaitError::TimedOut { cid, run, timeout }),
+    }
+}
+
+/// The queue that one answer comes to. It is removed when the mailbox is dropped.
+struct Mailbox {
+    queue: String,
+    open: Option<(Arc<dyn ConsumerChannel>, Consumer)>,
+}
+
+impl Mailbox {
+    async fn open(shared: &Shared, queue: &QueueSpec) -> Result<Self, Failure> {
+        let until = shared.preparation_end();
+        let open = shared
+            .through_outages(until, || async {
+                let channel = shared.broker.open().await?;
+                channel.declare_exclusive(queue).await?;
+                let consumer = channel.consume(&queue.name, 1).await?;
+                Ok((channel, consumer))
+            })
+            .await?;
+        Ok(Self { queue: queue.name.clone(), open: Some(open) })
+    }
+
+    /// Waits for the answer to a fan-out. An error where the queue or its connection is lost.
+    async fn receive(&mut self, expected: &Accepted) -> Result<Message, Option<BrokerError>> {
+        let (_, consumer) = self.open.as_mut().expect("a mailbox is open until it is dropped");
+        loop {
+            let delivery = consumer.next().await.ok_or(None)??;
+            delivery.receipt.ack().await;
+            if answers(&delivery.message, expected) {
+                return Ok(delivery.message);
+            }
+            tracing::debug!(queue = self.queue, "a message that is no answer to this fan-out is dropped");
+        }
+    }
+}
+
+fn answers(message: &Message, expected: &Accepted) -> bool {
+    message.kind() == header::TYPE_CALLBACK
+        && message.run().is_ok_and(|run| run == expected.run)
+        && message.cid().is_ok_and(|cid| cid == expected.cid)
+}
+
+impl Drop for Mailbox {
+    /// An exclusive queue lives as long as its connection, which others share; so it is deleted, whoever drops the wait.
+    fn drop(&mut self) {
+        let queue = std::mem::take(&mut self.queue);
+        let (Some((channel, mut consumer)), Ok(runtime)) =
+            (self.open.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        runtime.spawn(async move {
+            if channel.delete(&queue).await.is_ok() {
+                // The broker's own cancel is awaited: one of ours for a deleted queue could end the connection.
+                while let Some(Ok(_)) = consumer.next().await {}
+            }
+            channel.close().await;
+        });
+    }
+}
