@@ -55,7 +55,7 @@ pub struct MalformedInvocation {
     /// What is wrong with it.
     pub reason: Malformed,
     /// Where a failed result can go nevertheless. Without it the message is parked.
-    pub reply: Option<ReplyAddress>,
+    pub reply: Option<Box<ReplyAddress>>,
 }
 
 impl Invocation {
@@ -68,9 +68,8 @@ impl Invocation {
     /// [`MalformedInvocation`], with the address of a failed result where there is one.
     pub fn decode(message: &Message, names: &QueueNames) -> Result<Self, MalformedInvocation> {
         let reply = ReplyAddress::of(message, names);
-        let failed = |reason| MalformedInvocation { reason, reply: reply.clone() };
-        let reply_valid = reply.clone();
-        Self::parse(message, reply_valid).map_err(failed)
+        Self::parse(message, reply.clone())
+            .map_err(|reason| MalformedInvocation { reason, reply: reply.map(Box::new) })
     }
 
     fn parse(message: &Message, reply: Option<ReplyAddress>) -> Result<Self, Malformed> {
