@@ -51,7 +51,7 @@ impl Fanout {
             mistake: None,
             while_waiting: None,
         };
-        fanout.source = fanout.right(Source::new(source));
+        fanout.source = fanout.checked(Source::new(source));
         fanout
     }
 
@@ -61,6 +61,7 @@ impl Fanout {
     }
 
     /// Adds a target, which may have a key of its own.
+    #[expect(clippy::should_implement_trait, reason = "no one adds a target to a fan-out with `+`")]
     pub fn add(mut self, target: Target) -> Self {
         self.push(target);
         self
@@ -79,28 +80,28 @@ impl Fanout {
 
     /// Adds services that are invoked each time a target completes. Called again, it adds to them.
     pub fn on_target(mut self, callbacks: impl IntoNames) -> Self {
-        let names = self.right(callbacks.into_names().into_iter().map(ServiceName::new).collect());
-        self.on_target.extend(names.unwrap_or_else(Vec::new));
+        let names = self.names(callbacks);
+        self.on_target.extend(names);
         self
     }
 
     /// Adds services that are invoked when all targets have completed. Called again, it adds to them.
     pub fn on_final(mut self, callbacks: impl IntoNames) -> Self {
-        let names = self.right(callbacks.into_names().into_iter().map(ServiceName::new).collect());
-        self.on_final.extend(names.unwrap_or_else(Vec::new));
+        let names = self.names(callbacks);
+        self.on_final.extend(names);
         self
     }
 
     /// Sets the CID. Without one, a fresh one is drawn. Two fan-outs with the same CID never mix.
     pub fn cid(mut self, cid: impl AsRef<str>) -> Self {
-        self.cid = self.right(Cid::new(cid.as_ref()));
+        self.cid = self.checked(Cid::new(cid.as_ref()));
         self
     }
 
     /// Tells every target and callback something beside its payload: 4 KiB in all.
     pub fn metadata(mut self, name: impl Into<String>, value: impl fmt::Display) -> Self {
         let inserted = self.metadata.insert(name, value.to_string());
-        self.right(inserted);
+        self.checked(inserted);
         self
     }
 
@@ -114,7 +115,7 @@ impl Fanout {
     /// delivery to a coordinator.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         let allowed = (Duration::from_millis(1)..=LONGEST_DEADLINE).contains(&deadline);
-        self.deadline = self.right(if allowed { Ok(deadline) } else { Err(Invalid::Deadline(deadline)) });
+        self.deadline = self.checked(if allowed { Ok(deadline) } else { Err(Invalid::Deadline(deadline)) });
         self
     }
 
@@ -170,13 +171,18 @@ impl Fanout {
             self.mistake.get_or_insert(Invalid::TooManyTargets);
         } else {
             let checked = target.check();
-            let checked = self.right(checked);
+            let checked = self.checked(checked);
             self.targets.extend(checked);
         }
     }
 
+    fn names(&mut self, names: impl IntoNames) -> Vec<ServiceName> {
+        let names: Result<_, _> = names.into_names().into_iter().map(ServiceName::new).collect();
+        self.checked(names).unwrap_or_default()
+    }
+
     /// The value, or nothing where it is a mistake, of which the first is kept.
-    fn right<T, E: Into<Invalid>>(&mut self, value: Result<T, E>) -> Option<T> {
+    fn checked<T, E: Into<Invalid>>(&mut self, value: Result<T, E>) -> Option<T> {
         value.map_err(|mistake| self.mistake.get_or_insert(mistake.into())).ok()
     }
 }
