@@ -9,6 +9,7 @@
 
 pub mod absence;
 pub mod amqp;
+mod backoff;
 mod broker;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -17,6 +18,7 @@ mod error;
 pub mod memory;
 mod subscription;
 
+pub use backoff::Backoff;
 pub use broker::{
     Acknowledge, Broker, Consumer, ConsumerChannel, Delivery, Hold, QueueState, Receipt, ServerInfo,
 };
