@@ -1,0 +1,180 @@
+//! A coordinator's side of one aggregation queue: consumes it on a channel of its own, and deletes it.
+
+use std::future::pending;
+use std::sync::Arc;
+
+use fanfare_broker::{Backoff, Broker, BrokerError, Consumer, ConsumerChannel, Delivery};
+use futures_util::future::BoxFuture;
+
+use crate::outbox::Outbox;
+
+/// One aggregation queue, from before it is consumed to after it is deleted.
+pub(crate) struct AggregationQueue {
+    name: String,
+    outbox: Outbox,
+    /// Kept until the end: what it handed out goes back to the queue when it is dropped.
+    channel: Option<Arc<dyn ConsumerChannel>>,
+    state: State,
+}
+
+enum State {
+    /// About to be consumed.
+    Opening(BoxFuture<'static, Option<(Arc<dyn ConsumerChannel>, Consumer)>>),
+    Consuming(Consumer),
+    /// Being deleted, on the channel that consumes it and without a cancel, so that no other consumer is handed anything.
+    Deleting {
+        deletion: Option<BoxFuture<'static, Result<(), BrokerError>>>,
+        consumer: Option<Consumer>,
+    },
+    /// The broker has ended the consumer. Whether because the queue is gone, is being found out.
+    Cancelled(BoxFuture<'static, bool>),
+    /// There is nothing more to hear.
+    Closed,
+}
+
+/// What is heard from an aggregation queue.
+#[derive(Debug)]
+pub(crate) enum Heard {
+    /// It is being consumed.
+    Opened,
+    /// It is proven not to exist.
+    NeverOpened,
+    /// A message.
+    Delivery(Delivery),
+    /// It is proven to be gone.
+    Gone,
+    /// It was deleted as asked, and the consumer has ended by that.
+    Deleted,
+    /// The channel has ended, or the broker has taken the queue away for now.
+    Lost,
+}
+
+impl AggregationQueue {
+    /// Begins to consume a queue, however long that takes in an outage.
+    pub(crate) fn open(outbox: Outbox, name: String, window: u16) -> Self {
+        let opening = Box::pin(consume(outbox.clone(), name.clone(), window));
+        Self { name, outbox, channel: None, state: State::Opening(opening) }
+    }
+
+    /// The next thing heard. Cancel safe: nothing is lost when the future is dropped.
+    pub(crate) async fn next(&mut self) -> Heard {
+        loop {
+            match &mut self.state {
+                State::Opening(opening) => match opening.await {
+                    Some((channel, consumer)) => {
+                        self.channel = Some(channel);
+                        self.state = State::Consuming(consumer);
+                        return Heard::Opened;
+                    }
+                    None => return self.closed(Heard::NeverOpened),
+                },
+                State::Consuming(consumer) => match consumer.next().await {
+                    Some(Ok(delivery)) => return Heard::Delivery(delivery),
+                    Some(Err(_)) => return self.closed(Heard::Lost),
+                    None => {
+                        let (outbox, name) = (self.outbox.clone(), self.name.clone());
+                        self.state =
+                            State::Cancelled(Box::pin(async move { outbox.tell_whether_gone(&name).await }));
+                    }
+                },
+                State::Deleting { deletion, consumer } => match next_of_deletion(deletion, consumer).await {
+                    Some(heard @ Heard::Delivery(_)) => return heard,
+                    Some(heard) => return self.closed(heard),
+                    None => {}
+                },
+                State::Cancelled(gone) => {
+                    let heard = if gone.await { Heard::Gone } else { Heard::Lost };
+                    return self.closed(heard);
+                }
+                State::Closed => pending().await,
+            }
+        }
+    }
+
+    fn closed(&mut self, heard: Heard) -> Heard {
+        self.state = State::Closed;
+        heard
+    }
+
+    /// Begins to delete the queue. [`Heard::Deleted`] or [`Heard::Lost`] follows.
+    pub(crate) fn delete(&mut self) {
+        let (Some(channel), name) = (self.channel.clone(), self.name.clone()) else { return };
+        let deletion: BoxFuture<'static, _> = Box::pin(async move { channel.delete(&name).await });
+        self.state = match std::mem::replace(&mut self.state, State::Closed) {
+            State::Consuming(consumer) => {
+                State::Deleting { deletion: Some(deletion), consumer: Some(consumer) }
+            }
+            // It has ended already, or is found out to: what is heard then decides.
+            other => other,
+        };
+    }
+
+    /// Closes the channel: what it handed out and was not acked goes back.
+    pub(crate) async fn close(&mut self) {
+        self.state = State::Closed;
+        if let Some(channel) = self.channel.take() {
+            channel.close().await;
+        }
+    }
+}
+
+/// The next step of a deletion: `Deleted` once the broker has confirmed it and the consumer's stream has ended by it.
+async fn next_of_deletion(
+    deletion: &mut Option<BoxFuture<'static, Result<(), BrokerError>>>,
+    consumer: &mut Option<Consumer>,
+) -> Option<Heard> {
+    match (deletion.as_mut(), consumer.as_mut()) {
+        (None, None) => Some(Heard::Deleted),
+        (Some(deleting), None) => {
+            let done = deleting.await;
+            *deletion = None;
+            done.is_err().then_some(Heard::Lost)
+        }
+        (None, Some(consuming)) => heard_while_deleting(consuming.next().await, consumer),
+        (Some(deleting), Some(consuming)) => tokio::select! {
+            done = deleting => {
+                *deletion = None;
+                done.is_err().then_some(Heard::Lost)
+            }
+            next = consuming.next() => heard_while_deleting(next, consumer),
+        },
+    }
+}
+
+fn heard_while_deleting(
+    next: Option<Result<Delivery, BrokerError>>,
+    consumer: &mut Option<Consumer>,
+) -> Option<Heard> {
+    match next {
+        Some(Ok(delivery)) => Some(Heard::Delivery(delivery)),
+        Some(Err(_)) => Some(Heard::Lost),
+        None => {
+            *consumer = None;
+            None
+        }
+    }
+}
+
+/// Opens a channel and consumes the queue on it. `None` where the queue is proven not to exist; an outage is waited for.
+async fn consume(outbox: Outbox, queue: String, window: u16) -> Option<(Arc<dyn ConsumerChannel>, Consumer)> {
+    let mut backoff = Backoff::default();
+    loop {
+        match try_to_consume(&*outbox.broker, &queue, window).await {
+            Ok(consuming) => return Some(consuming),
+            Err(BrokerError::NoQueue(_)) if outbox.is_gone(&queue).await => return None,
+            Err(BrokerError::Closed) => pending().await,
+            Err(error) => tracing::debug!(queue, %error, "cannot consume; trying again"),
+        }
+        backoff.wait(&*outbox.environment).await;
+    }
+}
+
+async fn try_to_consume(
+    broker: &dyn Broker,
+    queue: &str,
+    window: u16,
+) -> Result<(Arc<dyn ConsumerChannel>, Consumer), BrokerError> {
+    let channel = broker.open().await?;
+    let consumer = channel.consume(queue, window).await?;
+    Ok((channel, consumer))
+}

@@ -1,0 +1,177 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use fanfare_broker::{Broker, Delivery, Environment, Subscription, SubscriptionOptions};
+use fanfare_fanin::{FanIn, Hold};
+use fanfare_protocol::{Manifest, RunId, WireTime};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::delivery::Tag;
+use crate::ended::LatelyEnded;
+use crate::fan_out::{Conclusion, FanOut};
+use crate::outbox::Outbox;
+use crate::{Config, Error};
+
+/// Takes manifests and brings each fan-out to its end. Run as many of them as you like.
+#[derive(Debug)]
+pub struct Coordinator {
+    config: Config,
+    outbox: Outbox,
+    /// The origin of the machines' time.
+    started: Instant,
+    open: BTreeMap<RunId, mpsc::UnboundedSender<Tag>>,
+    tasks: JoinSet<Conclusion>,
+    ended: LatelyEnded,
+    stop: CancellationToken,
+}
+
+impl Coordinator {
+    /// A coordinator on a broker. It does nothing before [`run_until`](Self::run_until).
+    #[must_use]
+    pub fn new(broker: Arc<dyn Broker>, environment: Arc<dyn Environment>, config: Config) -> Self {
+        let outbox =
+            Outbox { broker, environment, names: config.names.clone(), absence_pause: config.absence_pause };
+        Self {
+            outbox,
+            config,
+            started: Instant::now(),
+            open: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            ended: LatelyEnded::default(),
+            stop: CancellationToken::new(),
+        }
+    }
+
+    /// Works until `shutdown` completes, through every outage of the broker. It then takes no more manifests, brings what
+    /// is open to a point from which another coordinator repeats nothing, and lets it go; what cannot be brought there
+    /// within [`Config::stop_within`] is let go as it is.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] where the configuration is out of range. Nothing was done then.
+    pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+        self.config.check()?;
+        let options = SubscriptionOptions {
+            prefetch: self.config.prefetch,
+            most_channels: self.config.most_channels,
+            ..SubscriptionOptions::default()
+        };
+        let names = &self.config.names;
+        let broker = Arc::clone(&self.outbox.broker);
+        let mut manifests =
+            Subscription::new(broker, Arc::clone(&self.outbox.environment), names.fanin(), options);
+        tracing::info!(queue = names.fanin().name, "coordinator started");
+        let mut shutdown = std::pin::pin!(shutdown);
+        loop {
+            tokio::select! {
+                () = &mut shutdown => break,
+                Some(conclusion) = self.tasks.join_next() => self.conclude(conclusion).await,
+                delivery = manifests.next() => match delivery {
+                    Some(delivery) => self.take(delivery).await,
+                    None => break,
+                },
+            }
+        }
+        tracing::info!(open = self.open.len(), "coordinator stops");
+        manifests.stop().await;
+        self.stop().await;
+        Ok(())
+    }
+
+    async fn take(&mut self, delivery: Delivery) {
+        let manifest = match Manifest::decode(&delivery.message, &self.config.names) {
+            Ok(manifest) => manifest,
+            Err(reason) => return self.refuse(delivery, &reason.to_string()).await,
+        };
+        let run = manifest.run;
+        if self.ended.contains(&run) {
+            tracing::debug!(cid = %manifest.cid, %run, "manifest of a fan-out that has ended");
+            return delivery.receipt.ack().await;
+        }
+        let take_over = delivery.redelivered || Manifest::is_renewed(&delivery.message);
+        let mut tag = Tag::of_manifest(delivery.receipt);
+        if let Some(inbox) = self.open.get(&run) {
+            match inbox.send(tag) {
+                Ok(()) => return,
+                // Its task has just ended without having ended the fan-out: this manifest begins anew.
+                Err(returned) => tag = returned.0,
+            }
+        }
+        self.open(manifest, tag, take_over);
+    }
+
+    fn open(&mut self, mut manifest: Manifest, tag: Tag, take_over: bool) {
+        if let (None, Some(milliseconds)) = (manifest.deadline_utc, manifest.deadline_ms) {
+            let span = chrono::Duration::milliseconds(i64::try_from(milliseconds).unwrap_or(i64::MAX / 2));
+            manifest.deadline_utc =
+                self.outbox.environment.now().checked_add_signed(span).map(WireTime::from);
+        }
+        let run = manifest.run;
+        let hold = Hold { token: self.outbox.environment.unique().into(), take_over };
+        let (sender, inbox) = mpsc::unbounded_channel();
+        tracing::debug!(cid = %manifest.cid, %run, targets = manifest.targets.len(), take_over, "fan-out taken");
+        let machine = FanIn::new(manifest, tag, hold, self.config.limits, self.started.elapsed());
+        let fan_out = FanOut::new(
+            machine,
+            self.outbox.clone(),
+            inbox,
+            self.config.limits.window,
+            self.started,
+            self.stop.clone(),
+        );
+        self.open.insert(run, sender);
+        self.tasks.spawn(fan_out.run());
+    }
+
+    /// Parks a message of the manifest queue that is not a manifest.
+    async fn refuse(&self, delivery: Delivery, reason: &str) {
+        let queue = self.config.names.fanin().name;
+        let message_id = delivery.message.properties.message_id.as_deref();
+        tracing::warn!(queue, message_id, reason, kind = delivery.message.kind(), "message parked");
+        let (outbox, reason) = (self.outbox.clone(), reason.to_owned());
+        let (message, receipt) = (delivery.message, delivery.receipt);
+        // Not awaited here: an outage must not keep manifests from being taken. What is cut off by a stop comes back.
+        tokio::spawn(async move {
+            outbox.park(message, &queue, &reason).await;
+            receipt.ack().await;
+        });
+    }
+
+    async fn conclude(&mut self, conclusion: Result<Conclusion, tokio::task::JoinError>) {
+        let mut conclusion = match conclusion {
+            Ok(conclusion) => conclusion,
+            Err(error) => {
+                // A defect: what its channel held goes back when the channel drops, and so does its manifest.
+                tracing::error!(%error, "a fan-out's task panicked; another coordinator takes the fan-out up");
+                self.open.retain(|_, inbox| !inbox.is_closed());
+                return;
+            }
+        };
+        self.open.remove(&conclusion.run);
+        if conclusion.ended {
+            self.ended.insert(conclusion.run);
+        }
+        // Copies of the manifest that arrived too late for the task.
+        conclusion.inbox.close();
+        while let Some(tag) = conclusion.inbox.recv().await {
+            if conclusion.ended { tag.ack().await } else { tag.requeue().await }
+        }
+    }
+
+    async fn stop(&mut self) {
+        self.stop.cancel();
+        let deadline = Instant::now() + self.config.stop_within;
+        while let Ok(Some(conclusion)) = tokio::time::timeout_at(deadline, self.tasks.join_next()).await {
+            self.conclude(conclusion).await;
+        }
+        if !self.tasks.is_empty() {
+            tracing::warn!(
+                open = self.tasks.len(),
+                "stopped with fan-outs open; another coordinator takes them up"
+            );
+            self.tasks.shutdown().await;
+        }
+    }
+}

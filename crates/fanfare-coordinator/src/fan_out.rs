@@ -1,0 +1,194 @@
+//! One fan-out: carries events to its state machine, and effects to the broker.
+
+use std::future::pending;
+
+use fanfare_fanin::{Effect, Event, FanIn, Item, Publication, PublicationId};
+use fanfare_protocol::{Callback, CallbackKind, Message, RunId};
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::aggregation_queue::{AggregationQueue, Heard};
+use crate::delivery::Tag;
+use crate::outbox::{Absence, Outbox};
+
+/// The task of one fan-out, from the manifest's arrival to its last ack.
+pub(crate) struct FanOut {
+    machine: FanIn<Tag>,
+    outbox: Outbox,
+    /// Further copies of the manifest.
+    inbox: mpsc::UnboundedReceiver<Tag>,
+    started: Instant,
+    stop: CancellationToken,
+    queue: AggregationQueue,
+    publishing: FuturesUnordered<BoxFuture<'static, PublicationId>>,
+    parking: FuturesUnordered<BoxFuture<'static, ()>>,
+}
+
+/// How a task ended.
+pub(crate) struct Conclusion {
+    pub(crate) run: RunId,
+    /// Whether the fan-out has ended, and not only this hold on it.
+    pub(crate) ended: bool,
+    /// What was left in it.
+    pub(crate) inbox: mpsc::UnboundedReceiver<Tag>,
+}
+
+impl FanOut {
+    pub(crate) fn new(
+        machine: FanIn<Tag>,
+        outbox: Outbox,
+        inbox: mpsc::UnboundedReceiver<Tag>,
+        window: u16,
+        started: Instant,
+        stop: CancellationToken,
+    ) -> Self {
+        let queue = AggregationQueue::open(outbox.clone(), machine.manifest().reply_to.clone(), window);
+        Self {
+            machine,
+            outbox,
+            inbox,
+            started,
+            stop,
+            queue,
+            publishing: FuturesUnordered::new(),
+            parking: FuturesUnordered::new(),
+        }
+    }
+
+    pub(crate) async fn run(mut self) -> Conclusion {
+        let mut stopping = false;
+        loop {
+            let timeout = self.machine.next_timeout().map(|at| self.started + at);
+            let event = tokio::select! {
+                Some(id) = self.publishing.next() => Event::Confirmed(id),
+                heard = self.queue.next() => event_of(heard, &self.machine),
+                Some(()) = self.parking.next() => continue,
+                Some(tag) = self.inbox.recv() => Event::ManifestArrived { tag },
+                () = sleep_until(timeout) => Event::TimePassed,
+                () = self.stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    Event::Stop
+                }
+            };
+            let effects = self.machine.handle(event, self.started.elapsed());
+            for effect in effects {
+                if let Some(ended) = self.apply(effect).await {
+                    return Conclusion { run: self.machine.manifest().run, ended, inbox: self.inbox };
+                }
+            }
+        }
+    }
+
+    /// Does what the machine wants. Returns whether the fan-out has ended, where the task is at its end.
+    async fn apply(&mut self, effect: Effect<Tag>) -> Option<bool> {
+        match effect {
+            Effect::Publish(id, publication) => self.publish(id, publication),
+            Effect::Ack(tag) => tag.ack().await,
+            Effect::Park { tag, reason } => self.park(tag, reason),
+            Effect::DeleteQueue => self.queue.delete(),
+            Effect::Abandon { manifests } => {
+                let manifest = self.machine.manifest();
+                tracing::debug!(cid = %manifest.cid, run = %manifest.run, "fan-out let go");
+                self.queue.close().await;
+                for manifest in manifests {
+                    manifest.requeue().await;
+                }
+                return Some(false);
+            }
+            Effect::End(summary) => {
+                let manifest = self.machine.manifest();
+                tracing::debug!(cid = %manifest.cid, run = %manifest.run, ?summary, "fan-out ended");
+                self.queue.close().await;
+                return Some(true);
+            }
+        }
+        None
+    }
+
+    fn publish(&mut self, id: PublicationId, publication: Publication) {
+        let (queue, message, absence) = self.address(publication);
+        let outbox = self.outbox.clone();
+        self.publishing.push(Box::pin(async move {
+            outbox.publish(&queue, message, absence).await;
+            id
+        }));
+    }
+
+    /// Turns a publication into a message and the queue that it goes to.
+    fn address(&self, publication: Publication) -> (String, Message, Absence) {
+        let manifest = self.machine.manifest();
+        let names = &self.outbox.names;
+        match publication {
+            Publication::OnTarget { callback, place, body } => {
+                let callback = &manifest.on_target[callback];
+                let kind = CallbackKind::OnTarget { callback, place };
+                let message = Callback { manifest, kind, body }.encode();
+                (names.service(callback).name, message, Absence::Parks)
+            }
+            Publication::OnFinal { callback, body, failed } => {
+                let callback = &manifest.on_final[callback];
+                let kind = CallbackKind::OnFinal { callback: Some(callback), failed };
+                let message = Callback { manifest, kind, body }.encode();
+                (names.service(callback).name, message, Absence::Parks)
+            }
+            Publication::Waiter { body, failed } => {
+                let waiter =
+                    manifest.waiter.clone().expect("the machine answers a waiter only where there is one");
+                let kind = CallbackKind::OnFinal { callback: None, failed };
+                (waiter, Callback { manifest, kind, body }.encode(), Absence::Drops)
+            }
+            Publication::Checkpoint(checkpoint) => {
+                (manifest.reply_to.clone(), checkpoint.encode(manifest), Absence::Waits)
+            }
+            Publication::Fence(fence) => (manifest.reply_to.clone(), fence.encode(manifest), Absence::Waits),
+            Publication::Renewal => {
+                (names.fanin().name, manifest.encode_renewed(manifest.deadline_utc), Absence::Declares)
+            }
+            Publication::ParkedManifest { reason } => {
+                tracing::warn!(cid = %manifest.cid, run = %manifest.run, reason, "manifest parked");
+                let message = manifest.encode().parked(&names.fanin().name, &reason);
+                (names.parked().name, message, Absence::Declares)
+            }
+        }
+    }
+
+    fn park(&mut self, tag: Tag, reason: String) {
+        let Some(message) = tag.message() else { return };
+        let (outbox, queue) = (self.outbox.clone(), self.machine.manifest().reply_to.clone());
+        tracing::warn!(queue, reason, message_id = message.properties.message_id, "message parked");
+        self.parking.push(Box::pin(async move {
+            outbox.park(message, &queue, &reason).await;
+            tag.ack().await;
+        }));
+    }
+}
+
+/// What is heard from the aggregation queue, as the machine takes it.
+fn event_of(heard: Heard, machine: &FanIn<Tag>) -> Event<Tag> {
+    match heard {
+        Heard::Opened => Event::Opened,
+        Heard::NeverOpened => Event::NeverOpened,
+        Heard::Delivery(delivery) => {
+            let (redelivered, item) = (delivery.redelivered, machine.read(&delivery.message));
+            let tag = match item {
+                Item::Garbage(_) => Tag::of_garbage(delivery),
+                _ => Tag::of_result(delivery.receipt),
+            };
+            Event::Delivered { tag, redelivered, item }
+        }
+        Heard::Gone => Event::QueueGone,
+        Heard::Deleted => Event::Deleted,
+        Heard::Lost => Event::ChannelLost,
+    }
+}
+
+async fn sleep_until(timeout: Option<Instant>) {
+    match timeout {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => pending().await,
+    }
+}

@@ -1,0 +1,109 @@
+//! Publishes until a message is safe: in its queue, or, where that is gone, among the parked ones.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fanfare_broker::{Backoff, Broker, BrokerError, Environment, PublishError, absence};
+use fanfare_protocol::{Message, QueueNames, limits};
+
+/// What a queue's absence means for a message on its way there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Absence {
+    /// A service that nobody serves any more: the message is parked.
+    Parks,
+    /// A caller who no longer waits: the message is dropped.
+    Drops,
+    /// The fan-out's own queue: its consumer learns of it, so this waits to be told.
+    Waits,
+    /// A queue of Fanfare's own: it is declared.
+    Declares,
+}
+
+/// A cheap handle on the way out.
+#[derive(Debug, Clone)]
+pub(crate) struct Outbox {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) environment: Arc<dyn Environment>,
+    pub(crate) names: QueueNames,
+    pub(crate) absence_pause: Duration,
+}
+
+impl Outbox {
+    /// Returns when the message is safe, however long that takes.
+    pub(crate) async fn publish(&self, queue: &str, message: Message, absence: Absence) {
+        let mut backoff = Backoff::default();
+        let mut told = false;
+        loop {
+            let error = match self.broker.publish(queue, message.clone()).await {
+                Ok(()) => return,
+                Err(error) => error,
+            };
+            match (&error, absence) {
+                (PublishError::Unroutable(_), Absence::Drops) => return,
+                (PublishError::Unroutable(_), Absence::Parks) if self.is_gone(queue).await => {
+                    tracing::warn!(
+                        queue,
+                        message_id = message.properties.message_id,
+                        "callback parked: its queue is gone"
+                    );
+                    let reason = format!(
+                        "queue `{queue}` does not exist: no worker has declared it, or it was deleted"
+                    );
+                    return Box::pin(self.park(message, queue, &reason)).await;
+                }
+                (PublishError::Unroutable(_), Absence::Declares) => self.declare_own(queue).await,
+                (PublishError::TooLarge { .. }, _) => {
+                    // Every message that a coordinator builds is kept within the limit; only an operator's lower
+                    // limit at the broker comes here, and nothing that is sent again would fare better.
+                    tracing::error!(queue, message_id = message.properties.message_id, %error, "message dropped");
+                    return;
+                }
+                _ => {}
+            }
+            if !std::mem::replace(&mut told, true) {
+                tracing::debug!(queue, message_id = message.properties.message_id, %error, "publishing again until it is safe");
+            }
+            backoff.wait(&*self.environment).await;
+        }
+    }
+
+    /// Keeps a copy of a message for a person to look at.
+    pub(crate) async fn park(&self, mut message: Message, from: &str, reason: &str) {
+        let parked = self.names.parked().name;
+        let bytes = message.body.len();
+        let mut reason = reason.to_owned();
+        if bytes > limits::MESSAGE_BYTES {
+            // An older broker may take larger messages than a newer one, and a parked message must fit everywhere.
+            message.body.truncate(limits::RESULT_BYTES);
+            reason = format!("cut from {bytes} to {} bytes; {reason}", limits::RESULT_BYTES);
+        }
+        self.publish(&parked, message.parked(from, &reason), Absence::Declares).await;
+    }
+
+    /// Whether a queue is proven to be gone. An outage proves nothing.
+    pub(crate) async fn is_gone(&self, queue: &str) -> bool {
+        matches!(absence::is_gone(&*self.broker, queue, self.absence_pause).await, Ok(true))
+    }
+
+    /// Waits until it can be told whether a queue is gone.
+    pub(crate) async fn tell_whether_gone(&self, queue: &str) -> bool {
+        let mut backoff = Backoff::default();
+        loop {
+            match absence::is_gone(&*self.broker, queue, self.absence_pause).await {
+                Ok(gone) => return gone,
+                Err(BrokerError::Closed) => return false,
+                Err(_) => backoff.wait(&*self.environment).await,
+            }
+        }
+    }
+
+    async fn declare_own(&self, queue: &str) {
+        for spec in [self.names.fanin(), self.names.parked()] {
+            if spec.name == queue
+                && let Err(error) = self.broker.declare(&spec).await
+            {
+                tracing::warn!(queue, %error, "cannot declare");
+            }
+        }
+    }
+}
