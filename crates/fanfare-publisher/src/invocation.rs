@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use fanfare_broker::{BrokerError, PublishError, absence};
+use fanfare_broker::{Backoff, BrokerError, PublishError, absence};
 use fanfare_protocol::{Cid, Metadata, QueueSpec, Request, RunId, Source, WireTime};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::Instant;
@@ -13,7 +13,7 @@ use tracing::Instrument;
 use crate::known_queues::Unprepared;
 use crate::plan::Plan;
 use crate::publisher::Shared;
-use crate::{Backoff, Failure, InvokeError, Target};
+use crate::{Failure, InvokeError, Target};
 
 /// Requests of one fan-out that are under way to the broker at the same time.
 const REQUESTS_IN_FLIGHT: usize = 256;

@@ -2,13 +2,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use fanfare_broker::BrokerError;
+use fanfare_broker::{Backoff, BrokerError};
 use fanfare_protocol::{QueueSpec, ServiceName};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::Instant;
 
 use crate::publisher::Shared;
-use crate::{Backoff, Failure, Invalid};
+use crate::{Failure, Invalid};
 
 /// Queues that were seen lately, so that one invocation after the other does not look at the same queues again.
 ///

@@ -7,7 +7,6 @@
 //! is. [`InvokeError`] therefore tells three cases apart: nothing was sent, the fan-out does not exist, or nobody can say.
 #![doc(test(attr(deny(warnings))))]
 
-mod backoff;
 mod error;
 mod fanout;
 mod invocation;
@@ -18,7 +17,6 @@ mod publisher;
 mod target;
 mod waiting;
 
-pub use backoff::Backoff;
 pub use error::{Failure, Invalid, InvokeError, WaitError};
 pub use fanout::Fanout;
 pub use invocation::Accepted;
