@@ -1,1 +1,23 @@
-//! Runs services of Fanfare: a registry, a consumer loop and the context that a service sees.
+//! Runs services: async functions that targets, callbacks and plain invocations call.
+//!
+//! [`service`] makes one of an async function, [`Worker`] consumes the queues of several and runs them, and [`Context`]
+//! is what a service is told beside its payload. A service that fails, panics, runs out of time or is given input that it
+//! cannot read is answered for with a failed result; the worker lives on.
+#![doc(test(attr(deny(warnings))))]
+
+mod answer;
+mod context;
+mod error;
+mod execution;
+mod lane;
+mod pipeline;
+mod registration;
+mod service;
+mod slot;
+mod worker;
+
+pub use context::Context;
+pub use error::{Result, ServiceError, WorkerError};
+pub use registration::{Registration, service};
+pub use service::Service;
+pub use worker::{Config, Worker};
