@@ -1,0 +1,70 @@
+use std::sync::Arc;
+
+use fanfare_broker::{Backoff, Broker, Environment, PublishError, absence};
+use fanfare_protocol::{Message, QueueNames, ReplyAddress, TargetResult, WireTime};
+
+/// Brings into queues what a worker has to say: results, and messages to park. It does not give up: the delivery that a
+/// message answers stays unacked meanwhile, and whoever stops the worker drops the attempt.
+#[derive(Debug, Clone)]
+pub(crate) struct Answers {
+    pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) environment: Arc<dyn Environment>,
+    pub(crate) names: QueueNames,
+}
+
+impl Answers {
+    /// Publishes a result, and returns when it is confirmed or when nobody wants it any more: its queue is gone, because
+    /// the fan-out ended without it.
+    pub(crate) async fn publish_result(&self, result: &TargetResult, to: &ReplyAddress) {
+        let body = result.to_body();
+        let mut backoff = Backoff::default();
+        loop {
+            let message = TargetResult::message(body.clone(), to, result.resp_ts_utc);
+            let error = match self.broker.publish(&to.queue, message).await {
+                Ok(()) => return,
+                Err(error) => error,
+            };
+            if matches!(error, PublishError::Unroutable(_)) && self.is_gone(&to.queue).await {
+                tracing::debug!(cid = %to.cid, run = %to.run, message_id = to.message_id, "the result is late: its fan-out has ended");
+                return;
+            }
+            tracing::warn!(cid = %to.cid, message_id = to.message_id, %error, "publishing a result again");
+            backoff.wait(&*self.environment).await;
+        }
+    }
+
+    /// Parks a message for a person to look at.
+    pub(crate) async fn park(&self, message: &Message, from: &str, reason: &str) {
+        let parked = self.names.parked();
+        let mut copy = message.clone().parked(from, reason);
+        let mut backoff = Backoff::default();
+        loop {
+            let error = match self.broker.publish(&parked.name, copy.clone()).await {
+                Ok(()) => return,
+                Err(error) => error,
+            };
+            match &error {
+                PublishError::TooLarge { bytes, .. } => {
+                    // Another client put in more than Fanfare takes out: what is kept is that it was there, and why.
+                    let reason = format!("{reason}; its body of {bytes} bytes is too large to be parked");
+                    copy = message.clone().parked(from, &reason);
+                    copy.body.clear();
+                }
+                // Someone deleted the queue. Where it cannot be declared either, the next try says so again.
+                PublishError::Unroutable(_) => drop(self.broker.declare(&parked).await),
+                _ => {}
+            }
+            tracing::warn!(queue = parked.name, from, %error, "parking a message again");
+            backoff.wait(&*self.environment).await;
+        }
+    }
+
+    /// The time as results have it.
+    pub(crate) fn now(&self) -> WireTime {
+        WireTime::from(self.environment.now())
+    }
+
+    async fn is_gone(&self, queue: &str) -> bool {
+        matches!(absence::is_gone(&*self.broker, queue, absence::PAUSE).await, Ok(true))
+    }
+}

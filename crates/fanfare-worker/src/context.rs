@@ -1,0 +1,138 @@
+use std::fmt;
+use std::sync::Arc;
+
+use fanfare_protocol::{Channel, Cid, Invocation, Metadata, RunId, ServiceName, Source, TargetKey, WireTime};
+use fanfare_publisher::{Accepted, Fanout, InvokeError, Publisher};
+use serde::Serialize;
+use tokio_util::sync::CancellationToken;
+
+use crate::slot::Slot;
+
+/// What a service is told beside its payload, and its way to invoke others. Cheap to clone.
+#[derive(Clone)]
+pub struct Context {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    service: ServiceName,
+    invocation: Invocation,
+    cancellation: CancellationToken,
+    publisher: Publisher,
+    slot: Slot,
+}
+
+impl Context {
+    pub(crate) fn new(
+        service: ServiceName,
+        invocation: Invocation,
+        cancellation: CancellationToken,
+        publisher: Publisher,
+        slot: Slot,
+    ) -> Self {
+        Self { shared: Arc::new(Shared { service, invocation, cancellation, publisher, slot }) }
+    }
+
+    /// How the service was invoked: as a target, as a callback, or plainly.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.shared.invocation.channel
+    }
+
+    /// The correlation ID of the fan-out, or of the plain invocation.
+    #[must_use]
+    pub fn cid(&self) -> &Cid {
+        &self.shared.invocation.cid
+    }
+
+    /// The run, which tells two fan-outs with the same CID apart.
+    #[must_use]
+    pub fn run(&self) -> RunId {
+        self.shared.invocation.run
+    }
+
+    /// Who issued the fan-out, or the plain invocation.
+    #[must_use]
+    pub fn source(&self) -> &Source {
+        &self.shared.invocation.source
+    }
+
+    /// As a target, the key in the fan-out; as an on-target callback, that of the target that completed.
+    #[must_use]
+    pub fn key(&self) -> Option<&TargetKey> {
+        self.shared.invocation.key.as_ref()
+    }
+
+    /// The service's own name.
+    #[must_use]
+    pub fn service(&self) -> &ServiceName {
+        &self.shared.service
+    }
+
+    /// 1, and more on a retry.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        self.shared.invocation.attempt
+    }
+
+    /// The same at every repetition of this invocation. Together with the [run](Self::run) it tells whether work was done
+    /// already: a service may run more than once for one invocation.
+    #[must_use]
+    pub fn message_id(&self) -> &str {
+        &self.shared.invocation.message_id
+    }
+
+    /// When the fan-out was invoked, where the message says so.
+    #[must_use]
+    pub fn requested_at(&self) -> Option<WireTime> {
+        self.shared.invocation.requested_at
+    }
+
+    /// What the caller tells all targets and callbacks.
+    #[must_use]
+    pub fn metadata(&self) -> &Metadata {
+        &self.shared.invocation.metadata
+    }
+
+    /// Cancelled when the service is to end early: it ran out of time, or its worker stops and can wait no longer. What
+    /// the service itself awaits is dropped then; tasks that it spawned need the token.
+    #[must_use]
+    pub fn cancellation(&self) -> &CancellationToken {
+        &self.shared.cancellation
+    }
+
+    /// Starts a fan-out with this service as the source, and a CID of its own. To wait for it with
+    /// [`invoke_and_wait`](Fanout::invoke_and_wait) gives this service's slot to others meanwhile.
+    pub fn fanout(&self) -> Fanout {
+        let fanout = self.shared.publisher.fanout(&self.shared.service);
+        fanout.while_waiting(Arc::new(self.shared.slot.clone()))
+    }
+
+    /// Starts a parallel execution with this service as the source, and a CID of its own.
+    pub fn parallel(&self) -> Fanout {
+        self.shared.publisher.parallel(&self.shared.service)
+    }
+
+    /// Invokes one service, whose answer nobody waits for, with this service as the source.
+    ///
+    /// # Errors
+    /// As for [`Publisher::send`].
+    pub async fn send(
+        &self,
+        service: impl AsRef<str>,
+        payload: impl Serialize,
+    ) -> Result<Accepted, InvokeError> {
+        self.shared.publisher.send(&self.shared.service, service, payload).await
+    }
+}
+
+impl fmt::Debug for Context {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Context")
+            .field("service", self.service())
+            .field("channel", &self.channel())
+            .field("cid", self.cid())
+            .field("message_id", &self.message_id())
+            .finish_non_exhaustive()
+    }
+}

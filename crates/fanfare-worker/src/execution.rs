@@ -1,0 +1,71 @@
+use std::any::Any;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use serde_json::value::RawValue;
+
+use crate::registration::Registered;
+use crate::{Context, ServiceError};
+
+/// Characters of an exception that are kept. The end of a longer one is cut off.
+const EXCEPTION_CHARS: usize = 64 * 1024;
+
+/// Why a service failed, as the caller is told: the error and its causes, a panic's message, or the time-out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Exception(String);
+
+impl Exception {
+    pub(crate) fn new(text: impl Into<String>) -> Self {
+        let mut text = text.into();
+        if let Some((end, _)) = text.char_indices().nth(EXCEPTION_CHARS) {
+            text.truncate(end);
+        }
+        Self(text)
+    }
+
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl From<ServiceError> for Exception {
+    fn from(error: ServiceError) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+/// Runs a service once, under its time-out. Nothing that the service does gets past this, a panic included. The token is
+/// the one that the context holds; it is cancelled where the service is dropped before its end.
+pub(crate) async fn execute(
+    registered: &Registered,
+    context: Context,
+    payload: &[u8],
+) -> Result<Box<RawValue>, Exception> {
+    let payload: &RawValue = serde_json::from_slice(payload)
+        .map_err(|error| Exception::new(format!("the payload is not JSON: {error}")))?;
+    let unfinished = context.cancellation().clone().drop_guard();
+    // The service's state is its own affair: what it shares must stand a panic, as with any thread.
+    let call = AssertUnwindSafe(async { registered.service.call(context, payload).await }).catch_unwind();
+    let outcome = match registered.timeout {
+        None => call.await,
+        Some(limit) => match tokio::time::timeout(limit, call).await {
+            Ok(outcome) => outcome,
+            Err(_) => return Err(Exception::new(timed_out(limit))),
+        },
+    };
+    unfinished.disarm();
+    match outcome {
+        Ok(answer) => answer.map_err(Exception::from),
+        Err(panic) => Err(Exception::new(format!("the service panicked: {}", message_of(&*panic)))),
+    }
+}
+
+fn timed_out(limit: Duration) -> String {
+    format!("timed out after {limit:?}")
+}
+
+fn message_of(panic: &(dyn Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message")
+}

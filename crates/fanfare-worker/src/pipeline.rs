@@ -1,0 +1,158 @@
+use fanfare_broker::{Delivery, Receipt};
+use fanfare_protocol::{
+    Invocation, MalformedInvocation, Message, ReplyAddress, TargetResult, WireTime, header,
+};
+use fanfare_publisher::Publisher;
+use serde_json::value::RawValue;
+use tokio_util::sync::CancellationToken;
+
+use crate::Context;
+use crate::answer::Answers;
+use crate::execution::{Exception, execute};
+use crate::registration::Registered;
+use crate::slot::Slot;
+
+/// Takes each delivery of one service from its queue to its ack: decode, run, answer, ack.
+pub(crate) struct Pipeline {
+    pub(crate) registered: Registered,
+    /// The service's queue.
+    pub(crate) queue: String,
+    pub(crate) answers: Answers,
+    pub(crate) publisher: Publisher,
+    pub(crate) stop: Stop,
+}
+
+/// How a worker that stops presses its invocations.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Stop {
+    /// Invocations are to end early.
+    pub(crate) cancel: CancellationToken,
+    /// What still runs is dropped.
+    pub(crate) abort: CancellationToken,
+}
+
+/// What becomes of a delivery.
+enum Fate {
+    /// All that follows from it is safe: the broker may forget it.
+    Done,
+    /// It has not run to its end: another worker will be handed it.
+    Requeued,
+}
+
+impl Pipeline {
+    /// Handles one delivery. The outcome is in a queue before the delivery is acked, so a worker that dies at any point
+    /// loses nothing: the delivery is handed out again.
+    pub(crate) async fn process(&self, delivery: Delivery, slot: Slot) {
+        let Delivery { message, receipt, .. } = delivery;
+        let fate = tokio::select! {
+            biased;
+            () = self.stop.abort.cancelled() => Fate::Requeued,
+            fate = self.handle(&message, &slot) => fate,
+        };
+        slot.finish();
+        answer(&receipt, fate).await;
+    }
+
+    async fn handle(&self, message: &Message, slot: &Slot) -> Fate {
+        let invocation = match Invocation::decode(message, &self.answers.names) {
+            Ok(invocation) => invocation,
+            Err(malformed) => {
+                slot.finish();
+                self.refuse(message, malformed).await;
+                return Fate::Done;
+            }
+        };
+        let reply = invocation.reply.clone();
+        let outcome = self.run(invocation.clone(), slot).await;
+        slot.finish();
+        match (reply, outcome) {
+            // It was cut short by this worker and not by anything of its own: it deserves another run.
+            (_, Err(_)) if self.stop.cancel.is_cancelled() => return Fate::Requeued,
+            (Some(to), outcome) => {
+                self.publish_result(outcome, invocation.source.as_str(), invocation.requested_at, &to).await;
+            }
+            (None, Err(exception)) => self.park_failed(message, &invocation, &exception).await,
+            (None, Ok(_nobody_asked)) => {}
+        }
+        Fate::Done
+    }
+
+    async fn run(&self, invocation: Invocation, slot: &Slot) -> Result<Box<RawValue>, Exception> {
+        let body = invocation.body.clone();
+        let context = Context::new(
+            self.registered.name.clone(),
+            invocation,
+            self.stop.cancel.child_token(),
+            self.publisher.clone(),
+            slot.clone(),
+        );
+        execute(&self.registered, context, &body).await
+    }
+
+    /// Answers for a message that cannot be run, where it says to whom, and parks it otherwise.
+    async fn refuse(&self, message: &Message, malformed: MalformedInvocation) {
+        let MalformedInvocation { reason, reply } = malformed;
+        tracing::warn!(
+            queue = self.queue,
+            message_id = message.properties.message_id,
+            %reason,
+            answered = reply.is_some(),
+            "a malformed message"
+        );
+        match reply {
+            Some(to) => {
+                let source = message.text(header::SOURCE).unwrap_or_default();
+                let exception = Exception::new(format!("the request is malformed: {reason}"));
+                self.publish_result(Err(exception), source, None, &to).await;
+            }
+            None => self.answers.park(message, &self.queue, &reason.to_string()).await,
+        }
+    }
+
+    async fn publish_result(
+        &self,
+        outcome: Result<Box<RawValue>, Exception>,
+        source: &str,
+        requested_at: Option<WireTime>,
+        to: &ReplyAddress,
+    ) {
+        let now = self.answers.now();
+        let (response, exception) = match outcome {
+            Ok(response) => (response, None),
+            Err(exception) => (RawValue::NULL.to_owned(), Some(exception.as_str().to_owned())),
+        };
+        let result = TargetResult {
+            source: source.to_owned(),
+            target: self.registered.name.to_string(),
+            response,
+            req_ts_utc: requested_at.unwrap_or(now),
+            resp_ts_utc: now,
+            ok: exception.is_none(),
+            exception,
+            cid: to.cid.clone(),
+        };
+        self.answers.publish_result(&result, to).await;
+    }
+
+    /// A callback, or a plain invocation, that failed has nobody to answer to: it is logged and kept for a person.
+    async fn park_failed(&self, message: &Message, invocation: &Invocation, exception: &Exception) {
+        tracing::error!(
+            service = %self.registered.name,
+            channel = %invocation.channel,
+            cid = %invocation.cid,
+            run = %invocation.run,
+            message_id = invocation.message_id,
+            exception = exception.as_str(),
+            "the service failed, and its message is parked"
+        );
+        let reason = format!("{} failed: {}", self.registered.name, exception.as_str());
+        self.answers.park(message, &self.queue, &reason).await;
+    }
+}
+
+async fn answer(receipt: &Receipt, fate: Fate) {
+    match fate {
+        Fate::Done => receipt.ack().await,
+        Fate::Requeued => receipt.requeue().await,
+    }
+}

@@ -1,0 +1,246 @@
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fanfare_broker::Backoff;
+use fanfare_protocol::QueueSpec;
+use fanfare_publisher::Publisher;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::answer::Answers;
+use crate::lane::Lane;
+use crate::pipeline::{Pipeline, Stop};
+use crate::registration::Registered;
+use crate::slot::Slots;
+use crate::{Registration, WorkerError};
+
+/// How long an invocation that was told to end has for it before it is dropped.
+const CANCELLATION_GRACE: Duration = Duration::from_secs(1);
+/// How long it may take to put back what was dropped. What is not put back by then comes back with the connection.
+const REQUEUE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Runs services: consumes their queues, and answers for every message in them. Any number of workers share a queue.
+///
+/// ```
+/// use std::sync::Arc;
+/// use fanfare_broker::{System, memory::MemoryBroker};
+/// use fanfare_publisher::{Config as PublisherConfig, Publisher};
+/// use fanfare_worker::{Config, Context, Worker, service};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let publisher = Publisher::new(Arc::new(MemoryBroker::new()), Arc::new(System), PublisherConfig::default());
+/// let worker = Worker::new(publisher, Config::default())
+///     .service(service("price.quote", |_: Context, items: Vec<String>| async move { Ok(items.len() * 5) }))
+///     .service(service("audit.log", |context: Context, _: serde_json::Value| async move {
+///         println!("{} of {}", context.channel(), context.cid());
+///         Ok(())
+///     }));
+/// // A program waits for a signal here.
+/// worker.run_until(async {}).await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug)]
+#[must_use = "a worker does nothing before `run_until`"]
+pub struct Worker {
+    publisher: Publisher,
+    config: Config,
+    services: Vec<Registration>,
+}
+
+/// What a [`Worker`] is to be told.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Invocations of all services together that run at the same time: 1 or more. 64.
+    pub concurrency: usize,
+    /// How long a worker that stops lets its invocations finish. What still runs then is told to end, dropped and put
+    /// back into its queue. 30 s.
+    pub shutdown_deadline: Duration,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { concurrency: 64, shutdown_deadline: Duration::from_secs(30) }
+    }
+}
+
+impl Worker {
+    /// A worker without services on a publisher's broker, whose queue names it uses. The publisher is also what its
+    /// services invoke others with.
+    pub fn new(publisher: Publisher, config: Config) -> Self {
+        Self { publisher, config, services: Vec::new() }
+    }
+
+    /// Adds a service.
+    pub fn service(mut self, registration: Registration) -> Self {
+        self.services.push(registration);
+        self
+    }
+
+    /// Adds services.
+    pub fn services(mut self, registrations: impl IntoIterator<Item = Registration>) -> Self {
+        self.services.extend(registrations);
+        self
+    }
+
+    /// Runs the services until `shutdown` completes, through every outage of the broker.
+    ///
+    /// It then takes no more messages, lets what runs finish under [`Config::shutdown_deadline`], and puts the rest back.
+    ///
+    /// # Errors
+    /// [`WorkerError`]: a registration breaks a rule, or the broker refuses what no waiting changes. An outage is
+    /// no error.
+    ///
+    /// # Cancel safety
+    /// Where the future is dropped, what runs is dropped and put back at once.
+    pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
+        let Self { publisher, config, services } = self;
+        let services = check(services, &config)?;
+        let mut shutdown = pin!(shutdown);
+        tokio::select! {
+            biased;
+            () = &mut shutdown => return Ok(()),
+            declared = declare_queues(&publisher, &services) => declared?,
+        }
+        for service in &services {
+            let (name, concurrency) = (&service.name, service.concurrency);
+            tracing::info!(service = %name, concurrency, prefetch = service.prefetch, "serving");
+        }
+        let mut running = Running::start(publisher, &config, services);
+        tokio::select! {
+            biased;
+            () = &mut shutdown => {}
+            () = running.lanes_ended() => {}
+        }
+        tracing::info!(invocations = running.invocations.len(), "the worker stops");
+        running.stop(config.shutdown_deadline).await;
+        tracing::info!("the worker has stopped");
+        Ok(())
+    }
+}
+
+fn check(services: Vec<Registration>, config: &Config) -> Result<Vec<Registered>, WorkerError> {
+    if services.is_empty() {
+        return Err(WorkerError::NoServices);
+    }
+    if config.concurrency == 0 {
+        return Err(WorkerError::NoConcurrency);
+    }
+    let services: Vec<Registered> =
+        services.into_iter().map(Registration::check).collect::<Result<_, _>>()?;
+    let mut names = BTreeSet::new();
+    match services.iter().find(|service| !names.insert(&service.name)) {
+        Some(twice) => Err(WorkerError::Duplicate(twice.name.clone())),
+        None => Ok(services),
+    }
+}
+
+/// Declares the queues of the services, and those that take what cannot be handled. Waits for as long as there is no
+/// broker.
+async fn declare_queues(publisher: &Publisher, services: &[Registered]) -> Result<(), WorkerError> {
+    let names = &publisher.config().names;
+    let served = services.iter().map(|service| names.service(&service.name));
+    let queues: Vec<QueueSpec> = [names.dead(), names.parked()].into_iter().chain(served).collect();
+    for queue in &queues {
+        let mut backoff = Backoff::default();
+        while let Err(error) = publisher.broker().declare(queue).await {
+            if !error.is_outage() {
+                return Err(error.into());
+            }
+            tracing::warn!(queue = queue.name, %error, "waiting for the broker");
+            backoff.wait(&**publisher.environment()).await;
+        }
+    }
+    Ok(())
+}
+
+/// A worker at work: one lane per service, and the invocations that they started.
+struct Running {
+    lanes: JoinSet<()>,
+    invocations: TaskTracker,
+    stopping: CancellationToken,
+    stop: Stop,
+}
+
+impl Running {
+    fn start(publisher: Publisher, config: &Config, services: Vec<Registered>) -> Self {
+        let running = Self {
+            lanes: JoinSet::new(),
+            invocations: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            stop: Stop::default(),
+        };
+        let all = Arc::new(Semaphore::new(config.concurrency.min(Semaphore::MAX_PERMITS)));
+        services.into_iter().fold(running, |mut running, registered| {
+            let names = publisher.config().names.clone();
+            let lane = Lane {
+                queue: names.service(&registered.name),
+                slots: Slots::new(registered.concurrency, Arc::clone(&all)),
+                stopping: running.stopping.clone(),
+                invocations: running.invocations.clone(),
+                pipeline: Arc::new(Pipeline {
+                    queue: names.service(&registered.name).name,
+                    registered,
+                    answers: Answers {
+                        broker: Arc::clone(publisher.broker()),
+                        environment: Arc::clone(publisher.environment()),
+                        names,
+                    },
+                    publisher: publisher.clone(),
+                    stop: running.stop.clone(),
+                }),
+            };
+            running.lanes.spawn(lane.run());
+            running
+        })
+    }
+
+    /// Returns when all lanes have ended: not before they are stopped. One that panics takes the worker with it, for
+    /// nobody would serve its service any more.
+    async fn lanes_ended(&mut self) {
+        while let Some(ended) = self.lanes.join_next().await {
+            if let Err(error) = ended
+                && error.is_panic()
+            {
+                std::panic::resume_unwind(error.into_panic());
+            }
+        }
+    }
+
+    /// No more messages; then time to finish; then word to end; then the rest is dropped and put back.
+    async fn stop(mut self, deadline: Duration) {
+        self.stopping.cancel();
+        self.invocations.close();
+        let invocations = self.invocations.clone();
+        let finished = async {
+            self.lanes_ended().await;
+            invocations.wait().await;
+        };
+        if timeout(deadline, finished).await.is_ok() {
+            return;
+        }
+        tracing::warn!(invocations = self.invocations.len(), ?deadline, "invocations did not finish in time");
+        self.stop.cancel.cancel();
+        if timeout(CANCELLATION_GRACE, self.invocations.wait()).await.is_ok() {
+            return;
+        }
+        self.stop.abort.cancel();
+        if timeout(REQUEUE_LIMIT, self.invocations.wait()).await.is_err() {
+            tracing::warn!(invocations = self.invocations.len(), "left to the broker to put back");
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stopping.cancel();
+        self.stop.cancel.cancel();
+        self.stop.abort.cancel();
+    }
+}
