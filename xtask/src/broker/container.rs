@@ -5,7 +5,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use super::Instance;
 use crate::{environment, process, say};
@@ -57,7 +57,8 @@ impl Engine {
         // The value exists before the container does, so that nothing stays where starting fails half-way.
         let container = Container { program: self.program, name, port: environment::free_port()? };
         let mut run = Command::new(self.program);
-        run.args(["run", "--detach", "--rm", "--pull=never", "--name", &container.name])
+        // Not `--rm`: with it, Docker sometimes removes a container that it is asked to restart.
+        run.args(["run", "--detach", "--pull=never", "--name", &container.name])
             .args(["--label", "fanfare.test=true", "--ulimit", "nofile=20000:20000"])
             .args(["--publish", &format!("127.0.0.1:{}:5672", container.port), &self.image]);
         process::output_undisturbed(&mut run, LIMIT)?;
@@ -85,11 +86,10 @@ impl Instance for Container {
     }
 
     fn check_running(&mut self) -> Result<()> {
-        let mut inspect = self.command(&["inspect", "--format", "{{.State.Running}}", &self.name]);
-        match process::output(&mut inspect, LIMIT) {
-            Ok(running) if running.trim() == "true" => Ok(()),
-            _ => bail!("the container {} has ended by itself", self.name),
-        }
+        let mut inspect = self.command(&["inspect", "--format", "{{.State.Status}}", &self.name]);
+        let status = process::output(&mut inspect, LIMIT)?;
+        ensure!(status.trim() == "running", "the container {} is {}", self.name, status.trim());
+        Ok(())
     }
 
     fn check_ports(&self) -> Result<()> {

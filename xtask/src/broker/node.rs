@@ -192,8 +192,8 @@ impl Instance for Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // Its data goes anyway, so that there is nothing to finish.
-        let _ = self.server.stop(Duration::ZERO);
+        // Asked to stop, its start script waits for the Erlang machine, which nobody might reap otherwise.
+        let _ = self.server.stop(STOP_GRACE);
     }
 }
 
