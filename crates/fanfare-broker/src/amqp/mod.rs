@@ -1,1 +1,152 @@
 //! RabbitMQ, through lapin.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use std::sync::Arc;
+//!
+//! use fanfare_broker::amqp::{AmqpBroker, Config};
+//! use fanfare_broker::{Broker, System};
+//!
+//! let broker = AmqpBroker::new(Config::parse("amqp://localhost")?, Arc::new(System));
+//! println!("{}", broker.server().await?.version);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Each role has connections of its own, from one pool, made when they are first needed. One task
+//! [publishes](publishing), in a [window](window) of messages under way whose [answers](ledger) it pairs; a few channels
+//! [declare](declaring) and inspect queues, and are replaced when an error closes them; others [consume](consuming), many on
+//! one [connection](trunk). lapin's own recovery is off: it would bring back queues that were deleted, and it does not tell
+//! what became of a message. Whoever lost a channel opens another.
+
+mod address;
+mod config;
+mod connection;
+mod consuming;
+mod declaring;
+mod dial;
+mod failure;
+mod greeting;
+mod ledger;
+mod publishing;
+mod trunk;
+mod window;
+mod wire;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use fanfare_protocol::{Message, QueueSpec};
+use tokio_util::task::TaskTracker;
+
+pub use self::address::{Address, InvalidAddress, redacted};
+pub use self::config::{ClientCertificate, Config, Tls};
+use self::consuming::ConsumingChannel;
+use self::declaring::Declaring;
+use self::publishing::Publishing;
+use self::trunk::{Connections, Trunk};
+use crate::{
+    Broker, BrokerError, ConsumerChannel, Environment, PublishError, QueueState, ServerInfo,
+};
+
+/// Consuming channels on one connection. RabbitMQ allows 2,047, and all share one socket and one thread.
+const CHANNELS_PER_CONNECTION: usize = 500;
+/// How long closing may take.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// A RabbitMQ broker. It connects by itself, on a Tokio runtime, and again when a connection is lost.
+///
+/// While the broker is away, operations fail within seconds, and attempts to connect are some seconds apart.
+pub struct AmqpBroker {
+    config: Config,
+    connections: Arc<Connections>,
+    declaring: Declaring,
+    consuming: Trunk,
+    publishing: OnceLock<Publishing>,
+    tasks: TaskTracker,
+    /// What the broker said about itself, by the address that it said it at.
+    server: Mutex<Option<ServerInfo>>,
+}
+
+impl AmqpBroker {
+    /// A broker that is not connected yet.
+    #[must_use]
+    pub fn new(config: Config, environment: Arc<dyn Environment>) -> Self {
+        let connections = Arc::new(Connections::new(config.clone(), environment));
+        Self {
+            config,
+            declaring: Declaring::new(connections.clone()),
+            consuming: Trunk::new(connections.clone(), CHANNELS_PER_CONNECTION),
+            connections,
+            publishing: OnceLock::new(),
+            tasks: TaskTracker::new(),
+            server: Mutex::default(),
+        }
+    }
+
+    fn publishing(&self) -> &Publishing {
+        let Config { publish_timeout, in_flight, .. } = self.config;
+        self.publishing.get_or_init(|| {
+            Publishing::start(self.connections.clone(), publish_timeout, in_flight, &self.tasks)
+        })
+    }
+}
+
+#[async_trait]
+impl Broker for AmqpBroker {
+    async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError> {
+        self.publishing().publish(queue, message).await
+    }
+
+    async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
+        self.declaring.declare(queue).await
+    }
+
+    async fn inspect(&self, queue: &str) -> Result<Option<QueueState>, BrokerError> {
+        self.declaring.inspect(queue).await
+    }
+
+    async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
+        self.declaring.delete(queue).await
+    }
+
+    async fn open(&self) -> Result<Arc<dyn ConsumerChannel>, BrokerError> {
+        let line = self.consuming.open().await?;
+        Ok(Arc::new(ConsumingChannel::new(self.connections.clone(), line)))
+    }
+
+    async fn server(&self) -> Result<ServerInfo, BrokerError> {
+        let line = self.declaring.line().await?;
+        let address = line.link().address();
+        let known = self.server.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(known) = known.filter(|known| known.address == address.to_string()) {
+            return Ok(known);
+        }
+        let (product, version) = greeting::read(address, &self.config.tls)
+            .await
+            .map_err(|error| BrokerError::Unreachable(format!("{address}: {error}")))?;
+        let server = ServerInfo { product, version, address: address.to_string() };
+        *self.server.lock().unwrap_or_else(PoisonError::into_inner) = Some(server.clone());
+        Ok(server)
+    }
+
+    async fn close(&self) {
+        self.connections.closed().cancel();
+        self.tasks.close();
+        self.declaring.close();
+        let closing = async {
+            // The task that publishes waits for the confirms of what is under way, and closes its own connection.
+            self.tasks.wait().await;
+            self.connections.close().await;
+        };
+        let _ = tokio::time::timeout(CLOSING_TIMEOUT, closing).await;
+    }
+}
+
+impl fmt::Debug for AmqpBroker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AmqpBroker").field("urls", &self.config.urls).finish_non_exhaustive()
+    }
+}

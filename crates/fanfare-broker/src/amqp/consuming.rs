@@ -1,0 +1,239 @@
+//! Channels that consume.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+
+use async_trait::async_trait;
+use fanfare_protocol::QueueSpec;
+use futures_util::{Stream, StreamExt};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::FieldTable;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::declaring::{OPERATION_TIMEOUT, no_answer};
+use super::trunk::{Connections, Line};
+use super::{failure, wire};
+use crate::{Acknowledge, BrokerError, Consumer, ConsumerChannel, Delivery, Receipt};
+
+/// A channel that consumes. lapin's own handle is shared with the consumers and the receipts.
+pub(super) struct ConsumingChannel {
+    connections: Arc<Connections>,
+    shared: Arc<Shared>,
+    /// One consume at a time: a prefetch belongs to the consumer that is started next.
+    starting: Semaphore,
+    closed: CancellationToken,
+}
+
+struct Shared {
+    line: Line,
+    /// The queues that are consumed here, and whether they were deleted here.
+    consumed: Mutex<BTreeMap<String, bool>>,
+}
+
+impl ConsumingChannel {
+    pub(super) fn new(connections: Arc<Connections>, line: Line) -> Self {
+        let shared = Arc::new(Shared { line, consumed: Mutex::default() });
+        Self { connections, shared, starting: Semaphore::new(1), closed: CancellationToken::new() }
+    }
+
+    /// Waits for the answer to an operation. Where none comes, the channel is of no further use: what the broker did is
+    /// unknown, and a consumer may be running that nobody reads.
+    async fn answer<T>(
+        &self,
+        queue: &str,
+        operation: impl Future<Output = lapin::Result<T>> + Send,
+    ) -> Result<T, BrokerError> {
+        match tokio::time::timeout(OPERATION_TIMEOUT, operation).await {
+            Ok(result) => {
+                result.map_err(|error| self.connections.reason(failure::on_queue(&error, queue)))
+            }
+            Err(_) => {
+                self.shut();
+                Err(no_answer(queue))
+            }
+        }
+    }
+
+    /// Closes the channel without waiting for it.
+    fn shut(&self) {
+        self.closed.cancel();
+        let channel = self.shared.line.channel.clone();
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move { close(&channel).await });
+        }
+    }
+}
+
+#[async_trait]
+impl ConsumerChannel for ConsumingChannel {
+    async fn consume(&self, queue: &str, prefetch: u16) -> Result<Consumer, BrokerError> {
+        let name = wire::short("queue", queue)?;
+        if prefetch == 0 {
+            return Err(BrokerError::Refused(
+                "a prefetch of 0 is no limit; give the number of messages that may be held".to_owned(),
+            ));
+        }
+        let channel = &self.shared.line.channel;
+        let started = async {
+            let _turn = self.starting.acquire().await;
+            channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+            channel
+                .basic_consume(name, "".into(), BasicConsumeOptions::default(), FieldTable::default())
+                .await
+        };
+        let consumer = self.answer(queue, started).await?;
+        self.shared.consumed().insert(queue.to_owned(), false);
+        let tag = consumer.tag().to_string();
+        let deliveries = Deliveries {
+            queue: queue.to_owned(),
+            consumer: Some(consumer),
+            shared: self.shared.clone(),
+        };
+        Ok(Consumer::new(tag, deliveries.boxed()))
+    }
+
+    async fn declare_exclusive(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
+        let name = wire::short("queue", &queue.name)?;
+        let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
+        let declared = self.shared.line.channel.queue_declare(name, options, wire::arguments(queue));
+        self.answer(&queue.name, declared).await.map(drop)
+    }
+
+    async fn cancel(&self, consumer: &str) -> Result<(), BrokerError> {
+        let tag = wire::short("consumer", consumer)?;
+        let cancelled = self.shared.line.channel.basic_cancel(tag, BasicCancelOptions::default());
+        self.answer(consumer, cancelled).await
+    }
+
+    async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
+        let name = wire::short("queue", queue)?;
+        if let Some(deleted) = self.shared.consumed().get_mut(queue) {
+            *deleted = true;
+        }
+        let deleted = self.shared.line.channel.queue_delete(name, QueueDeleteOptions::default());
+        self.answer(queue, deleted).await.map(drop)
+    }
+
+    async fn close(&self) {
+        self.closed.cancel();
+        close(&self.shared.line.channel).await;
+    }
+
+    async fn ended(&self) {
+        tokio::select! {
+            () = self.closed.cancelled() => {}
+            () = self.shared.line.ended() => {}
+        }
+    }
+}
+
+impl Drop for ConsumingChannel {
+    fn drop(&mut self) {
+        // Consumers and receipts may outlive this handle; what they hold goes back to its queue all the same.
+        if !self.closed.is_cancelled() {
+            self.shut();
+        }
+    }
+}
+
+impl fmt::Debug for ConsumingChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.fmt(f)
+    }
+}
+
+impl Shared {
+    fn consumed(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, bool>> {
+        self.consumed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Channel")
+            .field("id", &self.line.channel.id())
+            .field("connection", self.line.link())
+            .finish()
+    }
+}
+
+#[async_trait]
+impl Acknowledge for Shared {
+    async fn ack(&self, tag: u64) {
+        // An error means that the channel has ended, and lapin sends nothing on a later channel of the same number.
+        let _ = self.line.channel.basic_ack(tag, BasicAckOptions::default()).await;
+    }
+
+    async fn requeue(&self, tag: u64) {
+        let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+        let _ = self.line.channel.basic_nack(tag, options).await;
+    }
+}
+
+/// The deliveries of one consumer, until it ends.
+struct Deliveries {
+    queue: String,
+    /// Gone when the consumer has ended.
+    consumer: Option<lapin::Consumer>,
+    shared: Arc<Shared>,
+}
+
+impl Stream for Deliveries {
+    type Item = Result<Delivery, BrokerError>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let this = &mut *self;
+        let Some(consumer) = &mut this.consumer else { return Poll::Ready(None) };
+        match std::task::ready!(consumer.poll_next_unpin(context)) {
+            Some(Ok(delivery)) => {
+                let message = wire::message(&delivery.properties, delivery.data);
+                let receipt = Receipt::new(this.shared.clone(), delivery.delivery_tag);
+                let redelivered = delivery.redelivered;
+                Poll::Ready(Some(Ok(Delivery { message, redelivered, receipt })))
+            }
+            Some(Err(error)) => {
+                this.consumer = None;
+                Poll::Ready(Some(Err(lost(&error))))
+            }
+            None => {
+                this.consumer = None;
+                // lapin also ends it in this way where the channel ended without an error of the broker's.
+                Poll::Ready((!this.shared.line.is_open()).then(|| {
+                    Err(BrokerError::Unreachable("the channel of this consumer was closed".to_owned()))
+                }))
+            }
+        }
+    }
+}
+
+impl Drop for Deliveries {
+    fn drop(&mut self) {
+        // lapin cancels a consumer that is dropped. To cancel one whose queue was just deleted crashes the broker's channel, and
+        // the connection with it: let the broker's own cancel come first.
+        let deleted = self.shared.consumed().remove(&self.queue);
+        if deleted == Some(true)
+            && let Some(mut consumer) = self.consumer.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(async move { while consumer.next().await.is_some() {} });
+        }
+    }
+}
+
+/// The channel ended under its consumers.
+fn lost(error: &lapin::Error) -> BrokerError {
+    let reason = failure::reply(error).map_or_else(|| error.to_string(), |(_, reason)| reason);
+    BrokerError::Unreachable(reason)
+}
+
+async fn close(channel: &lapin::Channel) {
+    // An error means that it is closed already.
+    let _ = tokio::time::timeout(OPERATION_TIMEOUT, channel.close(200, "OK".into())).await;
+}

@@ -1,0 +1,152 @@
+//! Declaring, inspecting and deleting queues.
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use fanfare_protocol::QueueSpec;
+use lapin::Channel;
+use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use lapin::types::FieldTable;
+use tokio::sync::Semaphore;
+
+use super::trunk::{Connections, Line, Trunk};
+use super::{failure, wire};
+use crate::{BrokerError, QueueState};
+
+/// Operations at a time. Declaring takes some 10 ms, and the broker does about this many beside one another.
+const CHANNELS: usize = 16;
+/// Operations on one channel: lapin remembers every queue that was declared or inspected on a channel for as long as that lives.
+const OPERATIONS_PER_CHANNEL: u32 = 1_000;
+/// How long one operation may take.
+pub(super) const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Works on queues through channels of its own. An error ends a channel, and these have no consumers to lose.
+#[derive(Debug)]
+pub(super) struct Declaring {
+    connections: Arc<Connections>,
+    trunk: Trunk,
+    slots: Semaphore,
+    idle: Mutex<Vec<Used>>,
+}
+
+#[derive(Debug)]
+struct Used {
+    line: Line,
+    operations: u32,
+}
+
+impl Declaring {
+    pub(super) fn new(connections: Arc<Connections>) -> Self {
+        Self {
+            trunk: Trunk::new(connections.clone(), CHANNELS),
+            connections,
+            slots: Semaphore::new(CHANNELS),
+            idle: Mutex::default(),
+        }
+    }
+
+    pub(super) async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
+        let name = wire::short("queue", &queue.name)?;
+        let arguments = wire::arguments(queue);
+        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+        self.run(&queue.name, move |channel: Channel| async move {
+            channel.queue_declare(name, options, arguments).await
+        })
+        .await
+        .map(drop)
+    }
+
+    pub(super) async fn inspect(&self, queue: &str) -> Result<Option<QueueState>, BrokerError> {
+        let name = wire::short("queue", queue)?;
+        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let looked = self
+            .run(queue, move |channel: Channel| async move {
+                channel.queue_declare(name, options, FieldTable::default()).await
+            })
+            .await;
+        match looked {
+            Ok(queue) => Ok(Some(QueueState {
+                messages: queue.message_count().into(),
+                consumers: queue.consumer_count().into(),
+            })),
+            Err(BrokerError::NoQueue(_)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
+        let name = wire::short("queue", queue)?;
+        let deleted = self
+            .run(queue, move |channel: Channel| async move {
+                channel.queue_delete(name, QueueDeleteOptions::default()).await
+            })
+            .await;
+        match deleted {
+            Ok(_) | Err(BrokerError::NoQueue(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Opens a channel, which connects where there is no connection, and tells where to.
+    pub(super) async fn line(&self) -> Result<Line, BrokerError> {
+        let _slot = self.slots.acquire().await.map_err(|_| BrokerError::Closed)?;
+        let used = self.channel().await?;
+        let line = used.line.clone();
+        self.keep(used);
+        Ok(line)
+    }
+
+    /// Drops the channels that wait for work.
+    pub(super) fn close(&self) {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+
+    async fn run<T, F>(
+        &self,
+        queue: &str,
+        operation: impl FnOnce(Channel) -> F + Send,
+    ) -> Result<T, BrokerError>
+    where
+        F: Future<Output = lapin::Result<T>> + Send,
+    {
+        let work = async {
+            let _slot = self.slots.acquire().await.map_err(|_| BrokerError::Closed)?;
+            let mut used = self.channel().await?;
+            used.operations += 1;
+            // On an error, the broker has closed the channel. It is dropped too where this future is.
+            let result = operation(used.line.channel.clone())
+                .await
+                .map_err(|error| self.connections.reason(failure::on_queue(&error, queue)))?;
+            self.keep(used);
+            Ok(result)
+        };
+        tokio::time::timeout(OPERATION_TIMEOUT, work).await.unwrap_or_else(|_| Err(no_answer(queue)))
+    }
+
+    async fn channel(&self) -> Result<Used, BrokerError> {
+        loop {
+            let used = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            match used {
+                Some(used) if used.line.is_open() => return Ok(used),
+                Some(_) => {}
+                None => return Ok(Used { line: self.trunk.open().await?, operations: 0 }),
+            }
+        }
+    }
+
+    fn keep(&self, used: Used) {
+        let worn = used.operations >= OPERATIONS_PER_CHANNEL || !used.line.link().is_usable();
+        if !worn && !self.connections.closed().is_cancelled() {
+            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(used);
+        }
+    }
+}
+
+/// The broker has not answered in time.
+pub(super) fn no_answer(queue: &str) -> BrokerError {
+    BrokerError::Unavailable {
+        queue: queue.to_owned(),
+        reason: format!("the broker has not answered within {OPERATION_TIMEOUT:?}"),
+    }
+}

@@ -1,0 +1,126 @@
+//! What an error of lapin means.
+
+use lapin::{Error, ErrorKind};
+
+use crate::BrokerError;
+
+const ACCESS_REFUSED: u16 = 403;
+const NOT_FOUND: u16 = 404;
+const RESOURCE_LOCKED: u16 = 405;
+const PRECONDITION_FAILED: u16 = 406;
+const NOT_ALLOWED: u16 = 530;
+const NOT_IMPLEMENTED: u16 = 540;
+
+/// An operation on a queue failed.
+///
+/// An error ends its channel, and with it every operation under way there: only an error that names this queue speaks about
+/// it. That matters most for "no queue", on which the end of a fan-out is decided.
+pub(super) fn on_queue(error: &Error, queue: &str) -> BrokerError {
+    let Some((code, reason)) = reply(error) else { return plain(error) };
+    if !names(&reason, queue) {
+        return match code {
+            ACCESS_REFUSED => BrokerError::Denied(reason),
+            PRECONDITION_FAILED => BrokerError::Refused(reason),
+            _ => plain(error),
+        };
+    }
+    let queue = queue.to_owned();
+    match code {
+        NOT_FOUND if reason.starts_with("NOT_FOUND - no queue") => BrokerError::NoQueue(queue),
+        // The queue's node is down, or did not answer in time.
+        NOT_FOUND => BrokerError::Unavailable { queue, reason },
+        PRECONDITION_FAILED if reason.contains("inequivalent arg") => {
+            BrokerError::QueueDiffers { queue, reason }
+        }
+        PRECONDITION_FAILED => BrokerError::Refused(reason),
+        RESOURCE_LOCKED => BrokerError::Locked(queue),
+        ACCESS_REFUSED if reason.contains("exclusive") => BrokerError::Locked(queue),
+        ACCESS_REFUSED => BrokerError::Denied(reason),
+        _ => plain(error),
+    }
+}
+
+/// A connection, or something that concerns no queue, failed.
+pub(super) fn plain(error: &Error) -> BrokerError {
+    match (reply(error), error.kind()) {
+        (Some((ACCESS_REFUSED, reason)), _) => BrokerError::Denied(reason),
+        // While the broker starts, its virtual hosts are down.
+        (Some((NOT_ALLOWED, reason)), _) if !reason.contains("is down") => BrokerError::Refused(reason),
+        (Some((NOT_IMPLEMENTED, reason)), _) => BrokerError::Refused(reason),
+        (Some((_, reason)), _) => BrokerError::Unreachable(reason),
+        (None, ErrorKind::AuthProviderError(reason)) => BrokerError::Denied(reason.clone()),
+        (None, ErrorKind::IOError(cause)) => BrokerError::Unreachable(cause.to_string()),
+        (None, _) => BrokerError::Unreachable(error.to_string()),
+    }
+}
+
+/// The code and the text that the broker sent.
+pub(super) fn reply(error: &Error) -> Option<(u16, String)> {
+    match error.kind() {
+        ErrorKind::ProtocolError(error) => Some((error.get_id(), error.get_message().to_string())),
+        _ => None,
+    }
+}
+
+/// Whether the broker speaks of this queue. It cuts its texts at 255 bytes.
+fn names(reason: &str, queue: &str) -> bool {
+    let shown = queue.get(..200).unwrap_or(queue);
+    let quote = if shown.len() == queue.len() { "'" } else { "" };
+    reason.contains(&format!("'{shown}{quote}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::protocol::{AMQPError, AMQPErrorKind};
+
+    use super::*;
+
+    fn from_broker(code: u16, text: &str) -> Error {
+        let kind = AMQPErrorKind::from_id(code).expect("a code of AMQP");
+        ErrorKind::ProtocolError(AMQPError::new(kind, text.into())).into()
+    }
+
+    #[test]
+    fn only_no_queue_of_this_name_is_absence() {
+        let absent = from_broker(404, "NOT_FOUND - no queue 'a.b' in vhost '/'");
+        assert!(matches!(on_queue(&absent, "a.b"), BrokerError::NoQueue(_)));
+        // An error that another operation on the channel caused.
+        assert!(matches!(on_queue(&absent, "a.c"), BrokerError::Unreachable(_)));
+        assert!(matches!(on_queue(&absent, "a"), BrokerError::Unreachable(_)));
+        for text in [
+            "NOT_FOUND - home node 'rabbit@b' of durable queue 'a.b' in vhost '/' is down or inaccessible",
+            "NOT_FOUND - failed to perform operation on queue 'a.b' in vhost '/' due to timeout",
+            "NOT_FOUND - queue 'a.b' in vhost '/' process is stopped by supervisor",
+        ] {
+            let error = on_queue(&from_broker(404, text), "a.b");
+            assert!(matches!(error, BrokerError::Unavailable { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_only_an_operator_can_change_is_no_outage() {
+        let differs = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'a'";
+        for (code, text) in [
+            (406, differs),
+            (405, "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q' in vhost '/'"),
+            (403, "ACCESS_REFUSED - configure access to queue 'q' in vhost '/' refused for user 'u'"),
+            (530, "NOT_ALLOWED - vhost x not found"),
+            (540, "NOT_IMPLEMENTED - feature"),
+        ] {
+            assert!(!on_queue(&from_broker(code, text), "q").is_outage(), "{text}");
+        }
+        assert!(matches!(on_queue(&from_broker(406, differs), "q"), BrokerError::QueueDiffers { .. }));
+    }
+
+    #[test]
+    fn what_passes_is_an_outage() {
+        for (code, text) in [
+            (320, "CONNECTION_FORCED - broker forced connection closure with reason 'shutdown'"),
+            (541, "INTERNAL_ERROR"),
+            (530, "NOT_ALLOWED - vhost '/' is down"),
+        ] {
+            assert!(on_queue(&from_broker(code, text), "q").is_outage(), "{text}");
+        }
+        assert!(plain(&ErrorKind::MissingHeartbeatError.into()).is_outage());
+    }
+}

@@ -1,0 +1,261 @@
+//! Publishing: one task owns the channel, and everyone hands their messages to it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fanfare_protocol::{Message, header, limits};
+use lapin::options::ConfirmSelectOptions;
+use lapin::types::ShortString;
+use lapin::{BasicProperties, Confirmation};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::trunk::{Connections, Line, Trunk};
+use super::window::Window;
+use super::{failure, wire};
+use crate::{BrokerError, PublishError};
+
+/// Messages on their way to the task. Others wait where they are published.
+const INBOX: usize = 64;
+/// How long the confirms of what is under way are waited for when the broker handle is closed.
+const CLOSING_GRACE: Duration = Duration::from_secs(5);
+/// How long the answer to opening a channel for confirms may take.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Hands messages to the task.
+#[derive(Debug, Clone)]
+pub(super) struct Publishing {
+    jobs: mpsc::Sender<Job>,
+    timeout: Duration,
+}
+
+/// A message to publish, and whom to tell.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) queue: ShortString,
+    pub(super) properties: BasicProperties,
+    pub(super) body: Bytes,
+    pub(super) look: Look,
+    pub(super) deadline: Instant,
+    pub(super) caller: oneshot::Sender<Result<(), PublishError>>,
+}
+
+/// What tells a message from all others under way, and is still there when it comes back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Look {
+    queue: String,
+    message_id: Option<String>,
+    correlation_id: Option<String>,
+    kind: Option<String>,
+    run: Option<String>,
+    key: Option<String>,
+    bytes: usize,
+}
+
+/// Owns the channel, and a new one when that is lost.
+struct Publisher {
+    connections: Arc<Connections>,
+    trunk: Trunk,
+    jobs: mpsc::Receiver<Job>,
+    in_flight: usize,
+    /// Bytes of the largest body to send. A broker may be configured to take less.
+    most: usize,
+}
+
+/// Why a channel was left.
+enum Left {
+    /// It is of no further use.
+    Lost(BrokerError),
+    /// Nobody publishes any more.
+    Done,
+}
+
+impl Publishing {
+    /// Starts the task. It ends when the connections are closed or the last handle is dropped.
+    pub(super) fn start(
+        connections: Arc<Connections>,
+        timeout: Duration,
+        in_flight: usize,
+        tasks: &TaskTracker,
+    ) -> Self {
+        let (jobs, inbox) = mpsc::channel(INBOX);
+        let publisher = Publisher {
+            trunk: Trunk::new(connections.clone(), 1),
+            connections,
+            jobs: inbox,
+            in_flight: in_flight.max(1),
+            most: limits::MESSAGE_BYTES,
+        };
+        tasks.spawn(publisher.run());
+        Self { jobs, timeout }
+    }
+
+    pub(super) async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError> {
+        let bytes = message.body.len();
+        if bytes > limits::MESSAGE_BYTES {
+            return Err(PublishError::TooLarge { bytes, most: limits::MESSAGE_BYTES });
+        }
+        let deadline = Instant::now() + self.timeout;
+        let (caller, outcome) = oneshot::channel();
+        let job = Job {
+            queue: wire::short("queue", queue).map_err(PublishError::NotSent)?,
+            properties: wire::properties(&message).map_err(PublishError::NotSent)?,
+            look: Look::of(queue, &message),
+            body: message.body,
+            deadline,
+            caller,
+        };
+        match tokio::time::timeout_at(deadline, self.jobs.send(job)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(PublishError::NotSent(BrokerError::Closed)),
+            Err(_) => return Err(PublishError::NotSent(no_room(queue))),
+        }
+        outcome.await.unwrap_or(Err(PublishError::Unknown(BrokerError::Closed)))
+    }
+}
+
+impl Look {
+    pub(super) fn of(queue: &str, message: &Message) -> Self {
+        let header = |name| message.text(name).map(str::to_owned);
+        Self {
+            queue: queue.to_owned(),
+            message_id: message.properties.message_id.clone(),
+            correlation_id: message.properties.correlation_id.clone(),
+            kind: message.properties.kind.clone(),
+            run: header(header::RUN),
+            key: header(header::KEY),
+            bytes: message.body.len(),
+        }
+    }
+}
+
+impl Job {
+    /// Tells the caller that the message was never sent.
+    pub(super) fn refuse(self, error: PublishError) {
+        // The caller may have gone away, which is its right.
+        let _ = self.caller.send(Err(error));
+    }
+}
+
+impl Publisher {
+    async fn run(mut self) {
+        let mut waiting = VecDeque::new();
+        loop {
+            if waiting.is_empty() {
+                match self.next().await {
+                    Some(job) => waiting.push_back(job),
+                    None => break,
+                }
+            }
+            let line = match self.connect().await {
+                Ok(line) => line,
+                Err(error) => {
+                    self.refuse(&mut waiting, &error);
+                    continue;
+                }
+            };
+            let mut window = Window::new(line, self.in_flight, self.most);
+            match self.serve(&mut window, &mut waiting).await {
+                Left::Lost(reason) => {
+                    self.most = window.end(self.connections.reason(reason)).await;
+                }
+                Left::Done => {
+                    self.jobs.close();
+                    self.refuse(&mut waiting, &BrokerError::Closed);
+                    window.finish(CLOSING_GRACE).await;
+                    break;
+                }
+            }
+        }
+        self.jobs.close();
+        self.refuse(&mut waiting, &BrokerError::Closed);
+    }
+
+    async fn next(&mut self) -> Option<Job> {
+        tokio::select! {
+            biased;
+            () = self.connections.closed().cancelled() => None,
+            job = self.jobs.recv() => job,
+        }
+    }
+
+    async fn connect(&self) -> Result<Line, BrokerError> {
+        let line = self.trunk.open().await?;
+        let select = line.channel.confirm_select(ConfirmSelectOptions::default());
+        match tokio::time::timeout(ANSWER_TIMEOUT, select).await {
+            Ok(Ok(())) => Ok(line),
+            Ok(Err(error)) => Err(self.connections.reason(failure::plain(&error))),
+            Err(_) => {
+                Err(BrokerError::Unreachable(format!("the broker has not answered within {ANSWER_TIMEOUT:?}")))
+            }
+        }
+    }
+
+    /// Publishes on one channel for as long as that is there.
+    async fn serve(&mut self, window: &mut Window, waiting: &mut VecDeque<Job>) -> Left {
+        let mut events = window.events();
+        loop {
+            while let Some(job) = waiting.pop_front() {
+                if !window.has_room_for(&job) {
+                    waiting.push_front(job);
+                    break;
+                }
+                window.send(job).await;
+            }
+            if !window.is_open() {
+                return Left::Lost(window.lost());
+            }
+            let deadline = window.deadline(waiting.front());
+            tokio::select! {
+                biased;
+                () = self.connections.closed().cancelled() => return Left::Done,
+                answers = window.answers() => if let Err(reason) = window.settle(answers, waiting) {
+                    return Left::Lost(reason);
+                },
+                // Whatever it is, the next round sees it.
+                _ = events.changed() => {}
+                () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
+                    while waiting.front().is_some_and(|job| job.deadline <= Instant::now()) {
+                        waiting.pop_front().into_iter().for_each(|job| {
+                            let error = no_room(job.queue.as_str());
+                            job.refuse(PublishError::NotSent(error));
+                        });
+                    }
+                    if let Err(reason) = window.expire() {
+                        return Left::Lost(reason);
+                    }
+                }
+                job = self.jobs.recv(), if waiting.len() < self.in_flight => match job {
+                    Some(job) => waiting.push_back(job),
+                    None => return Left::Done,
+                },
+            }
+        }
+    }
+
+    /// Tells everyone who waits that there is no connection.
+    fn refuse(&mut self, waiting: &mut VecDeque<Job>, error: &BrokerError) {
+        for job in waiting.drain(..).chain(std::iter::from_fn(|| self.jobs.try_recv().ok())) {
+            job.refuse(PublishError::NotSent(error.clone()));
+        }
+    }
+}
+
+/// The message could not be sent in time.
+pub(super) fn no_room(queue: &str) -> BrokerError {
+    BrokerError::Unavailable {
+        queue: queue.to_owned(),
+        reason: "the broker takes no messages, or confirms them too slowly".to_owned(),
+    }
+}
+
+/// The message that came back with a confirm.
+pub(super) fn returned(confirmation: Confirmation) -> Option<Look> {
+    let returned = confirmation.take_message()?;
+    let queue = returned.routing_key.to_string();
+    let message = wire::message(&returned.delivery.properties, returned.delivery.data);
+    Some(Look::of(&queue, &message))
+}

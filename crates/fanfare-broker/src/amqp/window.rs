@@ -1,0 +1,361 @@
+//! What is under way on one publishing channel.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
+use lapin::options::BasicPublishOptions;
+use lapin::{Confirmation, PublisherConfirm};
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use super::failure;
+use super::ledger::{Answer, Ledger, Outcome};
+use super::publishing::{Job, Look, no_room, returned};
+use super::trunk::Line;
+use crate::{BrokerError, PublishError};
+
+/// Bytes of bodies under way. lapin keeps a copy of each.
+const IN_FLIGHT_BYTES: usize = 64 * 1024 * 1024;
+/// How long lapin may take to tell, after a channel is lost, which of its messages were not written.
+const LOSS_GRACE: Duration = Duration::from_secs(1);
+
+/// The messages under way on one channel.
+///
+/// The channel never returns to the pool: lapin goes on to write what is queued for a channel that the broker has closed, which
+/// closes the connection too.
+pub(super) struct Window {
+    line: Line,
+    in_flight: usize,
+    /// Bytes of the largest body that the broker takes.
+    most: usize,
+    next: u64,
+    ledger: Ledger<Look>,
+    /// Messages handed to lapin and not written yet, in order.
+    writing: VecDeque<(u64, BoxFuture<'static, lapin::Result<PublisherConfirm>>)>,
+    /// Messages written and not answered yet.
+    confirming: FuturesUnordered<BoxFuture<'static, (u64, lapin::Result<Confirmation>)>>,
+    /// Messages that lapin has dropped before they were written.
+    unsent: BTreeSet<u64>,
+    /// What is under way, as long as it is not decided.
+    pending: BTreeMap<u64, Pending>,
+    deadlines: BTreeSet<(Instant, u64)>,
+    /// Messages that look like one under way: each waits until that is decided, so that a return tells which it is.
+    twins: HashMap<Look, VecDeque<Job>>,
+    bytes: usize,
+    confirmed: bool,
+}
+
+struct Pending {
+    look: Look,
+    queue: String,
+    bytes: usize,
+    deadline: Instant,
+    /// Gone when the time for an answer is over.
+    caller: Option<oneshot::Sender<Result<(), PublishError>>>,
+}
+
+/// What lapin told about some messages: all that it has told so far.
+pub(super) type Answers = Vec<(u64, lapin::Result<Confirmation>)>;
+
+impl Window {
+    pub(super) fn new(line: Line, in_flight: usize, most: usize) -> Self {
+        Self {
+            line,
+            in_flight,
+            most,
+            next: 0,
+            ledger: Ledger::new(),
+            writing: VecDeque::new(),
+            confirming: FuturesUnordered::new(),
+            unsent: BTreeSet::new(),
+            pending: BTreeMap::new(),
+            deadlines: BTreeSet::new(),
+            twins: HashMap::new(),
+            bytes: 0,
+            confirmed: false,
+        }
+    }
+
+    pub(super) fn is_open(&self) -> bool {
+        self.line.is_open()
+    }
+
+    /// What to say of a channel that ended without an error of its own.
+    pub(super) fn lost(&self) -> BrokerError {
+        BrokerError::Unreachable(format!("the connection to {} was lost", self.line.link().address()))
+    }
+
+    /// Changes when something happened to the connection.
+    pub(super) fn events(&self) -> watch::Receiver<()> {
+        self.line.link().events()
+    }
+
+    /// Whether a message can be sent now.
+    pub(super) fn has_room_for(&self, job: &Job) -> bool {
+        let fits = self.bytes + job.body.len() <= IN_FLIGHT_BYTES || self.pending.is_empty();
+        let twins: usize = self.twins.values().map(VecDeque::len).sum();
+        // What is handed to lapin while the broker takes no messages would be sent at some time, and could not be taken back.
+        fits && self.ledger.len() + twins < self.in_flight && self.is_open() && !self.line.link().is_blocked()
+    }
+
+    /// Hands a message to lapin.
+    pub(super) async fn send(&mut self, job: Job) {
+        if job.caller.is_closed() {
+            return;
+        }
+        if job.deadline <= Instant::now() {
+            let error = no_room(job.queue.as_str());
+            return job.refuse(PublishError::NotSent(error));
+        }
+        let bytes = job.body.len();
+        if bytes > self.most {
+            return job.refuse(PublishError::TooLarge { bytes, most: self.most });
+        }
+        if self.ledger.holds(&job.look) {
+            self.twins.entry(job.look.clone()).or_default().push_back(job);
+            return;
+        }
+        let Job { queue, properties, body, look, deadline, caller } = job;
+        let message = self.next;
+        self.next += 1;
+        self.bytes += bytes;
+        self.ledger.send(message, look.clone());
+        self.deadlines.insert((deadline, message));
+        let name = queue.to_string();
+        self.pending.insert(message, Pending { look, queue: name, bytes, deadline, caller: Some(caller) });
+        let channel = self.line.channel.clone();
+        let mut written = async move {
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+            channel.basic_publish("".into(), queue, options, &body, properties).await
+        }
+        .boxed();
+        // The first poll queues the frames, so that messages are written in the order in which they came.
+        match futures_util::poll!(&mut written) {
+            Poll::Pending => self.writing.push_back((message, written)),
+            Poll::Ready(Err(_)) => _ = self.unsent.insert(message),
+            Poll::Ready(Ok(confirm)) => {
+                let ready = std::future::ready(Ok(confirm)).boxed();
+                self.writing.push_back((message, ready));
+            }
+        }
+    }
+
+    /// The next answers. Cancel safe.
+    ///
+    /// The ledger relies on it that a batch leaves out no answer that was given before one of the batch. lapin writes messages in
+    /// order, and gives answers from one thread; a future that is woken joins the end of the queue that `FuturesUnordered` polls.
+    /// So it is enough to go round until nothing new turns up, with at most one future at a time that has not been polled yet:
+    /// with more, `FuturesUnordered` may stop early to give way to others.
+    pub(super) async fn answers(&mut self) -> Answers {
+        poll_fn(|context| {
+            let mut answers = Vec::new();
+            loop {
+                let before = (answers.len(), self.writing.len());
+                self.poll_writing(context, &mut answers);
+                self.poll_confirming(context, &mut answers);
+                if before == (answers.len(), self.writing.len()) {
+                    break;
+                }
+            }
+            if answers.is_empty() { Poll::Pending } else { Poll::Ready(answers) }
+        })
+        .await
+    }
+
+    /// Tells the callers what is decided, and puts in front of those that wait what may be sent now.
+    ///
+    /// # Errors
+    /// Where the channel is of no further use.
+    pub(super) fn settle(&mut self, answers: Answers, waiting: &mut VecDeque<Job>) -> Result<(), BrokerError> {
+        let mut batch = Vec::new();
+        let mut lost = None;
+        for (message, answer) in answers {
+            match answer {
+                Ok(answer) => {
+                    let kind = if answer.is_nack() { Answer::Nack } else { Answer::Ack };
+                    batch.push((message, kind, returned(answer)));
+                }
+                Err(error) => lost = Some(failure::plain(&error)),
+            }
+        }
+        self.confirmed |= !batch.is_empty();
+        let decided = self.ledger.record(batch).map_err(|_| {
+            BrokerError::Unreachable("the broker returned a message that was not sent".to_owned())
+        })?;
+        for (message, outcome) in decided {
+            if let Some(released) = self.decide(message, outcome) {
+                waiting.push_front(released);
+            }
+        }
+        lost.map_or(Ok(()), Err)
+    }
+
+    /// When the next message, or the first of those that wait, is out of time.
+    pub(super) fn deadline(&self, waiting: Option<&Job>) -> Option<Instant> {
+        let twins = self.twins.values().flatten().map(|job| job.deadline);
+        let pending = self.deadlines.first().map(|(deadline, _)| *deadline);
+        pending.into_iter().chain(twins).chain(waiting.map(|job| job.deadline)).min()
+    }
+
+    /// Tells the callers whose time is over.
+    ///
+    /// # Errors
+    /// Where so much was never answered that there is hardly room for more: another channel is needed.
+    pub(super) fn expire(&mut self) -> Result<(), BrokerError> {
+        let now = Instant::now();
+        while let Some((deadline, message)) = self.deadlines.first().copied()
+            && deadline <= now
+        {
+            self.deadlines.pop_first();
+            if let Some(pending) = self.pending.get_mut(&message) {
+                let error = no_confirm(&pending.queue);
+                pending.tell(Err(PublishError::Unknown(error)));
+            }
+        }
+        for twins in self.twins.values_mut() {
+            while twins.front().is_some_and(|job| job.deadline <= now) {
+                twins.pop_front().into_iter().for_each(|job| {
+                    let error = no_confirm(job.queue.as_str());
+                    job.refuse(PublishError::NotSent(error));
+                });
+            }
+        }
+        self.twins.retain(|_, twins| !twins.is_empty());
+        let unanswered = self.pending.len() - self.deadlines.len();
+        if unanswered > self.in_flight / 2 {
+            return Err(BrokerError::Unreachable(format!("{unanswered} messages were never confirmed")));
+        }
+        Ok(())
+    }
+
+    /// Waits for the confirms of what is under way, and closes the connection.
+    pub(super) async fn finish(mut self, grace: Duration) {
+        let deadline = Instant::now() + grace;
+        let mut released = VecDeque::new();
+        while !self.deadlines.is_empty()
+            && let Ok(answers) = tokio::time::timeout_at(deadline, self.answers()).await
+            && self.settle(answers, &mut released).is_ok()
+        {}
+        refuse(released, &BrokerError::Closed);
+        self.end(BrokerError::Closed).await;
+    }
+
+    /// Tells all callers that the channel was lost, closes the connection, and returns the bytes of the largest body that
+    /// the broker takes.
+    pub(super) async fn end(mut self, reason: BrokerError) -> usize {
+        let deadline = Instant::now() + LOSS_GRACE;
+        let mut released = VecDeque::new();
+        while !(self.writing.is_empty() && self.confirming.is_empty())
+            && let Ok(answers) = tokio::time::timeout_at(deadline, self.answers()).await
+        {
+            // Another error says no more than the first.
+            let _ = self.settle(answers, &mut released);
+        }
+        released.extend(std::mem::take(&mut self.twins).into_values().flatten());
+        refuse(released, &reason);
+        let limit = largest(&reason);
+        self.most = self.most.min(limit.unwrap_or(usize::MAX));
+        // Permission is asked before anything else, and for each message alike.
+        let denied = matches!(reason, BrokerError::Denied(_)) && !self.confirmed;
+        for (message, mut pending) in std::mem::take(&mut self.pending) {
+            let error = if limit.is_some() && pending.bytes > self.most {
+                PublishError::TooLarge { bytes: pending.bytes, most: self.most }
+            } else if denied || self.unsent.contains(&message) {
+                PublishError::NotSent(reason.clone())
+            } else {
+                PublishError::Unknown(reason.clone())
+            };
+            pending.tell(Err(error));
+        }
+        self.line.link().close().await;
+        self.most
+    }
+
+    fn poll_writing(&mut self, context: &mut Context<'_>, answers: &mut Answers) {
+        while let Some((message, written)) = self.writing.front_mut() {
+            let message = *message;
+            match written.poll_unpin(context) {
+                Poll::Pending => break,
+                Poll::Ready(Ok(confirm)) => {
+                    self.confirming.push(async move { (message, confirm.await) }.boxed());
+                    self.poll_confirming(context, answers);
+                }
+                Poll::Ready(Err(error)) => {
+                    self.unsent.insert(message);
+                    answers.push((message, Err(error)));
+                }
+            }
+            self.writing.pop_front();
+        }
+    }
+
+    fn poll_confirming(&mut self, context: &mut Context<'_>, answers: &mut Answers) {
+        while let Poll::Ready(Some(answer)) = self.confirming.poll_next_unpin(context) {
+            answers.push(answer);
+        }
+    }
+
+    fn decide(&mut self, message: u64, outcome: Outcome) -> Option<Job> {
+        let mut pending = self.pending.remove(&message)?;
+        self.deadlines.remove(&(pending.deadline, message));
+        self.bytes -= pending.bytes;
+        let queue = pending.queue.clone();
+        pending.tell(match outcome {
+            Outcome::Taken => Ok(()),
+            Outcome::Returned => Err(PublishError::Unroutable(queue)),
+            Outcome::Refused => Err(PublishError::Refused(queue)),
+        });
+        let twins = self.twins.get_mut(&pending.look)?;
+        let next = twins.pop_front();
+        if twins.is_empty() {
+            self.twins.remove(&pending.look);
+        }
+        next
+    }
+}
+
+impl Pending {
+    fn tell(&mut self, result: Result<(), PublishError>) {
+        if let Some(caller) = self.caller.take() {
+            // The caller may have gone away, which is its right.
+            let _ = caller.send(result);
+        }
+    }
+}
+
+fn refuse(jobs: VecDeque<Job>, error: &BrokerError) {
+    for job in jobs {
+        job.refuse(PublishError::NotSent(error.clone()));
+    }
+}
+
+fn no_confirm(queue: &str) -> BrokerError {
+    BrokerError::Unavailable {
+        queue: queue.to_owned(),
+        reason: "the broker has not confirmed the message in time".to_owned(),
+    }
+}
+
+/// The size that the broker names where a message was too large for it.
+fn largest(reason: &BrokerError) -> Option<usize> {
+    let (BrokerError::Unreachable(reason) | BrokerError::Refused(reason)) = reason else { return None };
+    let (_, size) = reason.split_once("larger than configured max size ")?;
+    size.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn size_that_the_broker_takes_is_read_from_its_refusal() {
+        let reason = "PRECONDITION_FAILED - message size 2048 is larger than configured max size 1024";
+        assert_eq!(largest(&BrokerError::Unreachable(reason.to_owned())), Some(1024));
+        assert_eq!(largest(&BrokerError::Unreachable("closed".to_owned())), None);
+    }
+}
