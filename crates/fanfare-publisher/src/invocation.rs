@@ -78,8 +78,11 @@ pub(crate) async fn send(
         .ensure_served(BTreeSet::from([target.service]), shared.config.declare_missing)
         .await
         .map_err(|unprepared| accepted.refusal(unprepared))?;
-    let until = Instant::now() + shared.config.time_limit;
-    match shared.deliver(&request, until).await {
+    let limit = shared.config.time_limit;
+    let until = Instant::now() + limit;
+    let delivered = tokio::time::timeout_at(until, shared.deliver(&request, until)).await;
+    let queue = shared.config.names.service(&request.service).name;
+    match delivered.unwrap_or_else(|_| Err(unconfirmed(&queue, limit))) {
         Ok(()) => Ok(accepted),
         Err(error @ PublishError::Unknown(_)) => Err(accepted.unknown(error)),
         Err(source) => {
@@ -234,20 +237,18 @@ impl Commitment {
 
 impl Shared {
     /// Brings a request into its service's queue, with as many tries as time allows: a target may run more than once.
+    /// One try may take any time; the caller cuts it short.
     ///
     /// # Errors
     /// The last failure; `Unknown` where any try may have succeeded.
     async fn deliver(&self, request: &Request, until: Instant) -> Result<(), PublishError> {
         let queue = self.config.names.service(&request.service).name;
-        let started = Instant::now();
         let mut unknown = None;
         let mut backoff = Backoff::default();
         loop {
-            let publishing = self.broker.publish(&queue, request.encode());
-            let error = match tokio::time::timeout_at(until, publishing).await {
-                Ok(Ok(())) => return Ok(()),
-                Ok(Err(error)) => error,
-                Err(_) => unconfirmed(&queue, until - started),
+            let error = match self.broker.publish(&queue, request.encode()).await {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
             };
             let again = self.may_succeed_later(&queue, &error).await;
             if matches!(error, PublishError::Unknown(_)) {

@@ -1,0 +1,183 @@
+//! A broker that fails when told to and remembers what was asked of it, and an environment without chance.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use fanfare_broker::memory::MemoryBroker;
+use fanfare_broker::{
+    Broker, BrokerError, ConsumerChannel, Environment, PublishError, QueueState, ServerInfo,
+};
+use fanfare_protocol::{Message, QueueNames, QueueSpec, ServiceName, WireTime};
+use fanfare_publisher::{Config, Publisher};
+use uuid::Uuid;
+
+/// The time never passes, and ids count up.
+#[derive(Debug, Default)]
+pub(crate) struct Fixed(AtomicU64);
+
+impl Fixed {
+    fn next(&self) -> Uuid {
+        Uuid::from_u128(u128::from(self.0.fetch_add(1, Ordering::Relaxed)) + 1)
+    }
+}
+
+impl Environment for Fixed {
+    fn now(&self) -> chrono::DateTime<chrono::Utc> {
+        "2025-01-19 19:55:45".parse::<WireTime>().unwrap().to_utc()
+    }
+    fn unique(&self) -> Uuid {
+        self.next()
+    }
+    fn sequential(&self) -> Uuid {
+        self.next()
+    }
+    fn jitter(&self) -> f64 {
+        0.0
+    }
+}
+
+/// What happens to a publish instead of what should.
+#[derive(Debug, Clone)]
+pub(crate) enum Fault {
+    /// It fails, and the message is in no queue.
+    Fails(PublishError),
+    /// It fails, and the message is in its queue nevertheless.
+    TakenBut(PublishError),
+    /// It never ends.
+    Hangs,
+}
+
+/// A broker in memory with faults.
+#[derive(Debug)]
+pub(crate) struct Faulty {
+    pub(crate) memory: MemoryBroker,
+    asked: Mutex<Vec<String>>,
+    /// Queue, publishes that still succeed, publishes that then fail.
+    faults: Mutex<Vec<(String, usize, usize, Fault)>>,
+}
+
+impl Faulty {
+    pub(crate) fn new() -> Arc<Self> {
+        let memory = MemoryBroker::new();
+        Arc::new(Self { memory, asked: Mutex::default(), faults: Mutex::default() })
+    }
+
+    /// Publishes to `queue` fail `times` times, after the first `after`.
+    pub(crate) fn fail(&self, queue: &str, after: usize, times: usize, fault: Fault) {
+        self.faults.lock().unwrap().push((queue.to_owned(), after, times, fault));
+    }
+
+    /// What was asked of it, in order: "publish fanfare.fanin" and so on.
+    pub(crate) fn asked(&self) -> Vec<String> {
+        self.asked.lock().unwrap().clone()
+    }
+
+    pub(crate) fn count(&self, what: &str) -> usize {
+        self.asked().iter().filter(|asked| asked.starts_with(what)).count()
+    }
+
+    fn note(&self, operation: &str, queue: &str) {
+        self.asked.lock().unwrap().push(format!("{operation} {queue}"));
+    }
+
+    fn fault(&self, queue: &str) -> Option<Fault> {
+        let mut faults = self.faults.lock().unwrap();
+        let (_, after, times, fault) =
+            faults.iter_mut().find(|(of, _, times, _)| of == queue && *times > 0)?;
+        if *after > 0 {
+            *after -= 1;
+            return None;
+        }
+        *times -= 1;
+        Some(fault.clone())
+    }
+
+    pub(crate) async fn serve(&self, services: &[&str]) {
+        for service in services {
+            let queue = QueueNames::default().service(&ServiceName::new(*service).unwrap());
+            self.memory.declare(&queue).await.unwrap();
+        }
+    }
+
+    pub(crate) fn publisher(self: &Arc<Self>) -> Publisher {
+        self.publisher_with(Config::default())
+    }
+
+    pub(crate) fn publisher_with(self: &Arc<Self>, config: Config) -> Publisher {
+        Publisher::new(self.clone(), Arc::new(Fixed::default()), config)
+    }
+
+    /// All messages of a queue, which stay there.
+    pub(crate) async fn messages(&self, queue: &str) -> Vec<Message> {
+        let waiting = self.memory.inspect(queue).await.unwrap().map_or(0, |state| state.messages);
+        let channel = self.memory.open().await.unwrap();
+        let mut consumer = channel.consume(queue, u16::MAX).await.unwrap();
+        let mut messages = Vec::new();
+        for _ in 0..waiting {
+            messages.push(consumer.next().await.unwrap().unwrap().message);
+        }
+        messages
+    }
+
+    /// The names of the aggregation queues that there are, of those that were declared.
+    pub(crate) async fn aggregation_queues(&self) -> Vec<String> {
+        let mut queues = Vec::new();
+        for asked in self.asked() {
+            if let Some(queue) = asked.strip_prefix("declare ").filter(|q| q.starts_with("fanfare.agg."))
+                && self.memory.inspect(queue).await.unwrap().is_some()
+            {
+                queues.push(queue.to_owned());
+            }
+        }
+        queues
+    }
+}
+
+#[async_trait]
+impl Broker for Faulty {
+    async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError> {
+        self.note("publish", queue);
+        match self.fault(queue) {
+            None => self.memory.publish(queue, message).await,
+            Some(Fault::Fails(error)) => Err(error),
+            Some(Fault::TakenBut(error)) => {
+                self.memory.publish(queue, message).await?;
+                Err(error)
+            }
+            Some(Fault::Hangs) => std::future::pending().await,
+        }
+    }
+
+    async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
+        self.note("declare", &queue.name);
+        self.memory.declare(queue).await
+    }
+
+    async fn inspect(&self, queue: &str) -> Result<Option<QueueState>, BrokerError> {
+        self.note("inspect", queue);
+        self.memory.inspect(queue).await
+    }
+
+    async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
+        self.note("delete", queue);
+        self.memory.delete(queue).await
+    }
+
+    async fn open(&self) -> Result<Arc<dyn ConsumerChannel>, BrokerError> {
+        self.memory.open().await
+    }
+
+    async fn server(&self) -> Result<ServerInfo, BrokerError> {
+        self.memory.server().await
+    }
+
+    async fn close(&self) {
+        self.memory.close().await;
+    }
+}
+
+pub(crate) fn lost() -> BrokerError {
+    BrokerError::Unreachable("connection lost".to_owned())
+}

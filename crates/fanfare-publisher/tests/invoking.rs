@@ -1,0 +1,355 @@
+//! The way of a fan-out from its requests to its manifest, and what is left where it fails.
+
+mod harness;
+
+use std::time::Duration;
+
+use fanfare_broker::{Broker, BrokerError, PublishError};
+use fanfare_protocol::{Manifest, Message, QueueNames, RunId};
+use fanfare_publisher::{Config, Failure, Fanout, InvokeError, Publisher, Target};
+use harness::{Fault, Faulty, lost};
+
+const FANIN: &str = "fanfare.fanin";
+const PRICE: &str = "fanfare.service.price";
+const STOCK: &str = "fanfare.service.stock";
+
+async fn served() -> std::sync::Arc<Faulty> {
+    let broker = Faulty::new();
+    broker.serve(&["price", "stock", "done", "log"]).await;
+    broker
+}
+
+/// Three targets and a final callback.
+fn enrichment(publisher: &Publisher) -> Fanout {
+    publisher
+        .fanout("shop")
+        .cid("order-7")
+        .target("price", [1, 2])
+        .add(Target::raw("stock", r#"{ "a" : 1 }"#))
+        .add(Target::new("stock", "x").key("stock 2"))
+        .on_final("done")
+}
+
+/// Properties, headers and body, one a line, for golden tests.
+fn shown(message: &Message) -> String {
+    let properties = &message.properties;
+    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let mut lines = vec![
+        format!("content_type={}", text(&properties.content_type)),
+        format!("correlation_id={}", text(&properties.correlation_id)),
+        format!("reply_to={}", text(&properties.reply_to)),
+        format!("message_id={}", text(&properties.message_id)),
+        format!("type={}", text(&properties.kind)),
+        format!("app_id={}", text(&properties.app_id)),
+        format!("timestamp={}", properties.timestamp.unwrap_or_default()),
+    ];
+    lines.extend(message.headers.iter().map(|(name, value)| format!("{name}: {value:?}")));
+    lines.push(String::from_utf8(message.body.to_vec()).unwrap());
+    lines.join("\n")
+}
+
+#[tokio::test]
+async fn requests_and_manifest_are_what_the_protocol_says() {
+    let broker = served().await;
+    let fanout = enrichment(&broker.publisher()).on_target(["log"]).metadata("order", 7);
+    let accepted = fanout.invoke().await.unwrap();
+    assert_eq!(accepted.cid.as_str(), "order-7");
+    assert_eq!(accepted.run.to_string(), "00000000000000000000000000000001");
+
+    let stock = broker.messages(STOCK).await;
+    assert_eq!(stock[0].body, r#"{ "a" : 1 }"#.as_bytes());
+    assert_eq!(
+        shown(&stock[1]),
+        r#"content_type=application/json
+correlation_id=order-7
+reply_to=fanfare.agg.order-7.00000000000000000000000000000001
+message_id=order-7/2
+type=fanfare.request
+app_id=shop
+timestamp=1737316545
+fanfare-channel: Text("fanout-call")
+fanfare-key: Text("stock 2")
+fanfare-metadata: Table({"order": Text("7")})
+fanfare-req-ts: Text("2025-01-19 19:55:45")
+fanfare-run: Text("00000000000000000000000000000001")
+fanfare-source: Text("shop")
+fanfare-target: Text("stock")
+fanfare-version: Int(1)
+"x""#
+    );
+    let manifests = broker.messages(FANIN).await;
+    assert_eq!(manifests.len(), 1);
+    assert_eq!(
+        shown(&manifests[0]),
+        r#"content_type=application/json
+correlation_id=order-7
+reply_to=
+message_id=order-7/manifest
+type=fanfare.manifest
+app_id=shop
+timestamp=1737316545
+fanfare-run: Text("00000000000000000000000000000001")
+fanfare-version: Int(1)
+{"cid":"order-7","run":"00000000000000000000000000000001","source":"shop","req_ts_utc":"2025-01-19 19:55:45","channel":"fanout-call","targets":[{"key":"price","service":"price"},{"key":"stock","service":"stock"},{"key":"stock 2","service":"stock"}],"on_target":["log"],"on_final":["done"],"reply_to":"fanfare.agg.order-7.00000000000000000000000000000001","deadline_ms":86400000,"metadata":{"order":"7"}}"#
+    );
+}
+
+#[tokio::test]
+async fn a_parallel_execution_has_its_own_channel_and_a_fan_out_may_have_no_deadline() {
+    let broker = served().await;
+    let parallel = broker.publisher().parallel("shop").targets([("price", 1)]).on_target("log");
+    parallel.without_deadline().invoke().await.unwrap();
+    let request = &broker.messages(PRICE).await[0];
+    assert_eq!(request.text("fanfare-channel"), Some("parallel-exec-call"));
+    let manifest = Manifest::decode(&broker.messages(FANIN).await[0], &QueueNames::default()).unwrap();
+    assert_eq!(manifest.deadline_ms, None);
+    assert!(manifest.on_final.is_empty());
+}
+
+#[tokio::test]
+async fn the_manifest_follows_the_last_request_and_comes_once() {
+    let broker = served().await;
+    enrichment(&broker.publisher()).invoke().await.unwrap();
+    let asked = broker.asked();
+    let first_publish = asked.iter().position(|asked| asked.starts_with("publish")).unwrap();
+    assert!(asked[first_publish - 1].starts_with("declare fanfare.agg.order-7."));
+    assert_eq!(asked[first_publish..].len(), 4);
+    assert_eq!(asked.last().unwrap(), "publish fanfare.fanin");
+}
+
+#[tokio::test]
+async fn a_fan_out_without_targets_is_its_manifest_alone() {
+    let broker = served().await;
+    broker.publisher().fanout("shop").on_final("done").invoke().await.unwrap();
+    assert_eq!(broker.count("publish"), 1);
+    assert_eq!(broker.messages(FANIN).await.len(), 1);
+}
+
+#[tokio::test]
+async fn the_same_cid_twice_makes_two_runs_with_a_queue_each() {
+    let broker = served().await;
+    let publisher = broker.publisher();
+    let (first, second) = tokio::join!(enrichment(&publisher).invoke(), enrichment(&publisher).invoke());
+    assert_ne!(first.unwrap().run, second.unwrap().run);
+    assert_eq!(broker.aggregation_queues().await.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn queues_that_were_seen_lately_are_not_looked_at_again() {
+    let broker = served().await;
+    let publisher = broker.publisher();
+    for _ in 0..10 {
+        enrichment(&publisher).invoke().await.unwrap();
+    }
+    assert_eq!(broker.count("inspect"), 3);
+    assert_eq!(broker.count("declare fanfare.fanin"), 1);
+    tokio::time::advance(Duration::from_secs(31)).await;
+    enrichment(&publisher).invoke().await.unwrap();
+    assert_eq!(broker.count("inspect"), 6);
+}
+
+#[tokio::test]
+async fn missing_queues_are_declared_where_that_is_wanted() {
+    let broker = Faulty::new();
+    enrichment(&broker.publisher()).declare_missing().invoke().await.unwrap();
+    assert_eq!(broker.messages(STOCK).await.len(), 2);
+    assert!(broker.memory.inspect("fanfare.dead").await.unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_is_sent_again_until_it_is_confirmed() {
+    for (fault, copies) in [
+        (Fault::Fails(PublishError::NotSent(lost())), 2),
+        (Fault::Fails(PublishError::Refused(STOCK.to_owned())), 2),
+        (Fault::Fails(PublishError::Unroutable(STOCK.to_owned())), 2),
+        (Fault::Fails(PublishError::Unknown(lost())), 2),
+        (Fault::TakenBut(PublishError::Unknown(lost())), 5),
+    ] {
+        let broker = served().await;
+        broker.fail(STOCK, 1, 3, fault.clone());
+        enrichment(&broker.publisher()).invoke().await.unwrap();
+        assert_eq!(broker.messages(STOCK).await.len(), copies, "{fault:?}");
+        assert_eq!(broker.messages(FANIN).await.len(), 1, "{fault:?}");
+    }
+}
+
+/// Invokes, and checks that it was not accepted and left nothing behind.
+async fn not_accepted(broker: &std::sync::Arc<Faulty>) -> Failure {
+    match enrichment(&broker.publisher()).invoke().await.unwrap_err() {
+        InvokeError::NotAccepted { requests_sent: true, source, .. } => {
+            assert!(broker.aggregation_queues().await.is_empty());
+            assert_eq!(broker.count("delete fanfare.agg.order-7"), 1);
+            source
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_cannot_be_sent_leaves_no_queue_and_no_manifest() {
+    for error in [
+        PublishError::NotSent(lost()),
+        PublishError::Unknown(lost()),
+        PublishError::Refused(STOCK.to_owned()),
+        PublishError::NotSent(BrokerError::Denied("write".to_owned())),
+        PublishError::TooLarge { bytes: 2, most: 1 },
+    ] {
+        let broker = served().await;
+        broker.fail(STOCK, 1, usize::MAX, Fault::Fails(error.clone()));
+        let failure = not_accepted(&broker).await;
+        assert!(
+            matches!(&failure, Failure::Request { service, .. } if service.as_str() == "stock"),
+            "{failure:?}"
+        );
+        assert_eq!(broker.count("publish fanfare.fanin"), 0, "{error:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_never_confirmed_are_given_up_at_the_time_limit() {
+    let broker = served().await;
+    broker.fail(STOCK, 1, usize::MAX, Fault::Hangs);
+    let started = tokio::time::Instant::now();
+    let failure = not_accepted(&broker).await;
+    assert!(started.elapsed() >= Duration::from_secs(60) && started.elapsed() < Duration::from_secs(61));
+    assert_eq!(failure.to_string(), "2 of 3 requests were confirmed within the time limit of 60s");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_queue_that_is_gone_is_found_out_and_forgotten() {
+    let broker = served().await;
+    let publisher = broker.publisher();
+    enrichment(&publisher).invoke().await.unwrap();
+    broker.memory.delete(STOCK).await.unwrap();
+    let error = enrichment(&publisher).invoke().await.unwrap_err();
+    assert!(matches!(error, InvokeError::NotAccepted { requests_sent: true, .. }), "{error:?}");
+    let error = enrichment(&publisher).invoke().await.unwrap_err();
+    assert_eq!(error.to_string(), "no worker serves `stock`: start one, or pass declare_missing");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manifest_that_came_back_is_not_accepted_and_not_sent_again() {
+    let broker = served().await;
+    broker.fail(FANIN, 0, 1, Fault::Fails(PublishError::Unroutable(FANIN.to_owned())));
+    assert!(matches!(not_accepted(&broker).await, Failure::Manifest(_)));
+    assert_eq!(broker.count("publish fanfare.fanin"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manifest_of_which_nobody_knows_is_unknown_is_not_sent_again_and_keeps_its_queue() {
+    for fault in [
+        Fault::Fails(PublishError::Unknown(lost())),
+        Fault::TakenBut(PublishError::Unknown(lost())),
+        Fault::Fails(PublishError::Refused(FANIN.to_owned())),
+        Fault::Hangs,
+    ] {
+        let broker = served().await;
+        broker.fail(FANIN, 0, 1, fault.clone());
+        let error = enrichment(&broker.publisher()).invoke().await.unwrap_err();
+        let InvokeError::Unknown { cid, run, .. } = error else { panic!("{fault:?}: {error:?}") };
+        assert_eq!((cid.as_str(), run), ("order-7", RunId::from(uuid::Uuid::from_u128(1))));
+        assert_eq!(broker.count("publish fanfare.fanin"), 1, "{fault:?}");
+        assert_eq!(broker.aggregation_queues().await.len(), 1, "{fault:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manifest_that_never_left_is_sent_again_within_the_time_limit() {
+    let broker = served().await;
+    broker.fail(FANIN, 0, 3, Fault::Fails(PublishError::NotSent(lost())));
+    enrichment(&broker.publisher()).invoke().await.unwrap();
+    assert_eq!(broker.messages(FANIN).await.len(), 1);
+
+    let broker = served().await;
+    broker.fail(FANIN, 0, usize::MAX, Fault::Fails(PublishError::NotSent(lost())));
+    let started = tokio::time::Instant::now();
+    assert!(matches!(not_accepted(&broker).await, Failure::Manifest(PublishError::NotSent(_))));
+    assert!(started.elapsed() <= Duration::from_secs(60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_broker_nothing_is_sent_and_the_error_says_so() {
+    let broker = served().await;
+    broker.memory.isolate();
+    let error = enrichment(&broker.publisher()).invoke().await.unwrap_err();
+    assert!(error.is_unreachable(), "{error:?}");
+    assert!(error.to_string().ends_with("nothing was sent"), "{error}");
+    assert_eq!(broker.count("publish"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_short_outage_before_the_first_request_is_waited_out() {
+    let broker = served().await;
+    broker.memory.isolate();
+    let fanout = enrichment(&broker.publisher());
+    let (outcome, ()) = tokio::join!(fanout.invoke(), async {
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        broker.memory.rejoin();
+    });
+    outcome.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_invocation_whose_future_is_dropped_is_given_up_and_cleaned_up() {
+    let broker = served().await;
+    broker.fail(STOCK, 1, usize::MAX, Fault::Hangs);
+    let invocation = enrichment(&broker.publisher()).invoke();
+    tokio::time::timeout(Duration::from_secs(1), invocation).await.unwrap_err();
+    tokio::time::timeout(Duration::from_secs(1), async {
+        while broker.count("delete fanfare.agg.order-7") == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert!(broker.aggregation_queues().await.is_empty());
+    assert_eq!(broker.count("publish fanfare.fanin"), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_manifest_that_is_being_written_is_left_to_its_end_when_the_future_is_dropped() {
+    let broker = served().await;
+    broker.fail(FANIN, 0, 1, Fault::Hangs);
+    let invocation = enrichment(&broker.publisher()).invoke();
+    tokio::time::timeout(Duration::from_secs(1), invocation).await.unwrap_err();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(broker.aggregation_queues().await.len(), 1);
+    assert_eq!(broker.count("delete"), 0);
+}
+
+#[tokio::test]
+async fn a_plain_invocation_is_one_request_that_nobody_answers() {
+    let broker = served().await;
+    let accepted = broker.publisher().send("shop", "price", 5).await.unwrap();
+    let request = &broker.messages(PRICE).await[0];
+    assert_eq!(request.text("fanfare-channel"), Some("invoke"));
+    assert_eq!(request.properties.reply_to, None);
+    assert_eq!(request.cid().unwrap(), accepted.cid);
+    assert_eq!(request.body, "5".as_bytes());
+    assert_eq!(broker.count("publish"), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_plain_invocation_that_may_be_in_its_queue_is_unknown() {
+    let broker = served().await;
+    broker.fail(PRICE, 0, 1, Fault::TakenBut(PublishError::Unknown(lost())));
+    broker.fail(PRICE, 0, usize::MAX, Fault::Fails(PublishError::NotSent(lost())));
+    let error = broker.publisher().send("shop", "price", 5).await.unwrap_err();
+    assert!(matches!(error, InvokeError::Unknown { .. }), "{error:?}");
+
+    let broker = served().await;
+    broker.fail(PRICE, 0, usize::MAX, Fault::Fails(PublishError::NotSent(lost())));
+    let error = broker.publisher().send("shop", "price", 5).await.unwrap_err();
+    assert!(matches!(error, InvokeError::NotAccepted { .. }), "{error:?}");
+    let error = broker.publisher().send("shop", "nobody", 5).await.unwrap_err();
+    assert!(error.to_string().contains("no worker serves `nobody`"), "{error}");
+}
+
+#[tokio::test]
+async fn a_cluster_gets_replicated_aggregation_queues_where_configured() {
+    let broker = served().await;
+    let config = Config { replicated_aggregation: true, ..Config::default() };
+    let accepted = enrichment(&broker.publisher_with(config)).invoke().await.unwrap();
+    let queue = QueueNames::default().replicated_aggregation(&accepted.cid, accepted.run);
+    broker.memory.declare(&queue).await.expect("it was declared with these arguments");
+}
