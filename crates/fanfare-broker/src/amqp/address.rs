@@ -63,8 +63,7 @@ impl FromStr for Address {
 
     fn from_str(text: &str) -> Result<Self, InvalidAddress> {
         let shown = redacted(text);
-        let invalid =
-            |reason: &str| InvalidAddress { address: shown.clone(), reason: reason.to_owned() };
+        let invalid = |reason: &str| InvalidAddress { address: shown.clone(), reason: reason.to_owned() };
         if text.is_empty() {
             return Err(invalid("it is empty"));
         }
@@ -72,7 +71,8 @@ impl FromStr for Address {
         if !matches!(url.scheme(), "amqp" | "amqps") {
             return Err(invalid("it must start with amqp:// or amqps://"));
         }
-        let host = url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| invalid("it names no host"))?;
+        let host =
+            url.host_str().filter(|host| !host.is_empty()).ok_or_else(|| invalid("it names no host"))?;
         if host.contains(',') {
             return Err(invalid("each address of a list needs its own amqp://"));
         }
@@ -127,7 +127,8 @@ pub fn redacted(url: &str) -> String {
     }
     // Without an @ there should be a port behind the colon; anything else may be a password whose host was forgotten.
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
-    let is_port = |text: &str| !text.is_empty() && text.len() <= 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let is_port =
+        |text: &str| !text.is_empty() && text.len() <= 5 && text.bytes().all(|byte| byte.is_ascii_digit());
     match rest[..end].rsplit_once(':') {
         Some((host, port)) if !is_port(port) && !host.starts_with('[') => hidden(&rest[..end], &rest[end..]),
         _ => url.to_owned(),

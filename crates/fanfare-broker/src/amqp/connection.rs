@@ -114,7 +114,8 @@ impl Connector {
     fn failed(&self, error: &BrokerError) {
         let jitter = 0.5 + self.environment.jitter() / 2.0;
         let mut attempts = self.attempts();
-        let rest = FIRST_REST.saturating_mul(1 << attempts.failures.min(10)).min(LONGEST_REST).mul_f64(jitter);
+        let rest =
+            FIRST_REST.saturating_mul(1 << attempts.failures.min(10)).min(LONGEST_REST).mul_f64(jitter);
         attempts.failures += 1;
         attempts.rest = Some((Instant::now() + rest, error.clone()));
     }

@@ -51,9 +51,7 @@ impl ConsumingChannel {
         operation: impl Future<Output = lapin::Result<T>> + Send,
     ) -> Result<T, BrokerError> {
         match tokio::time::timeout(OPERATION_TIMEOUT, operation).await {
-            Ok(result) => {
-                result.map_err(|error| self.connections.reason(failure::on_queue(&error, queue)))
-            }
+            Ok(result) => result.map_err(|error| self.connections.reason(failure::on_queue(&error, queue))),
             Err(_) => {
                 self.shut();
                 Err(no_answer(queue))
@@ -91,11 +89,8 @@ impl ConsumerChannel for ConsumingChannel {
         let consumer = self.answer(queue, started).await?;
         self.shared.consumed().insert(queue.to_owned(), false);
         let tag = consumer.tag().to_string();
-        let deliveries = Deliveries {
-            queue: queue.to_owned(),
-            consumer: Some(consumer),
-            shared: self.shared.clone(),
-        };
+        let deliveries =
+            Deliveries { queue: queue.to_owned(), consumer: Some(consumer), shared: self.shared.clone() };
         Ok(Consumer::new(tag, deliveries.boxed()))
     }
 

@@ -99,7 +99,8 @@ mod tests {
 
     #[test]
     fn what_only_an_operator_can_change_is_no_outage() {
-        let differs = "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'a'";
+        let differs =
+            "PRECONDITION_FAILED - inequivalent arg 'x-queue-type' for queue 'q' in vhost '/': received 'a'";
         for (code, text) in [
             (406, differs),
             (405, "RESOURCE_LOCKED - cannot obtain exclusive access to locked queue 'q' in vhost '/'"),

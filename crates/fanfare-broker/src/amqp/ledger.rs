@@ -122,17 +122,18 @@ impl<Look: Clone + Eq + std::hash::Hash> Ledger<Look> {
             if let Some(entry) = self.under_way.remove(&message) {
                 self.looks.remove(&entry.look);
             }
-            // Whoever waits for this one waits for what this one was waiting for.
-            if let Some(waiter) = self.waiters.remove(&message) {
-                if let Some(entry) = self.under_way.get_mut(&waiter) {
-                    entry.waits_for = waits_for;
-                }
-                if let Some(other) = waits_for {
+            // Whoever waits for this one waits for what this one was waiting for, unless that is itself: it came back then.
+            if let Some(other) = waits_for {
+                self.waiters.remove(&other);
+            }
+            if let Some(waiter) = self.waiters.remove(&message)
+                && let Some(entry) = self.under_way.get_mut(&waiter)
+            {
+                entry.waits_for = waits_for.filter(|other| *other != waiter);
+                if let Some(other) = entry.waits_for {
                     self.waiters.insert(other, waiter);
                 }
                 changed.push(waiter);
-            } else if let Some(other) = waits_for {
-                self.waiters.remove(&other);
             }
         }
         decided
@@ -216,7 +217,7 @@ mod tests {
             let mut given = Vec::new();
             let mut outcomes = BTreeMap::new();
             let mut next = 0;
-            let mut answer = |which: usize, unanswered: &mut Vec<u64>, returns: &mut VecDeque<u64>,
+            let answer = |which: usize, unanswered: &mut Vec<u64>, returns: &mut VecDeque<u64>,
                               truth: &mut BTreeMap<u64, Outcome>, nack: bool| {
                 let message = unanswered.remove(which % unanswered.len());
                 let nack = nack && truth[&message] == Outcome::Taken;

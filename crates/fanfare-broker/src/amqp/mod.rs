@@ -47,9 +47,7 @@ use self::consuming::ConsumingChannel;
 use self::declaring::Declaring;
 use self::publishing::Publishing;
 use self::trunk::{Connections, Trunk};
-use crate::{
-    Broker, BrokerError, ConsumerChannel, Environment, PublishError, QueueState, ServerInfo,
-};
+use crate::{Broker, BrokerError, ConsumerChannel, Environment, PublishError, QueueState, ServerInfo};
 
 /// Consuming channels on one connection. RabbitMQ allows 2,047, and all share one socket and one thread.
 const CHANNELS_PER_CONNECTION: usize = 500;

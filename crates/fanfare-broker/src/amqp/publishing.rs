@@ -188,9 +188,9 @@ impl Publisher {
         match tokio::time::timeout(ANSWER_TIMEOUT, select).await {
             Ok(Ok(())) => Ok(line),
             Ok(Err(error)) => Err(self.connections.reason(failure::plain(&error))),
-            Err(_) => {
-                Err(BrokerError::Unreachable(format!("the broker has not answered within {ANSWER_TIMEOUT:?}")))
-            }
+            Err(_) => Err(BrokerError::Unreachable(format!(
+                "the broker has not answered within {ANSWER_TIMEOUT:?}"
+            ))),
         }
     }
 

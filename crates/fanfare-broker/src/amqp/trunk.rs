@@ -106,8 +106,7 @@ impl Trunk {
                 connection
             }
         };
-        let channel =
-            connection.open_channel().await.map_err(|error| self.connections.reason(error))?;
+        let channel = connection.open_channel().await.map_err(|error| self.connections.reason(error))?;
         Ok(Line { channel, connection })
     }
 

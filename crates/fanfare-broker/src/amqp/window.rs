@@ -171,7 +171,11 @@ impl Window {
     ///
     /// # Errors
     /// Where the channel is of no further use.
-    pub(super) fn settle(&mut self, answers: Answers, waiting: &mut VecDeque<Job>) -> Result<(), BrokerError> {
+    pub(super) fn settle(
+        &mut self,
+        answers: Answers,
+        waiting: &mut VecDeque<Job>,
+    ) -> Result<(), BrokerError> {
         let mut batch = Vec::new();
         let mut lost = None;
         for (message, answer) in answers {

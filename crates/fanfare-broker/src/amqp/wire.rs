@@ -28,6 +28,7 @@ pub(super) fn short(what: &str, text: &str) -> Result<ShortString, BrokerError> 
 /// Where a string is too long for its place. A message that was not built by this project, and is only passed on, can
 /// hold such a one.
 pub(super) fn properties(message: &Message) -> Result<BasicProperties, BrokerError> {
+    type Setter = fn(BasicProperties, ShortString) -> BasicProperties;
     let Properties {
         content_type,
         correlation_id,
@@ -39,7 +40,7 @@ pub(super) fn properties(message: &Message) -> Result<BasicProperties, BrokerErr
         expiration,
     } = &message.properties;
     let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
-    let setters: [(&str, &Option<String>, fn(BasicProperties, ShortString) -> BasicProperties); 7] = [
+    let texts: [(&str, &Option<String>, Setter); 7] = [
         ("content_type", content_type, BasicProperties::with_content_type),
         ("correlation_id", correlation_id, BasicProperties::with_correlation_id),
         ("reply_to", reply_to, BasicProperties::with_reply_to),
@@ -48,7 +49,7 @@ pub(super) fn properties(message: &Message) -> Result<BasicProperties, BrokerErr
         ("app_id", app_id, BasicProperties::with_app_id),
         ("expiration", expiration, BasicProperties::with_expiration),
     ];
-    for (name, text, set) in setters {
+    for (name, text, set) in texts {
         if let Some(text) = text {
             properties = set(properties, short(name, text)?);
         }

@@ -1,0 +1,305 @@
+//! What holds for RabbitMQ in particular. What holds for every broker is in the conformance suite, which runs here too.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::time::Duration;
+
+use fanfare_broker::{Broker, BrokerError, PublishError};
+use futures_util::future::join_all;
+use support::proxy::Proxy;
+use support::{broker, config, consume, declared, eventually, id, message, next, queue, url, within};
+use tokio::time::Instant;
+
+/// Nothing listens there.
+const NOBODY: &str = "amqp://guest:guest@127.0.0.1:1";
+
+#[tokio::test]
+async fn server_tells_product_and_version_without_a_password() {
+    let broker = broker(config(&url()));
+    let server = broker.server().await.unwrap();
+    assert_eq!(server.product, "RabbitMQ");
+    assert!(server.version.starts_with(|c: char| c.is_ascii_digit()), "{server:?}");
+    assert!(!server.address.contains("guest@"), "{server:?}");
+    assert_eq!(broker.server().await.unwrap(), server);
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn list_falls_over_to_the_address_that_answers() {
+    let broker = broker(config(&format!("{NOBODY},{}", url())));
+    let queue = declared(&*broker, "classic").await;
+    broker.publish(&queue, message(1)).await.unwrap();
+    broker.delete(&queue).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn list_falls_over_when_the_address_in_use_goes_away() {
+    let (first, second) = (Proxy::start(&url()).await, Proxy::start(&url()).await);
+    let broker = broker(config(&format!("{},{}", first.url, second.url)));
+    let queue = declared(&*broker, "classic").await;
+    broker.publish(&queue, message(1)).await.unwrap();
+    first.cut();
+    eventually("falling over", async || broker.publish(&queue, message(2)).await).await;
+    second.cut();
+    first.restore();
+    eventually("falling back", async || broker.publish(&queue, message(3)).await).await;
+    eventually("deleting", async || broker.delete(&queue).await).await;
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn outage_is_told_within_seconds_and_as_not_sent() {
+    let broker = broker(config(NOBODY));
+    let started = Instant::now();
+    for _ in 0..20 {
+        let error = broker.publish("queue", message(1)).await.unwrap_err();
+        assert!(matches!(error, PublishError::NotSent(BrokerError::Unreachable(_))), "{error:?}");
+        assert!(!format!("{error:?}").contains("guest:guest"), "{error:?}");
+    }
+    assert!(broker.open().await.unwrap_err().is_outage());
+    assert!(broker.inspect("queue").await.unwrap_err().is_outage());
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
+async fn lost_connection_ends_the_channel_and_the_next_one_goes_on() {
+    let proxy = Proxy::start(&url()).await;
+    let broker = broker(config(&proxy.url));
+    let queue = declared(&*broker, "classic").await;
+    broker.publish(&queue, message("held")).await.unwrap();
+    let (channel, mut consumer) = consume(&*broker, &queue).await;
+    let held = next(&mut consumer).await;
+
+    proxy.cut();
+    within("the end of the channel", channel.ended()).await;
+    let end = within("the end of the consumer", consumer.next()).await;
+    assert!(matches!(end, Some(Err(BrokerError::Unreachable(_)))), "{end:?}");
+    assert!(within("the end of the consumer", consumer.next()).await.is_none());
+    // Its channel is gone, and so is its tag.
+    held.receipt.ack().await;
+
+    proxy.restore();
+    let channel = eventually("reconnecting", async || broker.open().await).await;
+    let mut consumer = eventually("consuming", async || channel.consume(&queue, 10).await).await;
+    let again = next(&mut consumer).await;
+    assert_eq!((id(&again), again.redelivered), ("held", true));
+    again.receipt.ack().await;
+    broker.delete(&queue).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn message_whose_confirm_is_lost_is_unknown() {
+    let proxy = Proxy::start(&url()).await;
+    let broker = broker(config(&proxy.url));
+    let queue = declared(&*broker, "classic").await;
+    broker.publish(&queue, message(1)).await.unwrap();
+    proxy.silence();
+    let publishing = tokio::spawn({
+        let (broker, queue) = (broker.clone(), queue.clone());
+        async move { broker.publish(&queue, message(2)).await }
+    });
+    // It has arrived, and nobody here has been told.
+    let direct = support::broker(config(&url()));
+    eventually("the message's arrival", async || {
+        match direct.inspect(&queue).await.unwrap().unwrap().messages {
+            2 => Ok(()),
+            messages => Err(messages),
+        }
+    })
+    .await;
+    proxy.cut();
+    let error = within("the answer", publishing).await.unwrap().unwrap_err();
+    assert!(matches!(error, PublishError::Unknown(BrokerError::Unreachable(_))), "{error:?}");
+    direct.delete(&queue).await.unwrap();
+    join_all([broker.close(), direct.close()]).await;
+}
+
+#[tokio::test]
+async fn message_that_is_not_confirmed_in_time_is_unknown() {
+    let proxy = Proxy::start(&url()).await;
+    let mut config = config(&proxy.url);
+    config.publish_timeout = Duration::from_millis(500);
+    let broker = broker(config);
+    let queue = declared(&*broker, "classic").await;
+    broker.publish(&queue, message(1)).await.unwrap();
+    proxy.silence();
+    // The second looks like the first, and waits for it.
+    let errors = join_all([broker.publish(&queue, message(2)), broker.publish(&queue, message(2))]).await;
+    assert!(matches!(&errors[0], Err(PublishError::Unknown(BrokerError::Unavailable { .. }))), "{errors:?}");
+    assert!(matches!(&errors[1], Err(PublishError::NotSent(BrokerError::Unavailable { .. }))), "{errors:?}");
+    proxy.restore();
+    eventually("publishing", async || broker.publish(&queue, message(3)).await).await;
+    broker.delete(&queue).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_message_under_load_gets_its_own_outcome() {
+    let broker = broker(config(&url()));
+    let there = [declared(&*broker, "classic").await, declared(&*broker, "quorum").await];
+    let missing = queue("classic").name;
+    let outcomes = join_all((0..6_000).map(|number| {
+        let (broker, there, missing) = (&broker, &there, &missing);
+        async move {
+            let queue = match number % 5 {
+                0 | 1 => &there[0],
+                2 => &there[1],
+                _ => missing,
+            };
+            (number % 5 < 3, broker.publish(queue, message(number)).await)
+        }
+    }))
+    .await;
+    for (taken, outcome) in outcomes {
+        match outcome {
+            Ok(()) => assert!(taken, "a message to a missing queue was called taken"),
+            Err(PublishError::Unroutable(queue)) => assert!(!taken && queue == missing),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    assert_eq!(broker.inspect(&there[0]).await.unwrap().unwrap().messages, 2_400);
+    for queue in there {
+        broker.delete(&queue).await.unwrap();
+    }
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn messages_that_look_the_same_are_all_sent() {
+    let broker = broker(config(&url()));
+    let queue = declared(&*broker, "classic").await;
+    let outcomes = join_all((0..50).map(|_| broker.publish(&queue, message("same")))).await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    assert_eq!(broker.inspect(&queue).await.unwrap().unwrap().messages, 50);
+    broker.delete(&queue).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn message_of_the_largest_size_passes_and_comes_back_and_a_larger_one_is_not_sent() {
+    let broker = broker(config(&url()));
+    let queue = declared(&*broker, "classic").await;
+    let most = fanfare_protocol::limits::MESSAGE_BYTES;
+    let mut large = message("large");
+    large.body = vec![b'x'; most].into();
+    broker.publish(&queue, large.clone()).await.unwrap();
+    let missing = support::queue("classic").name;
+    let error = broker.publish(&missing, large.clone()).await.unwrap_err();
+    assert!(matches!(error, PublishError::Unroutable(_)), "{error:?}");
+    let (_channel, mut consumer) = consume(&*broker, &queue).await;
+    assert_eq!(next(&mut consumer).await.message.body.len(), most);
+    large.body = vec![b'x'; most + 1].into();
+    let error = broker.publish(&queue, large).await.unwrap_err();
+    assert!(matches!(error, PublishError::TooLarge { bytes, .. } if bytes == most + 1), "{error:?}");
+    broker.delete(&queue).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn message_that_amqp_cannot_hold_is_refused_and_hurts_no_other() {
+    let broker = broker(config(&url()));
+    let queue = declared(&*broker, "classic").await;
+    let mut foreign = message("foreign");
+    foreign.properties.app_id = Some("x".repeat(256));
+    let error = broker.publish(&queue, foreign).await.unwrap_err();
+    assert!(matches!(error, PublishError::NotSent(BrokerError::Refused(_))), "{error:?}");
+    broker.publish(&queue, message("other")).await.unwrap();
+    broker.delete(&queue).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn queues_are_told_missing_however_often_one_looks() {
+    // More than a connection has channels: each look at a missing queue costs one.
+    const LOOKS: usize = 2_200;
+    let broker = broker(config(&url()));
+    let there = declared(&*broker, "classic").await;
+    let missing = queue("classic").name;
+    for round in 0..LOOKS / 20 {
+        let looks = join_all((0..20).map(|_| broker.inspect(&missing))).await;
+        assert!(looks.iter().all(|look| matches!(look, Ok(None))), "round {round}: {looks:?}");
+        assert!(broker.inspect(&there).await.unwrap().is_some(), "round {round}");
+    }
+    broker.delete(&there).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn consumer_dropped_after_its_queue_was_deleted_leaves_the_connection_alone() {
+    let broker = broker(config(&url()));
+    let kept = declared(&*broker, "classic").await;
+    let (bystander, mut consumer) = consume(&*broker, &kept).await;
+    for kind in ["classic", "quorum"].repeat(10) {
+        let queue = declared(&*broker, kind).await;
+        let channel = broker.open().await.unwrap();
+        let doomed = channel.consume(&queue, 10).await.unwrap();
+        channel.delete(&queue).await.unwrap();
+        drop(doomed);
+        channel.close().await;
+    }
+    broker.publish(&kept, message("still there")).await.unwrap();
+    next(&mut consumer).await.receipt.ack().await;
+    let ended = tokio::time::timeout(Duration::from_millis(200), bystander.ended()).await;
+    assert!(ended.is_err(), "the connection was closed");
+    broker.delete(&kept).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn many_channels_share_a_connection_and_more_get_another() {
+    let broker = broker(config(&url()));
+    let queue = declared(&*broker, "classic").await;
+    let mut held = Vec::new();
+    for _ in 0..520 {
+        let channel = broker.open().await.unwrap();
+        let consumer = channel.consume(&queue, 1).await.unwrap();
+        held.push((channel, consumer));
+    }
+    assert_eq!(broker.inspect(&queue).await.unwrap().unwrap().consumers, 520);
+    held.clear();
+    eventually("closing the channels", async || {
+        match broker.inspect(&queue).await.unwrap().unwrap().consumers {
+            0 => Ok(()),
+            consumers => Err(consumers),
+        }
+    })
+    .await;
+    broker.delete(&queue).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn closing_confirms_what_is_under_way_and_fails_what_follows() {
+    let broker = broker(config(&url()));
+    let queue = declared(&*broker, "classic").await;
+    broker.publish(&queue, message(0)).await.unwrap();
+    let (channel, mut consumer) = consume(&*broker, &queue).await;
+    next(&mut consumer).await;
+    within("closing", broker.close()).await;
+    within("closing twice", broker.close()).await;
+    within("the end of the channel", channel.ended()).await;
+    assert!(matches!(within("the end", consumer.next()).await, Some(Err(_)) | None));
+    let error = broker.publish(&queue, message(1)).await.unwrap_err();
+    assert!(matches!(error, PublishError::NotSent(BrokerError::Closed)), "{error:?}");
+    assert!(matches!(broker.inspect(&queue).await, Err(BrokerError::Closed)));
+    assert!(matches!(broker.open().await, Err(BrokerError::Closed)));
+    assert!(matches!(channel.consume(&queue, 1).await, Err(BrokerError::Closed)));
+    let other = support::broker(config(&url()));
+    assert_eq!(other.inspect(&queue).await.unwrap().unwrap().messages, 1);
+    other.delete(&queue).await.unwrap();
+    other.close().await;
+}
+
+#[tokio::test]
+async fn wrong_password_is_no_outage() {
+    let (scheme, rest) = url().split_once("://").map(|(a, b)| (a.to_owned(), b.to_owned())).unwrap();
+    let host = rest.rsplit_once('@').map_or(rest.clone(), |(_, host)| host.to_owned());
+    let broker = broker(config(&format!("{scheme}://nobody:wrong@{host}")));
+    let error = broker.inspect("queue").await.unwrap_err();
+    assert!(matches!(error, BrokerError::Denied(_)), "{error:?}");
+    assert!(!error.to_string().contains("wrong"), "{error}");
+}
