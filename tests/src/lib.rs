@@ -1,1 +1,59 @@
-//! End-to-end tests of Fanfare: what the tests share.
+//! What the end-to-end tests share: a [`Stack`] of Fanfare's parts on a broker, with queues of its own.
+//!
+//! Most tests are written once and run on both brokers, by [`on_both_brokers!`]. Those on RabbitMQ need
+//! `FANFARE_TEST_BROKER`, which `cargo xtask test` provides; without it they fail, and say so.
+
+mod recorder;
+mod running;
+pub mod services;
+mod stack;
+
+pub use recorder::Recorder;
+pub use running::{Node, Running};
+pub use stack::{Stack, run};
+
+use std::time::Duration;
+
+/// After which a test gives up waiting for something that should have happened. It bounds failures and is never waited
+/// for in a test that passes.
+pub const PATIENCE: Duration = Duration::from_secs(90);
+
+/// Turns async functions that take a [`Stack`] into tests on the in-memory broker and on RabbitMQ.
+#[macro_export]
+macro_rules! on_both_brokers {
+    ($($name:ident),+ $(,)?) => {
+        mod in_memory {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                $crate::run($crate::Stack::in_memory(), super::$name).await;
+            })+
+        }
+        $crate::on_rabbitmq!($($name),+);
+    };
+}
+
+/// Turns async functions that take a [`Stack`] into tests on RabbitMQ.
+#[macro_export]
+macro_rules! on_rabbitmq {
+    ($($name:ident),+ $(,)?) => {
+        mod on_rabbitmq {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                $crate::run($crate::Stack::on_rabbitmq(), super::$name).await;
+            })+
+        }
+    };
+}
+
+/// Waits until a condition holds, looking every few milliseconds, and fails the test where it does not within
+/// [`PATIENCE`].
+///
+/// # Panics
+/// Where the condition does not come to hold.
+pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while !condition().await {
+        assert!(tokio::time::Instant::now() < deadline, "waited {PATIENCE:?} for this in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}

@@ -60,6 +60,14 @@ impl Registration {
         }
     }
 
+    /// The service's name.
+    ///
+    /// # Errors
+    /// Where the name that was given is not allowed; the worker refuses it with the same error.
+    pub fn name(&self) -> std::result::Result<&ServiceName, &InvalidName> {
+        self.name.as_ref()
+    }
+
     /// Sets how many invocations run at the same time in one worker: 1 or more,
     /// [`DEFAULT_CONCURRENCY`](Self::DEFAULT_CONCURRENCY) where it is left out. The worker has a limit for all of its
     /// services together beside it.

@@ -1,0 +1,79 @@
+//! A worker or a coordinator as a process of its own, for tests that kill it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use fanfare_broker::System;
+use fanfare_broker::amqp::{self, AmqpBroker};
+use fanfare_coordinator::Coordinator;
+use fanfare_protocol::{Prefix, QueueNames};
+use fanfare_publisher::Publisher;
+use fanfare_tests::services;
+use fanfare_worker::Worker;
+
+#[derive(Parser)]
+struct Arguments {
+    #[arg(long)]
+    broker: String,
+    #[arg(long)]
+    prefix: String,
+    #[command(subcommand)]
+    role: Role,
+}
+
+#[derive(Subcommand)]
+enum Role {
+    /// Serves the services of `fanfare_tests::services`.
+    Worker {
+        /// Invocations at a time, of each service.
+        #[arg(long, default_value_t = 16)]
+        concurrency: usize,
+    },
+    /// Coordinates.
+    Coordinator {
+        /// Milliseconds after which what is held is renewed.
+        #[arg(long)]
+        renewal_ms: Option<u64>,
+    },
+}
+
+#[tokio::main]
+async fn main() -> Result<()> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).with_env_filter(filter()).init();
+    let arguments = Arguments::parse();
+    let names = QueueNames::new(Prefix::new(arguments.prefix)?);
+    let broker = Arc::new(AmqpBroker::new(amqp::Config::parse(&arguments.broker)?, Arc::new(System)));
+    let mut terminated = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+    let shutdown = async move {
+        terminated.recv().await;
+    };
+    match arguments.role {
+        Role::Worker { concurrency } => {
+            let config = fanfare_publisher::Config { names, ..Default::default() };
+            let publisher = Publisher::new(broker, Arc::new(System), config);
+            let services = services::all(concurrency);
+            Worker::new(publisher, fanfare_worker::Config::default())
+                .services(services)
+                .run_until(shutdown)
+                .await?;
+        }
+        Role::Coordinator { renewal_ms } => {
+            let mut config = fanfare_coordinator::Config {
+                names,
+                absence_pause: Duration::from_millis(300),
+                ..Default::default()
+            };
+            if let Some(milliseconds) = renewal_ms {
+                config.limits.renewal = Duration::from_millis(milliseconds);
+            }
+            Coordinator::new(broker, Arc::new(System), config).run_until(shutdown).await?;
+        }
+    }
+    Ok(())
+}
+
+fn filter() -> tracing_subscriber::EnvFilter {
+    tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into())
+}

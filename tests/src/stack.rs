@@ -1,0 +1,216 @@
+use std::collections::BTreeSet;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use fanfare_broker::amqp::{self, AmqpBroker};
+use fanfare_broker::memory::MemoryBroker;
+use fanfare_broker::{Broker, System};
+use fanfare_coordinator::Coordinator;
+use fanfare_protocol::{Prefix, QueueNames, ServiceName};
+use fanfare_publisher::Publisher;
+use fanfare_worker::{Registration, Worker};
+use futures_util::FutureExt;
+
+use crate::{Recorder, Running};
+
+/// A broker, and queue names that no other test has. Every part of Fanfare that is started on it has a connection of its
+/// own, as separate programs would.
+#[derive(Debug, Clone)]
+pub struct Stack {
+    on: On,
+    names: QueueNames,
+    shared: Arc<Mutex<Shared>>,
+}
+
+#[derive(Debug, Clone)]
+enum On {
+    Memory(Arc<MemoryBroker>),
+    RabbitMq(String),
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    services: BTreeSet<String>,
+    connections: Vec<Arc<dyn Broker>>,
+}
+
+/// Runs a test on a stack, and takes its queues away afterwards, however it ended.
+pub async fn run<F: Future<Output = ()>>(stack: Stack, test: impl FnOnce(Stack) -> F) {
+    let outcome = AssertUnwindSafe(test(stack.clone())).catch_unwind().await;
+    stack.clean_up().await;
+    if let Err(panic) = outcome {
+        std::panic::resume_unwind(panic);
+    }
+}
+
+impl Stack {
+    /// On a broker in this process.
+    #[must_use]
+    pub fn in_memory() -> Self {
+        Self::new(On::Memory(Arc::new(MemoryBroker::new())))
+    }
+
+    /// On the RabbitMQ that `FANFARE_TEST_BROKER` names.
+    ///
+    /// # Panics
+    /// Where it is not set.
+    #[must_use]
+    pub fn on_rabbitmq() -> Self {
+        let url = std::env::var("FANFARE_TEST_BROKER")
+            .expect("this test needs a RabbitMQ: run `cargo xtask test`, or set FANFARE_TEST_BROKER");
+        Self::at(url)
+    }
+
+    /// On the RabbitMQ at a URL.
+    #[must_use]
+    pub fn at(url: String) -> Self {
+        Self::new(On::RabbitMq(url))
+    }
+
+    fn new(on: On) -> Self {
+        let unique = uuid::Uuid::new_v4().simple().to_string();
+        let prefix = Prefix::new(format!("test-{}", &unique[..12])).expect("a proper prefix");
+        Self { on, names: QueueNames::new(prefix), shared: Arc::default() }
+    }
+
+    /// The names of this stack's queues.
+    #[must_use]
+    pub fn names(&self) -> &QueueNames {
+        &self.names
+    }
+
+    /// The URL of the RabbitMQ.
+    ///
+    /// # Panics
+    /// Where this stack is in memory.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        match &self.on {
+            On::RabbitMq(url) => url,
+            On::Memory(_) => panic!("a broker in memory has no URL"),
+        }
+    }
+
+    /// Another connection to the broker.
+    #[must_use]
+    pub fn connect(&self) -> Arc<dyn Broker> {
+        let broker: Arc<dyn Broker> = match &self.on {
+            On::Memory(broker) => Arc::new(broker.connect()),
+            On::RabbitMq(url) => Arc::new(AmqpBroker::new(
+                amqp::Config::parse(url).expect("FANFARE_TEST_BROKER is an AMQP URL"),
+                Arc::new(System),
+            )),
+        };
+        self.shared().connections.push(Arc::clone(&broker));
+        broker
+    }
+
+    /// A publisher with a connection of its own.
+    #[must_use]
+    pub fn publisher(&self) -> Publisher {
+        let config = fanfare_publisher::Config { names: self.names.clone(), ..Default::default() };
+        Publisher::new(self.connect(), Arc::new(System), config)
+    }
+
+    /// A coordinator's configuration for this stack, with waits that suit tests.
+    #[must_use]
+    pub fn coordinator_config(&self) -> fanfare_coordinator::Config {
+        fanfare_coordinator::Config {
+            names: self.names.clone(),
+            absence_pause: Duration::from_millis(300),
+            ..Default::default()
+        }
+    }
+
+    /// Starts a coordinator.
+    #[must_use]
+    pub fn coordinator(&self) -> Running {
+        self.coordinator_with(self.coordinator_config())
+    }
+
+    /// Starts a coordinator with a configuration.
+    #[must_use]
+    pub fn coordinator_with(&self, config: fanfare_coordinator::Config) -> Running {
+        let broker = self.connect();
+        let coordinator = Coordinator::new(Arc::clone(&broker), Arc::new(System), config);
+        Running::start(broker, |stopped| async move {
+            coordinator.run_until(stopped).await.expect("the configuration is sound");
+        })
+    }
+
+    /// Starts a worker, and returns when the queues of its services exist.
+    pub async fn worker(&self, services: impl IntoIterator<Item = Registration>) -> Running {
+        let publisher = self.publisher();
+        let broker = Arc::clone(publisher.broker());
+        let mut worker = Worker::new(publisher, fanfare_worker::Config::default());
+        let mut names = Vec::new();
+        for service in services {
+            names.push(service.name().expect("tests use proper names").to_string());
+            worker = worker.service(service);
+        }
+        let running = Running::start(broker, |stopped| async move {
+            worker.run_until(stopped).await.expect("the services are sound");
+        });
+        for name in names {
+            self.service_exists(&name).await;
+        }
+        running
+    }
+
+    /// Waits until the queue of a service exists and is consumed.
+    pub async fn service_exists(&self, name: &str) {
+        let queue = self.names.service(&ServiceName::new(name).expect("tests use proper names")).name;
+        self.shared().services.insert(name.to_owned());
+        let broker = self.connect();
+        crate::eventually(&format!("{queue} is consumed"), || async {
+            matches!(broker.inspect(&queue).await, Ok(Some(state)) if state.consumers > 0)
+        })
+        .await;
+    }
+
+    /// Records what arrives at a service, as it is on the wire.
+    pub async fn record(&self, service: &str) -> Recorder {
+        self.shared().services.insert(service.to_owned());
+        Recorder::new(self, service).await
+    }
+
+    /// Records what is parked.
+    pub async fn record_parked(&self) -> Recorder {
+        let broker = self.connect();
+        broker.declare(&self.names.parked()).await.expect("the queue can be declared");
+        Recorder::consume(broker, self.names.parked().name).await
+    }
+
+    /// Waits until a queue does not exist.
+    pub async fn queue_is_gone(&self, queue: &str) {
+        let broker = self.connect();
+        crate::eventually(&format!("{queue} is gone"), || async {
+            matches!(broker.inspect(queue).await, Ok(None))
+        })
+        .await;
+    }
+
+    /// Names a service whose queue this test declares by itself, so that it is taken away in the end.
+    pub fn note_service(&self, service: &str) {
+        self.shared().services.insert(service.to_owned());
+    }
+
+    fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
+        self.shared.lock().expect("no test panics while it holds this lock")
+    }
+
+    async fn clean_up(&self) {
+        let broker = self.connect();
+        let Shared { services, connections } = std::mem::take(&mut *self.shared());
+        let services = services.iter().filter_map(|name| ServiceName::new(name.as_str()).ok());
+        let mut queues: Vec<String> = services.map(|service| self.names.service(&service).name).collect();
+        queues.extend([self.names.fanin(), self.names.dead(), self.names.parked()].map(|queue| queue.name));
+        for queue in queues {
+            let _ = broker.delete(&queue).await;
+        }
+        for connection in connections {
+            connection.close().await;
+        }
+    }
+}
