@@ -1,0 +1,349 @@
+//! A consumer of one queue that outlives its channels.
+
+#[cfg(test)]
+mod tests;
+mod window;
+
+use std::fmt;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use fanfare_protocol::QueueSpec;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Fuse};
+use futures_util::task::AtomicWaker;
+use tokio::time::Instant;
+
+use self::window::Window;
+use crate::{Backoff, Broker, BrokerError, Consumer, Delivery, Environment};
+
+/// How long one attempt to consume may take before it counts as failed.
+const ATTEMPT: Duration = Duration::from_secs(30);
+/// How long [`Subscription::stop`] waits for the broker at most.
+const STOP: Duration = Duration::from_secs(10);
+/// A channel that lasted this long ends the growth of the waits between attempts.
+const LASTING: Duration = Duration::from_secs(30);
+
+/// Consumes one durable queue for as long as its owner lives: through every reconnect, and with as many channels as it
+/// takes so that deliveries which are held for long do not keep others from coming.
+///
+/// The queue is declared first, and again where it was deleted. An outage is waited out; what cannot heal by itself (the
+/// queue has other arguments, access is denied) is logged as an error with its remedy and tried again all the same, since
+/// an operator can heal it. An outage is logged when it begins and when it ends, not at each attempt.
+///
+/// What a lost channel had handed out comes again by the broker; answers to the lost deliveries do nothing. An answer
+/// given twice counts once.
+///
+/// Nothing runs in the background: the work is done while [`next`](Subscription::next) is awaited. Dropping it gives
+/// back what was not handed out; what was handed out stays answerable for as long as its receipt lives.
+///
+/// ```
+/// use std::sync::Arc;
+/// use fanfare_broker::{Broker, Subscription, SubscriptionOptions, System, memory::MemoryBroker};
+/// use fanfare_protocol::{Message, QueueNames};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let broker = Arc::new(MemoryBroker::new());
+/// let manifests = QueueNames::default().fanin();
+/// broker.declare(&manifests).await?;
+/// broker.publish(&manifests.name, Message::default()).await?;
+///
+/// let options = SubscriptionOptions { prefetch: 10, most_channels: 4 };
+/// let mut subscription = Subscription::new(broker, Arc::new(System), manifests, options);
+/// while let Some(delivery) = subscription.next().await {
+///     delivery.receipt.ack().await;
+///     subscription.stop().await;
+/// }
+/// # Ok(())
+/// # }
+/// ```
+pub struct Subscription {
+    broker: Arc<dyn Broker>,
+    environment: Arc<dyn Environment>,
+    queue: QueueSpec,
+    options: SubscriptionOptions,
+    channels: Vec<Subscribed>,
+    /// Whose turn it is to be asked first, so that none of them starves.
+    turn: usize,
+    /// The attempt under way to have one more channel.
+    opening: Option<BoxFuture<'static, Result<Subscribed, BrokerError>>>,
+    backoff: Backoff,
+    /// Set between a failure and the attempt after it.
+    failed: bool,
+    outage: Option<Outage>,
+    /// Woken when the windows change.
+    changed: Arc<AtomicWaker>,
+    stopped: bool,
+}
+
+/// How much a [`Subscription`] takes at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SubscriptionOptions {
+    /// Deliveries that each of its channels hands out before it waits for answers; 0 counts as 1.
+    pub prefetch: u16,
+    /// Channels that it opens at most, while deliveries are [held](crate::Receipt::hold); 0 counts as 1. Together with
+    /// `prefetch` this bounds what is held at any time.
+    pub most_channels: usize,
+}
+
+impl Default for SubscriptionOptions {
+    /// Ten deliveries at a time, on one channel.
+    fn default() -> Self {
+        Self { prefetch: 10, most_channels: 1 }
+    }
+}
+
+/// One channel with one consumer.
+struct Subscribed {
+    // Dropped before the window, which may close the channel.
+    consumer: Consumer,
+    window: Window,
+    since: Instant,
+    /// Set once it is on its way out: its consumer is being cancelled, and what was under way is still handed out.
+    leaving: Option<Fuse<BoxFuture<'static, ()>>>,
+}
+
+/// What the log was told of an outage.
+struct Outage {
+    since: Instant,
+    refused: bool,
+}
+
+impl Subscription {
+    /// A subscription to a queue. Nothing is sent before [`next`](Subscription::next) is awaited.
+    #[must_use]
+    pub fn new(
+        broker: Arc<dyn Broker>,
+        environment: Arc<dyn Environment>,
+        queue: QueueSpec,
+        options: SubscriptionOptions,
+    ) -> Self {
+        let options = SubscriptionOptions {
+            prefetch: options.prefetch.max(1),
+            most_channels: options.most_channels.max(1),
+        };
+        Self {
+            broker,
+            environment,
+            queue,
+            options,
+            channels: Vec::new(),
+            turn: 0,
+            opening: None,
+            backoff: Backoff::default(),
+            failed: false,
+            outage: None,
+            changed: Arc::default(),
+            stopped: false,
+        }
+    }
+
+    /// The next delivery. `None` only after [`stop`](Subscription::stop).
+    ///
+    /// Cancel safe: nothing is lost when the future is dropped, neither a delivery nor an attempt to reconnect.
+    pub async fn next(&mut self) -> Option<Delivery> {
+        std::future::poll_fn(|context| self.poll_next(context)).await
+    }
+
+    /// Stops consuming, and gives back what was received but not handed out. What was handed out stays answerable.
+    /// Stopping twice is harmless.
+    ///
+    /// During an outage this ends within ten seconds. When its future is dropped before, the channels close as soon as
+    /// nothing handed out depends on them, which gives back the same.
+    pub async fn stop(&mut self) {
+        self.stopped = true;
+        self.opening = None;
+        let mut channels = std::mem::take(&mut self.channels);
+        let stop = async {
+            // First all consumers end, so that none of them receives what another one gives back.
+            for subscribed in &mut channels {
+                subscribed.cancel().await;
+            }
+            for subscribed in &mut channels {
+                while let Some(Ok(delivery)) = subscribed.consumer.next().await {
+                    delivery.receipt.requeue().await;
+                }
+            }
+        };
+        if tokio::time::timeout(STOP, stop).await.is_err() {
+            tracing::warn!(
+                queue = self.queue.name,
+                "the broker did not answer while the subscription stopped"
+            );
+        }
+    }
+
+    /// Whether it consumed its queue when [`next`](Subscription::next) was last awaited.
+    #[must_use]
+    pub fn is_connected(&self) -> bool {
+        self.active().next().is_some()
+    }
+
+    fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Delivery>> {
+        // Before anything is looked at, so that no change after the look is missed.
+        self.changed.register(context.waker());
+        loop {
+            if self.stopped {
+                return Poll::Ready(None);
+            }
+            if let Some(delivery) = self.poll_channels(context) {
+                return Poll::Ready(Some(delivery));
+            }
+            if self.resize() {
+                continue;
+            }
+            let Some(opening) = &mut self.opening else { return Poll::Pending };
+            let Poll::Ready(opened) = opening.poll_unpin(context) else { return Poll::Pending };
+            self.opening = None;
+            match opened {
+                Ok(subscribed) => self.opened(subscribed),
+                Err(error) => self.failed(&error),
+            }
+        }
+    }
+
+    /// What the channels have, each in turn. Those that ended go.
+    fn poll_channels(&mut self, context: &mut Context<'_>) -> Option<Delivery> {
+        let mut asked = 0;
+        while asked < self.channels.len() {
+            let at = (self.turn + asked) % self.channels.len();
+            let subscribed = &mut self.channels[at];
+            if let Some(cancelling) = &mut subscribed.leaving {
+                // Its end shows in the stream of deliveries.
+                let _ = cancelling.poll_unpin(context);
+            }
+            let Poll::Ready(next) = pin!(subscribed.consumer.next()).poll(context) else {
+                asked += 1;
+                continue;
+            };
+            if let Some(Ok(delivery)) = next {
+                self.turn = at + 1;
+                return Some(subscribed.window.wrap(delivery));
+            }
+            let subscribed = self.channels.remove(at);
+            asked = 0;
+            if subscribed.leaving.is_none() {
+                self.lost(&subscribed, next.and_then(Result::err));
+            }
+        }
+        None
+    }
+
+    /// Opens a channel where there is none or where all are crowded with what is held for long, and leaves one that holds
+    /// nothing while another has room. Whether there is something new to poll.
+    fn resize(&mut self) -> bool {
+        let may_open = self.opening.is_none() && self.channels.len() < self.options.most_channels;
+        if may_open && self.active().all(|subscribed| subscribed.window.is_crowded()) {
+            self.open();
+            return false;
+        }
+        let has_room = |subscribed: &Subscribed| subscribed.window.is_roomy();
+        if self.active().filter(|subscribed| has_room(subscribed)).count() < 2 {
+            return false;
+        }
+        let idle = |subscribed: &&mut Subscribed| subscribed.leaving.is_none() && subscribed.window.is_idle();
+        let Some(unneeded) = self.channels.iter_mut().find(idle) else { return false };
+        unneeded.leave();
+        true
+    }
+
+    fn open(&mut self) {
+        let wait = if self.failed { self.backoff.next(&*self.environment) } else { Duration::ZERO };
+        self.failed = false;
+        let (broker, queue) = (Arc::clone(&self.broker), self.queue.clone());
+        let (prefetch, changed) = (self.options.prefetch, Arc::clone(&self.changed));
+        let attempt = async move {
+            broker.declare(&queue).await?;
+            let channel = broker.open().await?;
+            let consumer = channel.consume(&queue.name, prefetch).await?;
+            let window = Window::new(channel, prefetch, changed);
+            Ok(Subscribed { consumer, window, since: Instant::now(), leaving: None })
+        };
+        let opening = async move {
+            tokio::time::sleep(wait).await;
+            tokio::time::timeout(ATTEMPT, attempt).await.unwrap_or_else(|_| {
+                Err(BrokerError::Unreachable(format!("no answer within {} s", ATTEMPT.as_secs())))
+            })
+        };
+        self.opening = Some(opening.boxed());
+    }
+
+    fn opened(&mut self, subscribed: Subscribed) {
+        self.channels.push(subscribed);
+        if let Some(outage) = self.outage.take() {
+            let seconds = outage.since.elapsed().as_secs_f64();
+            tracing::info!(queue = self.queue.name, seconds, "subscription is back");
+        }
+    }
+
+    /// A channel is gone; without an error, the broker cancelled its consumer.
+    fn lost(&mut self, subscribed: &Subscribed, error: Option<BrokerError>) {
+        if subscribed.since.elapsed() >= LASTING {
+            self.backoff = Backoff::default();
+        }
+        match error {
+            Some(error) => self.failed(&error),
+            None => {
+                let queue = &self.queue.name;
+                tracing::warn!(queue, "the broker cancelled the consumer: declaring the queue again");
+                self.failed = true;
+                self.outage.get_or_insert_with(Outage::begin);
+            }
+        }
+    }
+
+    /// An attempt failed, or a channel was lost. Each kind of trouble is logged once an outage.
+    fn failed(&mut self, error: &BrokerError) {
+        let queue = &self.queue.name;
+        self.failed = true;
+        let is_new = self.outage.is_none();
+        let outage = self.outage.get_or_insert_with(Outage::begin);
+        if !error.is_outage() && !std::mem::replace(&mut outage.refused, true) {
+            tracing::error!(queue, %error, "the subscription is refused; trying on");
+        } else if is_new {
+            tracing::warn!(queue, %error, "the subscription is interrupted; trying on");
+        } else {
+            tracing::debug!(queue, %error, "the subscription is still interrupted");
+        }
+    }
+
+    fn active(&self) -> impl Iterator<Item = &Subscribed> {
+        self.channels.iter().filter(|subscribed| subscribed.leaving.is_none())
+    }
+}
+
+impl Subscribed {
+    /// Cancels its consumer. Where that fails its channel has ended, which shows in the stream.
+    fn cancel(&self) -> BoxFuture<'static, ()> {
+        let (channel, tag) = (self.window.channel(), self.consumer.tag().to_owned());
+        async move {
+            if let Some(channel) = channel {
+                channel.cancel(&tag).await.ok();
+            }
+        }
+        .boxed()
+    }
+
+    fn leave(&mut self) {
+        self.leaving = Some(self.cancel().fuse());
+    }
+}
+
+impl Outage {
+    fn begin() -> Self {
+        Self { since: Instant::now(), refused: false }
+    }
+}
+
+impl fmt::Debug for Subscription {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Subscription")
+            .field("queue", &self.queue.name)
+            .field("channels", &self.channels.len())
+            .field("stopped", &self.stopped)
+            .finish_non_exhaustive()
+    }
+}
