@@ -1,0 +1,58 @@
+//! Configured services as services: what a program or a server is told beside the payload.
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fanfare_worker::{Context, Result, Service};
+use serde_json::value::RawValue;
+
+use crate::{ExecService, HttpService};
+
+#[async_trait]
+impl Service for ExecService {
+    async fn call(&self, context: Context, payload: &RawValue) -> Result<Box<RawValue>> {
+        let names = [
+            "FANFARE_CID",
+            "FANFARE_RUN",
+            "FANFARE_SOURCE",
+            "FANFARE_CHANNEL",
+            "FANFARE_MESSAGE_ID",
+            "FANFARE_ATTEMPT",
+            "FANFARE_KEY",
+        ];
+        Ok(self.run(bytes_of(payload), &told(names, &context)).await?)
+    }
+}
+
+#[async_trait]
+impl Service for HttpService {
+    async fn call(&self, context: Context, payload: &RawValue) -> Result<Box<RawValue>> {
+        let names = [
+            "fanfare-cid",
+            "fanfare-run",
+            "fanfare-source",
+            "fanfare-channel",
+            "fanfare-message-id",
+            "fanfare-attempt",
+            "fanfare-key",
+        ];
+        Ok(self.run(bytes_of(payload), &told(names, &context)).await?)
+    }
+}
+
+fn bytes_of(payload: &RawValue) -> Bytes {
+    Bytes::copy_from_slice(payload.get().as_bytes())
+}
+
+/// What the invocation is known by, under the given names. The key is the last, since a final callback has none.
+fn told(names: [&'static str; 7], context: &Context) -> Vec<(&'static str, String)> {
+    let values = [
+        Some(context.cid().to_string()),
+        Some(context.run().to_string()),
+        Some(context.source().to_string()),
+        Some(context.channel().to_string()),
+        Some(context.message_id().to_owned()),
+        Some(context.attempt().to_string()),
+        context.key().map(ToString::to_string),
+    ];
+    names.into_iter().zip(values).filter_map(|(name, value)| Some((name, value?))).collect()
+}

@@ -1,0 +1,44 @@
+use fanfare_worker::{Context, Registration, service};
+use serde_json::value::RawValue;
+
+use crate::file_stats::{FilePath, FileStats};
+use crate::input_log;
+
+/// The name of [`echo`].
+pub const ECHO: &str = "helpers.echo";
+/// The name of [`input_logger`].
+pub const INPUT_LOGGER: &str = "helpers.input-logger";
+/// The name of [`file_stats`].
+pub const FILE_STATS: &str = "demo.file-stats";
+
+/// The services that come with Fanfare: [`echo`], [`input_logger`] and [`file_stats`].
+pub fn stock() -> Vec<Registration> {
+    vec![echo(), input_logger(), file_stats()]
+}
+
+/// `helpers.echo` answers with its payload, byte for byte.
+pub fn echo() -> Registration {
+    service(ECHO, |_: Context, payload: Box<RawValue>| async move { Ok(payload) })
+}
+
+/// `helpers.input-logger` logs all that it is given, at level `info`: the callback to begin with. Of the payload, the first
+/// [`LOGGED_CHARS`](crate::LOGGED_CHARS) characters.
+pub fn input_logger() -> Registration {
+    service(INPUT_LOGGER, |context: Context, payload: Box<RawValue>| async move {
+        input_log::log(&context, payload.get());
+        Ok(())
+    })
+}
+
+/// `demo.file-stats` takes a path, as a string or as the list of its bytes, and answers with the
+/// [`FileStats`] of the file.
+///
+/// It counts whatever file its worker may read, and tells nothing else of it. Leave it out where even the size or the SHA-256 of a
+/// file is nobody's business who can reach the broker.
+pub fn file_stats() -> Registration {
+    service(FILE_STATS, |_: Context, path: FilePath| async move {
+        let path = path.to_path()?;
+        // Reading files blocks, whatever it is dressed in.
+        Ok(tokio::task::spawn_blocking(move || FileStats::of(&path)).await??)
+    })
+}
