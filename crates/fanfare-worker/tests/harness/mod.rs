@@ -1,0 +1,215 @@
+//! One worker on a broker in memory, and a caller that speaks the protocol to it.
+#![allow(dead_code, reason = "each test file uses its own part")]
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use fanfare_broker::memory::MemoryBroker;
+use fanfare_broker::{
+    Broker, BrokerError, ConsumerChannel, Delivery, PublishError, QueueState, ServerInfo, System,
+};
+use fanfare_protocol::{
+    Cid, Message, QueueNames, QueueSpec, Request, RunId, ServiceName, Source, TargetOf, TargetResult,
+    WireTime,
+};
+use fanfare_publisher::Publisher;
+use fanfare_worker::{Config, Registration, Worker, WorkerError};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+/// Longer than anything here takes; the tests' time is paused.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// A broker with a worker's connection and a caller's.
+pub(crate) struct Bench {
+    pub(crate) caller: MemoryBroker,
+    pub(crate) worker: Arc<Flaky>,
+    pub(crate) names: QueueNames,
+    pub(crate) run: RunId,
+}
+
+/// A worker that runs in a task.
+pub(crate) struct Running {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<Result<(), WorkerError>>,
+}
+
+impl Running {
+    pub(crate) async fn stop(self) {
+        self.stop.send(()).expect("the worker runs");
+        within(self.task).await.expect("the worker does not panic").expect("the worker ends well");
+    }
+}
+
+impl Bench {
+    pub(crate) fn new() -> Self {
+        let caller = MemoryBroker::new();
+        let worker = Arc::new(Flaky { memory: caller.connect(), failures: Mutex::default() });
+        let run = RunId::from(uuid::Uuid::from_u128(7));
+        Self { caller, worker, names: QueueNames::default(), run }
+    }
+
+    pub(crate) fn publisher(&self) -> Publisher {
+        Publisher::new(self.worker.clone(), Arc::new(System), fanfare_publisher::Config::default())
+    }
+
+    /// Starts a worker and waits until it serves.
+    pub(crate) async fn start<const N: usize>(&self, services: [Registration; N]) -> Running {
+        self.start_with(Config::default(), services).await
+    }
+
+    pub(crate) async fn start_with<const N: usize>(
+        &self,
+        config: Config,
+        services: [Registration; N],
+    ) -> Running {
+        let (stop, stopped) = oneshot::channel();
+        let worker = Worker::new(self.publisher(), config).services(services);
+        let task = tokio::spawn(worker.run_until(async {
+            stopped.await.ok();
+        }));
+        Running { stop, task }
+    }
+
+    pub(crate) fn cid(&self) -> Cid {
+        Cid::new("order-7").unwrap()
+    }
+
+    pub(crate) fn service_queue(&self, service: &str) -> QueueSpec {
+        self.names.service(&ServiceName::new(service).unwrap())
+    }
+
+    pub(crate) fn aggregation_queue(&self) -> QueueSpec {
+        self.names.aggregation(&self.cid(), self.run)
+    }
+
+    /// A request as a publisher builds it, whose key is `<service> <place>`.
+    pub(crate) fn request(&self, service: &str, place: usize, body: impl Into<Bytes>) -> Message {
+        Request {
+            cid: self.cid(),
+            run: self.run,
+            source: Source::new("shop").unwrap(),
+            service: ServiceName::new(service).unwrap(),
+            requested_at: "2025-01-19 19:55:45".parse::<WireTime>().unwrap(),
+            metadata: fanfare_protocol::Metadata::default(),
+            body: body.into(),
+            target: Some(TargetOf {
+                parallel: false,
+                key: format!("{service} {place}").parse().unwrap(),
+                place,
+                reply_to: self.aggregation_queue().name,
+            }),
+        }
+        .encode()
+    }
+
+    /// Puts a message into a service's queue.
+    pub(crate) async fn send(&self, service: &str, message: Message) {
+        let queue = self.service_queue(service);
+        self.caller.declare(&queue).await.unwrap();
+        self.caller.publish(&queue.name, message).await.unwrap();
+    }
+
+    /// Puts requests into a service's queue, one for each body.
+    pub(crate) async fn call<const N: usize>(&self, service: &str, bodies: [&'static str; N]) {
+        self.caller.declare(&self.aggregation_queue()).await.unwrap();
+        for (place, body) in bodies.into_iter().enumerate() {
+            self.send(service, self.request(service, place, body)).await;
+        }
+    }
+
+    /// The next results, in the order in which they come.
+    pub(crate) async fn results(&self, count: usize) -> Vec<TargetResult> {
+        let queue = self.aggregation_queue();
+        let results = self.take(&queue, count).await;
+        results.iter().map(|delivery| TargetResult::from_body(&delivery.message.body).unwrap()).collect()
+    }
+
+    pub(crate) async fn result(&self) -> TargetResult {
+        self.results(1).await.remove(0)
+    }
+
+    /// Takes messages from a queue, waiting for them.
+    pub(crate) async fn take(&self, queue: &QueueSpec, count: usize) -> Vec<Delivery> {
+        self.caller.declare(queue).await.unwrap();
+        let channel = self.caller.open().await.unwrap();
+        let mut consumer = channel.consume(&queue.name, 1).await.unwrap();
+        let mut taken = Vec::new();
+        while taken.len() < count {
+            let delivery = within(consumer.next()).await.unwrap().unwrap();
+            delivery.receipt.ack().await;
+            taken.push(delivery);
+        }
+        taken
+    }
+
+    /// Messages that wait in a queue.
+    pub(crate) async fn waiting(&self, queue: &QueueSpec) -> u64 {
+        self.caller.inspect(&queue.name).await.unwrap().map_or(0, |state| state.messages)
+    }
+}
+
+/// Waits for something that happens, and fails where it does not.
+pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, future).await.expect("it happens in time")
+}
+
+/// A broker in memory whose publishes fail where a test says so.
+#[derive(Debug)]
+pub(crate) struct Flaky {
+    pub(crate) memory: MemoryBroker,
+    /// Queue, and the failures that its next publishes have.
+    failures: Mutex<Vec<(String, PublishError)>>,
+}
+
+impl Flaky {
+    pub(crate) fn fail(&self, queue: &str, errors: impl IntoIterator<Item = PublishError>) {
+        let failures = errors.into_iter().map(|error| (queue.to_owned(), error));
+        self.failures.lock().unwrap().extend(failures);
+    }
+
+    pub(crate) fn failures_left(&self) -> usize {
+        self.failures.lock().unwrap().len()
+    }
+}
+
+#[async_trait]
+impl Broker for Flaky {
+    async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError> {
+        let failure = {
+            let mut failures = self.failures.lock().unwrap();
+            let next = failures.iter().position(|(of, _)| of == queue);
+            next.map(|at| failures.remove(at).1)
+        };
+        match failure {
+            Some(error) => Err(error),
+            None => self.memory.publish(queue, message).await,
+        }
+    }
+
+    async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
+        self.memory.declare(queue).await
+    }
+
+    async fn inspect(&self, queue: &str) -> Result<Option<QueueState>, BrokerError> {
+        self.memory.inspect(queue).await
+    }
+
+    async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
+        self.memory.delete(queue).await
+    }
+
+    async fn open(&self) -> Result<Arc<dyn ConsumerChannel>, BrokerError> {
+        self.memory.open().await
+    }
+
+    async fn server(&self) -> Result<ServerInfo, BrokerError> {
+        self.memory.server().await
+    }
+
+    async fn close(&self) {
+        self.memory.close().await;
+    }
+}
