@@ -237,8 +237,9 @@ async fn consumer_dropped_after_its_queue_was_deleted_leaves_the_connection_alon
         let queue = declared(&*broker, kind).await;
         let channel = broker.open().await.unwrap();
         let doomed = channel.consume(&queue, 10).await.unwrap();
-        channel.delete(&queue).await.unwrap();
-        drop(doomed);
+        // The request to delete is on its way when the consumer is dropped.
+        let (deleted, ()) = tokio::join!(channel.delete(&queue), async { drop(doomed) });
+        deleted.unwrap();
         channel.close().await;
     }
     broker.publish(&kept, message("still there")).await.unwrap();
