@@ -85,6 +85,8 @@ impl Broker {
 
     /// Starts `count` brokers of one kind, in the first way that works.
     pub(crate) fn start(way: Way, count: usize) -> Result<Vec<Self>> {
+        // Who names an image wants to know how it fares on that one, not on another.
+        let way = if way == Way::Auto && container::image_is_chosen() { Way::Container } else { way };
         let mut reasons = Vec::new();
         for provider in [Provider::container, Provider::package] {
             let brokers = provider(way).and_then(|provider| match provider {

@@ -13,6 +13,9 @@ use crate::{environment, process, say};
 /// The image of the newest RabbitMQ that the tests are run on.
 const IMAGE: &str = "rabbitmq:4-management";
 
+/// Names another image, of an older or newer RabbitMQ.
+const IMAGE_VARIABLE: &str = "FANFARE_TEST_IMAGE";
+
 /// A pull that takes longer has no registry to pull from, or a line that makes the package the better way.
 const PULL_LIMIT: Duration = Duration::from_secs(120);
 
@@ -32,10 +35,14 @@ pub(super) struct Container {
     port: u16,
 }
 
+/// Whether the environment names the image, so that no other way will do.
+pub(super) fn image_is_chosen() -> bool {
+    environment::variable(IMAGE_VARIABLE).is_some()
+}
+
 impl Engine {
     pub(super) fn find() -> Result<Self> {
-        let chosen = environment::variable("FANFARE_TEST_IMAGE");
-        let image = chosen.unwrap_or_else(|| IMAGE.to_owned());
+        let image = environment::variable(IMAGE_VARIABLE).unwrap_or_else(|| IMAGE.to_owned());
         let Some(program) =
             ["docker", "podman"].into_iter().find(|program| environment::works(program, &["info"]))
         else {
