@@ -1,4 +1,5 @@
 //! What is wrong with an invocation is said before anything is sent.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod harness;
 

@@ -1,4 +1,5 @@
 //! Waiting for the final payload of a fan-out.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod harness;
 

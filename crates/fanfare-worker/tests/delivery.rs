@@ -1,4 +1,5 @@
 //! From a delivery to its ack: results through outages, limits on what runs at once, and shutdown.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod harness;
 

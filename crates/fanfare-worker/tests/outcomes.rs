@@ -1,4 +1,5 @@
 //! Whatever a service does, its caller is answered and its worker lives on.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod harness;
 

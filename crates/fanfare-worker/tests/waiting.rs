@@ -1,4 +1,5 @@
 //! Services that wait for fan-outs of their own.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod harness;
 
@@ -79,7 +80,8 @@ async fn a_service_that_waits_for_two_fan_outs_at_once_ends() {
         }
         let wait = || context.fanout().target("both", false).invoke_and_wait(Duration::from_secs(60));
         let (one, two) = tokio::join!(wait(), wait());
-        (one?, two?);
+        one?;
+        two?;
         Ok(())
     })
     .concurrency(1);
