@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub(crate) mod proxy;
+pub(crate) mod tls;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,6 +21,15 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 /// The URL of the broker to test against.
 pub(crate) fn url() -> String {
     std::env::var("FANFARE_TEST_BROKER").expect("set FANFARE_TEST_BROKER or run `cargo xtask test`")
+}
+
+/// A broker's URL in parts: its scheme, its user and password with an `@` if it has any, its host and port, and the rest.
+pub(crate) fn split(url: &str) -> (&str, &str, String, &str) {
+    let (scheme, rest) = url.split_once("://").expect("a URL has a scheme");
+    let (credentials, rest) = rest.split_at(rest.rfind('@').map_or(0, |at| at + 1));
+    let (broker, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let port = if broker.contains(':') { "" } else { ":5672" };
+    (scheme, credentials, format!("{broker}{port}"), path)
 }
 
 pub(crate) fn config(urls: &str) -> Config {

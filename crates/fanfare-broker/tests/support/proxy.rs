@@ -3,13 +3,14 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use fanfare_broker::amqp::Address;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::split;
 
 /// Passes bytes on to a broker.
 pub(crate) struct Proxy {
@@ -32,13 +33,7 @@ enum Mode {
 impl Proxy {
     /// A proxy in front of the broker at `url`.
     pub(crate) async fn start(url: &str) -> Self {
-        let _: Address = url.parse().expect("the address is valid");
-        let (scheme, rest) = url.split_once("://").expect("a URL has a scheme");
-        let (credentials, rest) = rest.rsplit_once('@').map_or(("", rest), |(user, rest)| (user, rest));
-        let end = rest.find(['/', '?']).unwrap_or(rest.len());
-        let (broker, path) = rest.split_at(end);
-        let broker = if broker.contains(':') { broker.to_owned() } else { format!("{broker}:5672") };
-        let at = if credentials.is_empty() { "" } else { "@" };
+        let (scheme, credentials, broker, path) = split(url);
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port is free");
         let port = listener.local_addr().expect("the listener is bound").port();
         let (control, mode) = watch::channel(Mode::Pass);
@@ -47,7 +42,7 @@ impl Proxy {
         tokio::spawn(async move {
             tokio::select! { () = stop.cancelled() => {}, () = accept(listener, broker.into(), mode) => {} }
         });
-        let url = format!("{scheme}://{credentials}{at}127.0.0.1:{port}{path}");
+        let url = format!("{scheme}://{credentials}127.0.0.1:{port}{path}");
         Self { url, control, _running: running.drop_guard() }
     }
 
