@@ -14,6 +14,28 @@ const LONGEST_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// A fan-out or parallel execution that is being put together. Nothing is sent before [`invoke`](Fanout::invoke), and
 /// mistakes wait until then: the first one made is the one reported.
+///
+/// ```
+/// use std::sync::Arc;
+/// use fanfare_broker::{System, memory::MemoryBroker};
+/// use fanfare_publisher::{Config, Publisher, Target};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let publisher = Publisher::new(Arc::new(MemoryBroker::new()), Arc::new(System), Config::default());
+/// let fanout = publisher
+///     .fanout("orders.intake")
+///     .metadata("order", 7)
+///     .target("price.quote", ["shoe"])
+///     .add(Target::new("stock.check", "shoe").key("warehouse-1"))
+///     .add(Target::new("stock.check", "shoe").key("warehouse-2"))
+///     .on_target("audit.log")
+///     .on_final(["order.enriched", "helpers.input-logger"]);
+/// let error = fanout.invoke().await.expect_err("nobody serves any of it yet");
+/// assert!(error.to_string().starts_with("no worker serves `audit.log`, `helpers.input-logger`"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "nothing is sent before `invoke` or `invoke_and_wait`"]
 pub struct Fanout {

@@ -9,6 +9,19 @@ use tokio_util::sync::CancellationToken;
 use crate::slot::Slot;
 
 /// What a service is told beside its payload, and its way to invoke others. Cheap to clone.
+///
+/// ```
+/// use std::time::Duration;
+/// use fanfare_worker::{Context, service};
+///
+/// let intake = service("orders.intake", |context: Context, items: Vec<String>| async move {
+///     let prices = context.fanout().target("price.quote", &items).invoke_and_wait(Duration::from_secs(30)).await?;
+///     let price: u32 = prices.get("price.quote")?;
+///     context.send("audit.log", format!("{}: {price}", context.cid())).await?;
+///     Ok(price)
+/// });
+/// # drop(intake);
+/// ```
 #[derive(Clone)]
 pub struct Context {
     shared: Arc<Shared>,

@@ -5,6 +5,7 @@ use fanfare_protocol::{
 use fanfare_publisher::Publisher;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::Context;
 use crate::answer::Answers;
@@ -79,6 +80,13 @@ impl Pipeline {
 
     async fn run(&self, invocation: Invocation, slot: &Slot) -> Result<Box<RawValue>, Exception> {
         let body = invocation.body.clone();
+        let span = tracing::info_span!(
+            "invocation",
+            service = %self.registered.name,
+            channel = %invocation.channel,
+            cid = %invocation.cid,
+            message_id = invocation.message_id,
+        );
         let context = Context::new(
             self.registered.name.clone(),
             invocation,
@@ -86,7 +94,7 @@ impl Pipeline {
             self.publisher.clone(),
             slot.clone(),
         );
-        execute(&self.registered, context, &body).await
+        execute(&self.registered, context, &body).instrument(span).await
     }
 
     /// Answers for a message that cannot be run, where it says to whom, and parks it otherwise.
