@@ -3,11 +3,13 @@
 //! Most tests are written once and run on both brokers, by [`on_both_brokers!`]. Those on RabbitMQ need
 //! `FANFARE_TEST_BROKER`, which `cargo xtask test` provides; without it they fail, and say so.
 
+mod by_hand;
 mod recorder;
 mod running;
 pub mod services;
 mod stack;
 
+pub use by_hand::answer;
 pub use recorder::Recorder;
 pub use running::{Node, Running};
 pub use stack::{Stack, run};

@@ -7,8 +7,8 @@ use fanfare_broker::amqp::{self, AmqpBroker};
 use fanfare_broker::memory::MemoryBroker;
 use fanfare_broker::{Broker, System};
 use fanfare_coordinator::Coordinator;
-use fanfare_protocol::{Prefix, QueueNames, ServiceName};
-use fanfare_publisher::Publisher;
+use fanfare_protocol::{Message, Prefix, QueueNames, ServiceName};
+use fanfare_publisher::{Accepted, Publisher};
 use fanfare_worker::{Registration, Worker};
 use futures_util::FutureExt;
 
@@ -180,6 +180,27 @@ impl Stack {
         let broker = self.connect();
         broker.declare(&self.names.parked()).await.expect("the queue can be declared");
         Recorder::consume(broker, self.names.parked().name).await
+    }
+
+    /// Records the messages of a queue that exists.
+    pub async fn record_queue(&self, queue: &str) -> Recorder {
+        Recorder::consume(self.connect(), queue.to_owned()).await
+    }
+
+    /// Publishes a message as it is, as a foreign program might.
+    pub async fn publish(&self, queue: &str, message: Message) {
+        self.connect().publish(queue, message).await.expect("the queue takes the message");
+    }
+
+    /// Waits until these fan-outs have ended, stops the coordinator, and sees to it that nothing of them is left: neither
+    /// their queues nor a manifest. Whatever callbacks were to come have come then.
+    pub async fn ended<'a>(&self, fan_outs: impl IntoIterator<Item = &'a Accepted>, coordinator: Running) {
+        for Accepted { cid, run } in fan_outs {
+            self.queue_is_gone(&self.names.aggregation(cid, *run).name).await;
+        }
+        coordinator.stop().await;
+        let manifests = self.record_queue(&self.names.fanin().name).await.rest().await;
+        assert!(manifests.is_empty(), "manifests are left: {manifests:?}");
     }
 
     /// Waits until a queue does not exist.
