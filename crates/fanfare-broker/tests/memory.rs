@@ -1,11 +1,29 @@
-//! What only the in-memory broker offers: virtual time, and a connection that can be cut at will.
+//! The in-memory broker passes the suite; and what only it offers: virtual time, and connections that are cut at will.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use fanfare_broker::conformance::{Harness, Kill};
 use fanfare_broker::memory::MemoryBroker;
 use fanfare_broker::{Broker, BrokerError, PublishError};
 use fanfare_protocol::queue::Argument;
 use fanfare_protocol::{Message, QueueSpec};
+
+struct Memory(MemoryBroker);
+
+#[async_trait::async_trait]
+impl Harness for Memory {
+    async fn connect(&self) -> Arc<dyn Broker> {
+        Arc::new(self.0.connect())
+    }
+
+    async fn connect_mortal(&self) -> (Arc<dyn Broker>, Kill) {
+        let client = Arc::new(self.0.connect());
+        (Arc::clone(&client) as Arc<dyn Broker>, Box::new(move || client.isolate()))
+    }
+}
+
+fanfare_broker::conformance_tests!(Memory(MemoryBroker::new()));
 
 fn queue(name: &str, arguments: &[(&'static str, Argument)]) -> QueueSpec {
     QueueSpec { name: name.to_owned(), exclusive: false, arguments: arguments.iter().cloned().collect() }
