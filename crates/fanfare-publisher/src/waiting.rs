@@ -10,6 +10,9 @@ use tokio::time::Instant;
 use crate::publisher::Shared;
 use crate::{Accepted, Failure, Fanout, InvokeError, WaitError, invocation};
 
+/// How long removing a queue that was waited on may take. It goes with its connection at the latest.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(10);
+
 /// What gives way while a caller waits for its fan-out. A service that waits gives its place to others, or the targets
 /// that it waits for might never find one.
 pub trait WhileWaiting: fmt::Debug + Send + Sync + 'static {
@@ -94,12 +97,12 @@ impl Drop for Mailbox {
         else {
             return;
         };
-        runtime.spawn(async move {
+        runtime.spawn(tokio::time::timeout(REMOVAL_LIMIT, async move {
             if channel.delete(&queue).await.is_ok() {
                 // The broker's own cancel is awaited: one of ours for a deleted queue could end the connection.
                 while let Some(Ok(_)) = consumer.next().await {}
             }
             channel.close().await;
-        });
+        }));
     }
 }

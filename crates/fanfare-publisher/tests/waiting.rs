@@ -69,7 +69,7 @@ async fn the_payload_comes_to_the_waiter_without_a_final_callback_and_its_queue_
     });
     assert_eq!(payload.unwrap().get::<u32>("price").unwrap(), 42);
     tokio::time::timeout(MINUTE, async {
-        while coordinator.inspect(&waiter).await.is_ok_and(|queue| queue.is_some()) {
+        while broker.memory.inspect(&waiter).await.unwrap().is_some() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
