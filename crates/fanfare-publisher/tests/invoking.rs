@@ -298,7 +298,7 @@ async fn an_invocation_whose_future_is_dropped_is_given_up_and_cleaned_up() {
     tokio::time::timeout(Duration::from_secs(1), invocation).await.unwrap_err();
     tokio::time::timeout(Duration::from_secs(1), async {
         while broker.count("delete fanfare.agg.order-7") == 0 {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     })
     .await

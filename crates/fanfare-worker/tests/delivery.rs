@@ -145,7 +145,7 @@ async fn a_worker_that_stops_finishes_what_runs_and_puts_the_rest_back() {
     let worker = bench.start([counting("counting", &now, &most).concurrency(2).prefetch(4)]).await;
     within(async {
         while most.load(Ordering::SeqCst) < 2 {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     })
     .await;
@@ -211,11 +211,11 @@ async fn a_worker_that_is_dropped_puts_back_what_it_runs() {
         .service(counting("counting", &now, &most).concurrency(2));
     tokio::select! {
         _ = worker.run_until(std::future::pending()) => unreachable!("nobody stops it"),
-        () = async { while most.load(Ordering::SeqCst) < 2 { tokio::task::yield_now().await } } => {}
+        () = async { while most.load(Ordering::SeqCst) < 2 { tokio::time::sleep(Duration::from_millis(1)).await } } => {}
     }
     within(async {
         while bench.waiting(&bench.service_queue("counting")).await < 3 {
-            tokio::task::yield_now().await;
+            tokio::time::sleep(Duration::from_millis(1)).await;
         }
     })
     .await;
