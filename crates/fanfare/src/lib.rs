@@ -68,3 +68,8 @@ pub use fanfare_worker::{
     Config as WorkerConfig, Context, Registration, Result, Service, ServiceError, Worker, WorkerError,
     service,
 };
+
+/// The examples of the README, which run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../../README.md")]
+mod readme {}
