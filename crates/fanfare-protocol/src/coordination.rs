@@ -80,8 +80,7 @@ impl Checkpoint {
     /// # Errors
     /// Where it is malformed.
     pub fn decode(message: &Message) -> Result<Self, Malformed> {
-        let body: CheckpointBody<'_> = serde_json::from_slice(&message.body)
-            .map_err(|error| Malformed::new(format!("the checkpoint is malformed: {error}")))?;
+        let body: CheckpointBody<'_> = crate::result::from_json("checkpoint", &message.body)?;
         let entry = |entry: EntryBody<'_>| CheckpointEntry {
             key: entry.key,
             body: message.body.slice_ref(entry.result.get().as_bytes()),
@@ -118,7 +117,6 @@ impl Fence {
     /// # Errors
     /// Where it is malformed.
     pub fn decode(message: &Message) -> Result<Self, Malformed> {
-        serde_json::from_slice(&message.body)
-            .map_err(|error| Malformed::new(format!("the fence is malformed: {error}")))
+        crate::result::from_json("fence", &message.body)
     }
 }

@@ -109,6 +109,7 @@ impl Invocation {
             Some(_) => message
                 .int(header::ATTEMPT)
                 .and_then(|attempt| u32::try_from(attempt).ok())
+                .filter(|attempt| *attempt > 0)
                 .ok_or_else(|| Malformed::new("header fanfare-attempt is not a positive integer"))?,
         };
         Ok(Self {

@@ -43,13 +43,20 @@ pub use request::{Request, TargetOf};
 pub use result::{TargetResult, key_of, place_of};
 pub use time::WireTime;
 
-/// The message does not have the form that the protocol gives it; says what is wrong with it.
+/// The message does not have the form that the protocol gives it; says what is wrong with it, in 1,000 characters at most,
+/// whatever the message was.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Malformed(pub String);
 
 impl Malformed {
+    const LONGEST_CHARS: usize = 1000;
+
     pub(crate) fn new(reason: impl Into<String>) -> Self {
-        Self(reason.into())
+        let mut reason = reason.into();
+        if let Some((end, _)) = reason.char_indices().nth(Self::LONGEST_CHARS) {
+            reason.truncate(end);
+        }
+        Self(reason)
     }
 }

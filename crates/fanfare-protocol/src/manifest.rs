@@ -89,8 +89,7 @@ impl Manifest {
         if message.kind() != header::TYPE_MANIFEST {
             return Err(Malformed::new(format!("type {:?} is not fanfare.manifest", message.kind())));
         }
-        let manifest: Self = serde_json::from_slice(&message.body)
-            .map_err(|error| Malformed::new(format!("the manifest is malformed: {error}")))?;
+        let manifest: Self = crate::result::from_json("manifest", &message.body)?;
         manifest.check(names)?;
         Ok(manifest)
     }

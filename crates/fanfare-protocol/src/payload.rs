@@ -233,7 +233,7 @@ impl<'a> FinalPayloadBuilder<'a> {
             let was = self.results[place].get();
             let Some(smaller) = self.too_large(was, whole.len()).filter(|raw| raw.get().len() < was.len())
             else {
-                break;
+                continue;
             };
             let saved = was.len() - smaller.get().len();
             replaced.insert(place, smaller);

@@ -52,14 +52,13 @@ impl TargetResult {
     /// Decodes the body of a result.
     ///
     /// # Errors
-    /// Where it is not JSON, lacks a field, has one of another type, is too large, or contradicts itself.
+    /// Where it is not a JSON object in UTF-8, lacks a field, has one of another type, is too large, or contradicts itself.
     pub fn from_body(body: &[u8]) -> Result<Self, Malformed> {
         if body.len() > limits::RESULT_BYTES {
             let (is, most) = (body.len(), limits::RESULT_BYTES);
             return Err(Malformed::new(format!("the result has {is} bytes, and {most} is the most")));
         }
-        let result: Self = serde_json::from_slice(body)
-            .map_err(|error| Malformed::new(format!("the result is malformed: {error}")))?;
+        let result: Self = from_json("result", body)?;
         match (result.ok, &result.exception) {
             (true, Some(_)) => {
                 Err(Malformed::new("the result is malformed: `ok` is true, but there is an `exception`"))
@@ -104,6 +103,18 @@ pub(crate) fn null() -> Box<RawValue> {
 
 pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("the protocol's types hold only strings, numbers and JSON")
+}
+
+/// Decodes a body: one JSON object, all of it in UTF-8, since it goes on as it is to readers who rely on that. `serde_json`
+/// alone would overlook what else is in an ignored field, and take a list of the fields' values for the object.
+pub(crate) fn from_json<'a, T: Deserialize<'a>>(what: &str, body: &'a [u8]) -> Result<T, Malformed> {
+    let wrong = |reason: String| Malformed::new(format!("the {what} is malformed: {reason}"));
+    let text = std::str::from_utf8(body).map_err(|error| wrong(error.to_string()))?;
+    let value = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
+    if text.trim_ascii_start().starts_with('{') {
+        return Ok(value);
+    }
+    Err(wrong("it is not a JSON object".to_owned()))
 }
 
 /// The key that a result names, in header `fanfare-key`.
