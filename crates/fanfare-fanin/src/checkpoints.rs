@@ -119,7 +119,11 @@ impl<T: Clone> Checkpoints<T> {
             // Without on-target callbacks, another reads again what is held here, and repeats nothing by that.
             1.. if stopping => 1,
             0 => self.limits.results_held,
-            callbacks => (self.limits.calls_at_risk / 2).div_ceil(callbacks).max(1),
+            // A window that is full before would be handed nothing that could lead on.
+            callbacks => {
+                let at_risk = (self.limits.calls_at_risk / 2).div_ceil(callbacks);
+                at_risk.min(usize::from(self.limits.window) / 2).max(1)
+            }
         };
         if gathered.to_settle.len() < enough {
             return None;
@@ -160,7 +164,7 @@ impl<T: Clone> Checkpoints<T> {
             gathered.checkpoints.iter().filter(|(_, held)| old(held.since)).map(|(id, _)| *id).collect();
         let is_old = |home: &Home<T>| match home {
             Home::Result { since, .. } => old(*since),
-            Home::Checkpoint(id) => aged.contains(id),
+            Home::Checkpoint(id) => aged.binary_search(id).is_ok(),
             Home::Nowhere => false,
         };
         let confirmed = gathered.places(|entry| entry.calls == Calls::Confirmed && is_old(&entry.home));
@@ -227,10 +231,7 @@ impl<T: Clone> Checkpoints<T> {
         for (place, body) in entries {
             let Some(entry) = gathered.entry(place) else { continue };
             // A predecessor's checkpoint, read meanwhile, overrides what was written here.
-            if entry.body.as_ptr() != body.as_ptr()
-                || entry.body.len() != body.len()
-                || (entry.settled && !called)
-            {
+            if entry.body != body || (entry.settled && !called) {
                 continue;
             }
             let was_settled = entry.settled;

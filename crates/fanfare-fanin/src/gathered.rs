@@ -185,8 +185,12 @@ impl<T: Clone> Gathered<T> {
 
     fn rank(&self, entry: &Entry<T>) -> Rank {
         match &entry.home {
-            Home::Checkpoint(id) if self.checkpoints.get(id).is_some_and(|held| held.called) => Rank::Called,
-            Home::Checkpoint(_) => Rank::Uncalled,
+            Home::Checkpoint(id) => match self.checkpoints.get(id) {
+                Some(held) if held.called => Rank::Called,
+                // What this hold wrote and has not read back lies behind all that it reads before that.
+                Some(HeldCheckpoint { tag: None, .. }) | None => Rank::Result,
+                Some(_) => Rank::Uncalled,
+            },
             Home::Result { .. } | Home::Nowhere => Rank::Result,
         }
     }
@@ -218,7 +222,7 @@ impl<T: Clone> Gathered<T> {
     }
 
     /// The on-target callbacks of an entry have been published.
-    pub(crate) fn open_calls(&mut self, place: usize, calls: usize) {
+    pub(crate) fn begin_calls(&mut self, place: usize, calls: usize) {
         self.known(place).calls = Calls::Open(calls);
     }
 
@@ -247,9 +251,9 @@ impl<T: Clone> Gathered<T> {
         self.known(place).settled = true;
     }
 
-    /// Places whose result lives in one of these checkpoints, in the manifest's order.
+    /// Places whose result lives in one of these checkpoints, given in their order, in the manifest's order.
     pub(crate) fn living_in(&self, ids: &[CheckpointId]) -> Vec<usize> {
-        self.places(|entry| matches!(&entry.home, Home::Checkpoint(id) if ids.contains(id)))
+        self.places(|entry| matches!(&entry.home, Home::Checkpoint(id) if ids.binary_search(id).is_ok()))
     }
 
     /// Places whose entry answers a question with yes, in the manifest's order.
@@ -260,7 +264,12 @@ impl<T: Clone> Gathered<T> {
         self.entries.iter().enumerate().filter_map(yes).collect()
     }
 
-    /// Takes every delivery that is still unacked, at the end.
+    /// Entries whose on-target callbacks are published and not all confirmed.
+    pub(crate) fn open_calls(&self) -> usize {
+        self.entries.iter().flatten().filter(|entry| matches!(entry.calls, Calls::Open(_))).count()
+    }
+
+    /// Takes every delivery that is still unacked, where the queue is gone: nothing lives anywhere any more.
     pub(crate) fn take_tags(&mut self) -> Vec<T> {
         let of_entry = |entry: &mut Entry<T>| match std::mem::replace(&mut entry.home, Home::Nowhere) {
             Home::Result { tag, .. } => Some(tag),
@@ -269,15 +278,6 @@ impl<T: Clone> Gathered<T> {
         let mut tags: Vec<T> = self.entries.iter_mut().flatten().filter_map(of_entry).collect();
         tags.extend(std::mem::take(&mut self.checkpoints).into_values().filter_map(|held| held.tag));
         self.plain = 0;
-        tags
-    }
-
-    /// The queue is gone: nothing lives anywhere any more. Returns the deliveries, whose acks free the channel.
-    pub(crate) fn lose_homes(&mut self) -> Vec<T> {
-        let tags = self.take_tags();
-        for entry in self.entries.iter_mut().flatten() {
-            entry.home = Home::Nowhere;
-        }
         tags
     }
 }

@@ -22,6 +22,7 @@ mod effect;
 mod event;
 mod gathered;
 mod machine;
+mod manifests;
 mod read;
 
 pub use effect::{Effect, Publication, PublicationId, Summary};

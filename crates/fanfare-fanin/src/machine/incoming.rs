@@ -1,0 +1,194 @@
+//! What comes in: each event's effect on what the machine knows.
+
+use fanfare_protocol::Checkpoint;
+
+use super::{FanIn, FenceState, Pending, Phase, Time};
+use crate::gathered::{CheckpointId, HeldCheckpoint, Home};
+use crate::read::failure;
+use crate::{Effect, Item, Publication, PublicationId};
+
+impl<T: Clone> FanIn<T> {
+    pub(super) fn delivered(
+        &mut self,
+        tag: T,
+        redelivered: bool,
+        item: Item,
+        now: Time,
+        out: &mut Vec<Effect<T>>,
+    ) {
+        self.read_anything = true;
+        if self.phase == Phase::Deleting || self.queue_gone {
+            // Handed out before the queue went; acked with the rest.
+            self.unknown.push(tag);
+            return;
+        }
+        if redelivered || self.is_of_another(&item) {
+            self.want_fence();
+        }
+        match item {
+            Item::Result { place, body, ok } => {
+                let home = Home::Result { tag: tag.clone(), since: now };
+                if !self.gathered.count(place, body, ok, home) {
+                    self.summary.duplicates += 1;
+                    out.push(Effect::Ack(tag));
+                }
+            }
+            Item::Checkpoint(checkpoint) => self.read_checkpoint(tag, checkpoint, now, out),
+            Item::Fence(fence) => {
+                if fence.token == self.hold.token {
+                    self.fence = FenceState::Passed;
+                }
+                out.push(Effect::Ack(tag));
+            }
+            Item::Stranger => {
+                self.summary.strangers += 1;
+                out.push(Effect::Ack(tag));
+            }
+            Item::Unknown => self.unknown.push(tag),
+            Item::Garbage(reason) => out.push(Effect::Park { tag, reason }),
+        }
+    }
+
+    pub(super) fn is_of_another(&self, item: &Item) -> bool {
+        match item {
+            Item::Checkpoint(checkpoint) => checkpoint.coordinator != self.hold.token,
+            Item::Fence(fence) => fence.token != self.hold.token,
+            _ => false,
+        }
+    }
+
+    pub(super) fn want_fence(&mut self) {
+        if self.fence == FenceState::NotNeeded && matches!(self.phase, Phase::Opening | Phase::Gathering) {
+            self.fence = FenceState::Wanted;
+        }
+    }
+
+    pub(super) fn read_checkpoint(
+        &mut self,
+        tag: T,
+        checkpoint: Checkpoint,
+        now: Time,
+        out: &mut Vec<Effect<T>>,
+    ) {
+        let id: CheckpointId = (checkpoint.coordinator, checkpoint.number);
+        if id.0 == self.hold.token {
+            out.extend(self.checkpoints.arrived(&mut self.gathered, id, tag).map(Effect::Ack));
+            return;
+        }
+        // What a final payload was made of is not overridden any more, and lives in messages that were read before.
+        if matches!(self.phase, Phase::Finalizing(_)) || self.gathered.checkpoints.contains_key(&id) {
+            out.push(Effect::Ack(tag));
+            return;
+        }
+        let bytes = checkpoint.entries.iter().map(|entry| entry.body.len()).sum();
+        let (called, level) = (checkpoint.called, 0);
+        let held = HeldCheckpoint { tag: Some(tag.clone()), live: 0, called, level, bytes, since: now };
+        self.gathered.checkpoints.insert(id, held);
+        for entry in checkpoint.entries {
+            let Some(&place) = self.places.get(entry.key.as_str()) else { continue };
+            let released = self.gathered.count_checkpointed(place, entry.body, id, called);
+            out.extend(released.map(Effect::Ack));
+        }
+        if self.gathered.checkpoints.get(&id).is_some_and(|held| held.live == 0) {
+            self.gathered.checkpoints.remove(&id);
+            out.push(Effect::Ack(tag));
+        }
+    }
+
+    pub(super) fn manifest_arrived(&mut self, tag: T, now: Time, out: &mut Vec<Effect<T>>) {
+        if !self.read_anything {
+            // It was redelivered or renewed, so another may have been here since this hold began.
+            self.hold.take_over = true;
+            self.want_fence();
+        }
+        out.extend(self.manifests.arrived(tag, now).map(Effect::Ack));
+    }
+
+    pub(super) fn confirmed(&mut self, id: PublicationId, now: Time, out: &mut Vec<Effect<T>>) {
+        let Some(pending) = self.pending.remove(&id) else { return };
+        match pending {
+            Pending::OnTarget { place } => {
+                if self.gathered.confirm_call(place) && self.queue_gone {
+                    self.at_risk -= self.manifest.on_target.len();
+                }
+            }
+            Pending::OnFinal => {
+                if let Phase::Finalizing(open) = &mut self.phase {
+                    *open -= 1;
+                }
+            }
+            Pending::Checkpoint if self.queue_gone => {}
+            Pending::Checkpoint => {
+                let freed = self.checkpoints.confirmed(&mut self.gathered, now);
+                self.at_risk -= freed.settled * self.manifest.on_target.len();
+                out.extend(freed.tags.into_iter().map(Effect::Ack));
+            }
+            Pending::Fence => {}
+            Pending::Renewal => out.extend(self.manifests.renewed().map(Effect::Ack)),
+            Pending::ParkedManifest => self.end(false, out),
+        }
+    }
+
+    /// The queue was deleted under this hold. Only one that has read all that a predecessor may have left goes on without
+    /// what is missing: any other could contradict what that has published.
+    pub(super) fn lose_queue(&mut self, out: &mut Vec<Effect<T>>) {
+        match self.phase {
+            Phase::Deleting => self.end(true, out),
+            // It has waited for its turn, and knows by that that the fan-out has completed.
+            Phase::Gathering if self.hold.take_over && !self.read_anything => self.end(false, out),
+            Phase::Gathering if self.is_fenced() || !self.read_anything => self.give_up(out),
+            Phase::Gathering | Phase::Finalizing(_) => self.go_on_without_queue(out),
+            Phase::Opening => self.give_up(out),
+            Phase::GivingUp | Phase::Done => {}
+        }
+    }
+
+    fn go_on_without_queue(&mut self, out: &mut Vec<Effect<T>>) {
+        self.queue_gone = true;
+        // Their acks free the channel; there is no queue that they could go back to.
+        out.extend(self.checkpoints.give_up().map(Effect::Ack));
+        out.extend(self.gathered.take_tags().into_iter().map(Effect::Ack));
+        // No crash will repeat anything from now on; what is left to bound is how much is published at once.
+        self.at_risk = self.gathered.open_calls() * self.manifest.on_target.len();
+        let missing: Vec<usize> = self.gathered.missing().collect();
+        for place in missing {
+            let reason =
+                "the aggregation queue was deleted before this target's result had arrived".to_owned();
+            self.gathered.count(place, failure(&self.manifest, place, reason, None), false, Home::Nowhere);
+        }
+    }
+
+    pub(super) fn opened(&mut self) {
+        if self.phase == Phase::Opening {
+            self.phase = Phase::Gathering;
+        }
+    }
+
+    pub(super) fn never_opened(&mut self, out: &mut Vec<Effect<T>>) {
+        if self.phase == Phase::Opening {
+            self.give_up(out);
+        }
+    }
+
+    pub(super) fn deleted(&mut self, out: &mut Vec<Effect<T>>) {
+        if self.phase == Phase::Deleting {
+            self.end(true, out);
+        }
+    }
+
+    pub(super) fn give_up(&mut self, out: &mut Vec<Effect<T>>) {
+        self.phase = Phase::GivingUp;
+        let reason = "the fan-out's aggregation queue does not exist: it has completed, or its results are lost; no callback \
+                      was published for this copy of the manifest";
+        self.publish(Pending::ParkedManifest, Publication::ParkedManifest { reason: reason.to_owned() }, out);
+    }
+
+    pub(super) fn abandon(&mut self, out: &mut Vec<Effect<T>>) {
+        if self.queue_gone {
+            // Nothing can be handed to anyone: the results are here only.
+            return;
+        }
+        self.phase = Phase::Done;
+        out.push(Effect::Abandon { manifests: self.manifests.take() });
+    }
+}

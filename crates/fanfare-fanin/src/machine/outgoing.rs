@@ -1,0 +1,142 @@
+//! What goes out: whatever has become due.
+
+use bytes::Bytes;
+use fanfare_protocol::{Fence, FinalPayloadBuilder};
+
+use super::{FanIn, FenceState, Pending, Phase, Time};
+use crate::gathered::Calls;
+use crate::{Effect, Publication, Summary};
+
+impl<T: Clone> FanIn<T> {
+    pub(super) fn send_fence(&mut self, now: Time, out: &mut Vec<Effect<T>>) {
+        // Where there are no targets, there may never be a delivery to wait for.
+        let due = match self.fence {
+            FenceState::Wanted => self.read_anything || self.manifest.targets.is_empty(),
+            FenceState::Sent(at) => now >= at + self.limits.fence_again,
+            FenceState::NotNeeded | FenceState::Passed => false,
+        };
+        if due {
+            self.fence = FenceState::Sent(now);
+            self.publish(Pending::Fence, Publication::Fence(Fence { token: self.hold.token }), out);
+        }
+    }
+
+    pub(super) fn may_sweep(&self) -> bool {
+        matches!(self.phase, Phase::Gathering | Phase::Finalizing(_)) && !self.is_fenced() && !self.queue_gone
+    }
+
+    pub(super) fn is_fenced(&self) -> bool {
+        matches!(self.fence, FenceState::Wanted | FenceState::Sent(_))
+    }
+
+    /// Lets go once no on-target callback is at risk of being repeated. What is past that, goes to its end.
+    pub(super) fn stop(&mut self, out: &mut Vec<Effect<T>>) {
+        let idle = match self.phase {
+            Phase::Opening => true,
+            Phase::Gathering => self.at_risk == 0 && !self.checkpoints.is_writing(),
+            Phase::Finalizing(_) | Phase::Deleting | Phase::GivingUp | Phase::Done => false,
+        };
+        if idle {
+            self.abandon(out);
+        }
+    }
+
+    pub(super) fn publish_calls(&mut self, out: &mut Vec<Effect<T>>) {
+        let callbacks = self.manifest.on_target.len();
+        if self.is_fenced() || callbacks == 0 {
+            return;
+        }
+        while let Some(&place) = self.gathered.to_call.front() {
+            let entry = self.gathered.entry(place).expect("what is to be called has a result");
+            if entry.calls != Calls::Waiting {
+                self.gathered.to_call.pop_front();
+                continue;
+            }
+            let fits = self.at_risk == 0 || self.at_risk + callbacks <= self.limits.calls_at_risk;
+            if !fits {
+                break;
+            }
+            let body = entry.body.clone();
+            self.gathered.to_call.pop_front();
+            self.gathered.begin_calls(place, callbacks);
+            self.at_risk += callbacks;
+            for callback in 0..callbacks {
+                let publication = Publication::OnTarget { callback, place, body: body.clone() };
+                self.publish(Pending::OnTarget { place }, publication, out);
+            }
+        }
+    }
+
+    pub(super) fn write_checkpoint(&mut self, now: Time, out: &mut Vec<Effect<T>>) {
+        if self.queue_gone {
+            return;
+        }
+        let fenced = self.is_fenced();
+        if let Some(checkpoint) =
+            self.checkpoints.propose(&mut self.gathered, &self.manifest, fenced, self.stopping, now)
+        {
+            self.publish(Pending::Checkpoint, Publication::Checkpoint(checkpoint), out);
+        }
+    }
+
+    pub(super) fn finalize(&mut self, out: &mut Vec<Effect<T>>) {
+        if self.is_fenced() || !self.gathered.is_complete() {
+            return;
+        }
+        let failed = self.gathered.failed();
+        self.summary.failed = failed;
+        let waits = self.manifest.waiter.is_some();
+        let callbacks = self.manifest.on_final.len();
+        self.phase = Phase::Finalizing(callbacks + usize::from(waits));
+        if callbacks == 0 && !waits {
+            return;
+        }
+        let body = self.final_payload();
+        for callback in 0..callbacks {
+            self.publish(
+                Pending::OnFinal,
+                Publication::OnFinal { callback, body: body.clone(), failed },
+                out,
+            );
+        }
+        if waits {
+            self.publish(Pending::OnFinal, Publication::Waiter { body, failed }, out);
+        }
+    }
+
+    pub(super) fn final_payload(&self) -> Bytes {
+        let mut payload = FinalPayloadBuilder::new(&self.manifest);
+        for body in self.gathered.bodies() {
+            payload.push(body).expect("a result that counted is JSON");
+        }
+        payload.finish()
+    }
+
+    pub(super) fn renew(&mut self, now: Time, out: &mut Vec<Effect<T>>) {
+        if self.manifests.renewal_due(self.limits.renewal).is_some_and(|due| due <= now) {
+            self.manifests.begin_renewal();
+            self.publish(Pending::Renewal, Publication::Renewal, out);
+        }
+    }
+
+    /// All final callbacks are confirmed.
+    pub(super) fn finish(&mut self, out: &mut Vec<Effect<T>>) {
+        if self.queue_gone {
+            self.end(true, out);
+        } else {
+            self.phase = Phase::Deleting;
+            out.push(Effect::DeleteQueue);
+        }
+    }
+
+    /// Acks all that is held, the manifest last.
+    pub(super) fn end(&mut self, completed: bool, out: &mut Vec<Effect<T>>) {
+        self.phase = Phase::Done;
+        out.extend(self.gathered.take_tags().into_iter().map(Effect::Ack));
+        out.extend(self.checkpoints.give_up().map(Effect::Ack));
+        out.extend(std::mem::take(&mut self.unknown).into_iter().map(Effect::Ack));
+        out.extend(self.manifests.take().into_iter().map(Effect::Ack));
+        let checkpoints = self.checkpoints.written();
+        out.push(Effect::End(Summary { completed, checkpoints, ..self.summary }));
+    }
+}

@@ -1,0 +1,157 @@
+//! What a message of an aggregation queue is to a fan-out.
+
+use bytes::Bytes;
+use fanfare_fanin::{Event, FanIn, Hold, Item, Limits};
+use fanfare_protocol::{Checkpoint, CheckpointEntry, Message, TargetKey, TargetResult, header};
+use proptest::prelude::*;
+
+use crate::samples::{body, checkpoint, id, manifest, result_of};
+use crate::story::Story;
+
+fn machine() -> FanIn<u32> {
+    let hold = Hold { token: id(42), take_over: false };
+    FanIn::new(manifest(["a", "b"], 0, 1), 0, hold, Limits::default(), std::time::Duration::ZERO)
+}
+
+fn without_key(mut message: Message, message_id: &str) -> Message {
+    message.headers.remove(header::KEY);
+    message.properties.message_id = Some(message_id.to_owned());
+    message
+}
+
+/// Reads a message as a failed result of target a, and tells why it failed.
+fn failure(message: &Message) -> (Bytes, String) {
+    let Item::Result { place: 0, body, ok: false } = machine().read(message) else {
+        panic!("{:?}", machine().read(message))
+    };
+    let exception = TargetResult::from_body(&body).unwrap().exception.unwrap();
+    (body, exception)
+}
+
+#[test]
+fn a_result_goes_on_byte_for_byte_without_the_white_space_around_it() {
+    let mut padded = b" \r\n".to_vec();
+    padded.extend_from_slice(&body("one"));
+    padded.extend_from_slice(b"\t\n");
+    let item = machine().read(&result_of(id(1), "a", padded.into()));
+    assert_eq!(item, Item::Result { place: 0, body: body("one"), ok: true });
+}
+
+#[test]
+fn without_a_key_the_place_in_the_message_id_counts() {
+    let result = result_of(id(1), "a", body("one"));
+    let place = |id| match machine().read(&without_key(result.clone(), id)) {
+        Item::Result { place, .. } => Some(place),
+        Item::Stranger => None,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(place("c1/1/result"), Some(1));
+    assert_eq!(place("c1/0"), Some(0));
+    assert_eq!(place("c1/2/result"), None, "the manifest has two targets");
+    assert!(matches!(machine().read(&without_key(result.clone(), "other/1")), Item::Garbage(_)));
+}
+
+#[test]
+fn a_malformed_result_fails_its_target_in_the_same_bytes_for_every_reader() {
+    for (malformed, says) in [
+        (&b"not json"[..], "expected"),
+        (b"{}", "missing field"),
+        (b"", "EOF"),
+        (b"[\"shop\",\"x\",1,\"2025-01-19 19:55:45\",\"2025-01-19 19:55:45\",true,null,\"c1\"]", "object"),
+    ] {
+        let message = result_of(id(1), "a", Bytes::copy_from_slice(malformed));
+        let (body, exception) = failure(&message);
+        assert!(exception.contains(says), "{exception}");
+        assert_eq!(failure(&message).0, body);
+    }
+}
+
+#[test]
+fn a_result_that_is_not_utf_8_fails_its_target_and_stops_nobody() {
+    let mut bytes = body("one").to_vec();
+    bytes.truncate(bytes.len() - 1);
+    bytes.extend_from_slice(b",\"more\":\"\xff\"}");
+    let message = result_of(id(1), "a", bytes.into());
+    let (_, exception) = failure(&message);
+    assert!(exception.contains("utf-8"), "{exception}");
+    let mut story = Story::fresh(manifest(["a"], 0, 1));
+    story.opened().check(&[]);
+    let lines = story.message("r1", false, &message).lines();
+    assert!(lines[0].starts_with("final 0 with [a=!"), "{lines:?}");
+}
+
+#[test]
+fn a_failure_can_be_read_back_whatever_time_its_message_claims() {
+    for timestamp in [None, Some(0), Some(1_737_316_546_000), Some(u64::MAX)] {
+        let mut message = result_of(id(1), "a", Bytes::from_static(b"?"));
+        message.properties.timestamp = timestamp;
+        let (body, _) = failure(&message);
+        assert!(TargetResult::from_body(&body).is_ok());
+    }
+}
+
+#[test]
+fn a_malformed_result_inside_a_checkpoint_becomes_a_failure_too() {
+    let entry = CheckpointEntry { key: TargetKey::new("a").unwrap(), body: Bytes::from_static(b"[1]") };
+    let written = Checkpoint { entries: vec![entry], ..checkpoint(7, 0, true, &[]) };
+    let Item::Checkpoint(read) = machine().read(&written.encode(&manifest(["a", "b"], 0, 1))) else {
+        panic!("it is a checkpoint")
+    };
+    assert!(!TargetResult::from_body(&read.entries[0].body).unwrap().ok);
+}
+
+#[test]
+fn garbage_is_parked_and_nothing_else_comes_of_it() {
+    let mut story = Story::fresh(manifest(["a"], 0, 1));
+    story.opened().check(&[]);
+    let mut garbage = result_of(id(1), "a", Bytes::from_static(b"\0\xff"));
+    garbage.properties.kind = Some("something.else".to_owned());
+    story.message("g1", false, &garbage).check(&["park g1"]);
+    garbage.properties.kind = None;
+    story.message("g2", false, &garbage).check(&["park g2"]);
+    garbage.properties.kind = Some(header::TYPE_CHECKPOINT.to_owned());
+    story.message("g3", false, &garbage).check(&["park g3"]);
+    garbage.properties.kind = Some(header::TYPE_FENCE.to_owned());
+    story.message("g4", false, &garbage).check(&["park g4"]);
+    story.result("r1", "a", "one").check(&["final 0 with [a=one]"]);
+}
+
+#[test]
+fn a_message_of_an_unknown_type_is_held_until_the_end() {
+    let mut story = Story::fresh(manifest(["a"], 0, 1));
+    story.opened().check(&[]);
+    let mut unknown = result_of(id(1), "a", Bytes::from_static(b"{}"));
+    unknown.properties.kind = Some("fanfare.ended".to_owned());
+    story.message("u1", false, &unknown).check(&[]);
+    story.result("r1", "a", "one").check(&["final 0 with [a=one]"]);
+    story.confirm("final 0").check(&["delete"]);
+    story.event(Event::Deleted).check(&["ack r1", "ack u1", "ack m1", "end, completed"]);
+}
+
+#[test]
+fn checkpoints_and_fences_of_another_run_are_strangers() {
+    let other = fanfare_protocol::Manifest { run: id(99), ..manifest(["a"], 0, 1) };
+    assert_eq!(machine().read(&checkpoint(7, 0, true, &[("a", "x")]).encode(&other)), Item::Stranger);
+    assert_eq!(machine().read(&crate::samples::fence(7).encode(&other)), Item::Stranger);
+}
+
+proptest! {
+    /// Whatever a worker sends in a target's name, the fan-out ends.
+    #[test]
+    fn no_body_of_a_result_stops_the_fan_out(
+        bytes in prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..200),
+            (0..400usize, any::<u8>()).prop_map(|(at, byte)| {
+                let mut bytes = body("some answer").to_vec();
+                let at = at % bytes.len();
+                bytes[at] = byte;
+                bytes
+            }),
+        ],
+    ) {
+        let mut story = Story::fresh(manifest(["a"], 0, 1));
+        story.opened().check(&[]);
+        let lines = story.message("r1", false, &result_of(id(1), "a", bytes.into())).lines();
+        prop_assert!(lines[0].starts_with("final 0 with [a="), "{:?}", lines);
+    }
+}

@@ -1,0 +1,206 @@
+//! Tells stories: an event goes in, and all that comes out must be what the story says.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use fanfare_fanin::{Effect, Event, FanIn, Hold, Limits, Publication, PublicationId};
+use fanfare_protocol::{Checkpoint, FinalPayload, Manifest, Message};
+
+use crate::samples::{answer, body, fence, id, result_of};
+
+/// The token of the hold that every story is about.
+pub(crate) const OWN: u128 = 42;
+
+/// One machine, whose first manifest has the tag `m1`. Deliveries are known by the names that the story gives them.
+pub(crate) struct Story {
+    machine: FanIn<&'static str>,
+    now: Duration,
+    /// What is published and not confirmed, each by the line that tells of it.
+    open: VecDeque<(String, PublicationId)>,
+    /// Checkpoints that were published, for the story to deliver.
+    checkpoints: Vec<Checkpoint>,
+    effects: Vec<Effect<&'static str>>,
+}
+
+/// What an event has led to: look at it.
+#[must_use]
+pub(crate) struct Outcome<'a>(&'a mut Story);
+
+impl Story {
+    /// A fan-out that nobody has held before.
+    pub(crate) fn fresh(manifest: Manifest) -> Self {
+        Self::with(manifest, false, Limits::default())
+    }
+
+    /// A fan-out that another may have held.
+    pub(crate) fn taken_over(manifest: Manifest) -> Self {
+        Self::with(manifest, true, Limits::default())
+    }
+
+    pub(crate) fn with(manifest: Manifest, take_over: bool, limits: Limits) -> Self {
+        let hold = Hold { token: id(OWN), take_over };
+        let machine = FanIn::new(manifest, "m1", hold, limits, Duration::ZERO);
+        let (open, checkpoints, effects) = (VecDeque::new(), Vec::new(), Vec::new());
+        Self { machine, now: Duration::ZERO, open, checkpoints, effects }
+    }
+
+    pub(crate) fn event(&mut self, event: Event<&'static str>) -> Outcome<'_> {
+        self.effects = self.machine.handle(event, self.now);
+        Outcome(self)
+    }
+
+    pub(crate) fn opened(&mut self) -> Outcome<'_> {
+        self.event(Event::Opened)
+    }
+
+    pub(crate) fn message(&mut self, tag: &'static str, redelivered: bool, message: &Message) -> Outcome<'_> {
+        let item = self.machine.read(message);
+        self.event(Event::Delivered { tag, redelivered, item })
+    }
+
+    /// A target's result, as [`body`] writes it.
+    pub(crate) fn result(&mut self, tag: &'static str, key: &str, answer: &str) -> Outcome<'_> {
+        let message = result_of(self.machine.manifest().run, key, body(answer));
+        self.message(tag, false, &message)
+    }
+
+    pub(crate) fn redelivered(&mut self, tag: &'static str, key: &str, answer: &str) -> Outcome<'_> {
+        let message = result_of(self.machine.manifest().run, key, body(answer));
+        self.message(tag, true, &message)
+    }
+
+    pub(crate) fn checkpoint(&mut self, tag: &'static str, checkpoint: &Checkpoint) -> Outcome<'_> {
+        let message = checkpoint.encode(self.machine.manifest());
+        self.message(tag, false, &message)
+    }
+
+    /// The checkpoint that this hold published as its n-th comes back.
+    pub(crate) fn own_checkpoint(&mut self, tag: &'static str, number: usize) -> Outcome<'_> {
+        let checkpoint = self.checkpoints[number].clone();
+        self.checkpoint(tag, &checkpoint)
+    }
+
+    pub(crate) fn fence(&mut self, tag: &'static str, token: u128) -> Outcome<'_> {
+        let message = fence(token).encode(self.machine.manifest());
+        self.message(tag, false, &message)
+    }
+
+    pub(crate) fn manifest(&mut self, tag: &'static str) -> Outcome<'_> {
+        self.event(Event::ManifestArrived { tag })
+    }
+
+    /// The oldest open publication whose line starts so is safe.
+    pub(crate) fn confirm(&mut self, line: &str) -> Outcome<'_> {
+        let at = self.open.iter().position(|(open, _)| open.starts_with(line));
+        let at = at.unwrap_or_else(|| panic!("{line:?} is not among {:?}", self.open));
+        let (_, id) = self.open.remove(at).unwrap();
+        self.event(Event::Confirmed(id))
+    }
+
+    /// Everything published is safe, and so is what is published by that, until nothing is left. Returns how often an
+    /// event was needed.
+    pub(crate) fn confirm_all(&mut self) -> usize {
+        let mut events = 0;
+        while !self.open.is_empty() {
+            let _ = self.confirm("").lines();
+            events += 1;
+        }
+        events
+    }
+
+    /// Time goes on. Unless the story says otherwise, nothing happens by that alone.
+    pub(crate) fn wait(&mut self, span: Duration) -> Outcome<'_> {
+        self.now += span;
+        self.event(Event::TimePassed)
+    }
+
+    /// How long nothing happens if nothing is heard.
+    pub(crate) fn quiet_for(&self) -> Option<Duration> {
+        self.machine.next_timeout().map(|at| at.saturating_sub(self.now))
+    }
+
+    pub(crate) fn open(&self) -> Vec<&str> {
+        self.open.iter().map(|(line, _)| line.as_str()).collect()
+    }
+
+    pub(crate) fn checkpoints(&self) -> &[Checkpoint] {
+        &self.checkpoints
+    }
+
+    pub(crate) fn is_done(&self) -> bool {
+        self.machine.is_done()
+    }
+
+    fn tell(&mut self, effect: Effect<&'static str>) -> String {
+        match effect {
+            Effect::Publish(id, publication) => {
+                let line = self.tell_publication(publication);
+                self.open.push_back((line.clone(), id));
+                line
+            }
+            Effect::Ack(tag) => format!("ack {tag}"),
+            Effect::Park { tag, .. } => format!("park {tag}"),
+            Effect::DeleteQueue => "delete".to_owned(),
+            Effect::Abandon { manifests } => format!("abandon {manifests:?}"),
+            Effect::End(summary) if summary.completed => "end, completed".to_owned(),
+            Effect::End(_) => "end".to_owned(),
+        }
+    }
+
+    fn tell_publication(&mut self, publication: Publication) -> String {
+        match publication {
+            Publication::OnTarget { callback, place, body } => {
+                let key = self.machine.manifest().key_at(place).unwrap().as_str().to_owned();
+                format!("call {callback} with {key}={}", answer(&body))
+            }
+            Publication::OnFinal { callback, body, failed } => {
+                format!("final {callback} with {}", tell_payload(&body, failed))
+            }
+            Publication::Waiter { body, failed } => format!("waiter with {}", tell_payload(&body, failed)),
+            Publication::Checkpoint(checkpoint) => {
+                let entry = |(key, answer)| format!("{key}={answer}");
+                let entries: Vec<String> = entries_of(&checkpoint).map(entry).collect();
+                let called = if checkpoint.called { "called" } else { "uncalled" };
+                let line = format!("checkpoint of {called} [{}]", entries.join(" "));
+                self.checkpoints.push(checkpoint);
+                line
+            }
+            Publication::Fence(fence) => {
+                assert_eq!(fence.token, id(OWN), "a fence carries the hold's token");
+                "fence".to_owned()
+            }
+            Publication::Renewal => "renewal".to_owned(),
+            Publication::ParkedManifest { .. } => "manifest, parked".to_owned(),
+        }
+    }
+}
+
+impl Outcome<'_> {
+    /// Exactly this comes out, in this order, and nothing after it.
+    #[track_caller]
+    pub(crate) fn check(self, expected: &[&str]) {
+        assert_eq!(self.lines(), expected);
+    }
+
+    pub(crate) fn lines(self) -> Vec<String> {
+        let effects = std::mem::take(&mut self.0.effects);
+        effects.into_iter().map(|effect| self.0.tell(effect)).collect()
+    }
+}
+
+fn entries_of(checkpoint: &Checkpoint) -> impl Iterator<Item = (&str, String)> {
+    checkpoint.entries.iter().map(|entry| (entry.key.as_str(), answer(&entry.body)))
+}
+
+fn tell_payload(body: &[u8], failed: usize) -> String {
+    let payload: FinalPayload = serde_json::from_slice(body).expect("a final payload is JSON");
+    assert_eq!(payload.failures().count(), failed);
+    let entry = |(key, result): (&str, &fanfare_protocol::TargetResult)| {
+        let answer = match &result.exception {
+            Some(exception) => format!("!{exception}"),
+            None => serde_json::from_str(result.response.get()).unwrap(),
+        };
+        format!("{key}={answer}")
+    };
+    format!("[{}]", payload.data.iter().map(entry).collect::<Vec<_>>().join(" "))
+}
