@@ -1,2 +1,47 @@
-//! The `fanfare` command.
-fn main() {}
+//! The `fanfare` command: fan-out/fan-in on RabbitMQ from a shell.
+//!
+//! Every subcommand is a module with its arguments and a `run`. What they share: [`settings`] puts flags, environment and
+//! `fanfare.toml` together, [`exit`] says what the process ends with, and [`signals`] tells when it is to stop.
+
+mod arguments;
+mod configuration;
+mod coordinator;
+mod demo;
+mod doctor;
+mod durations;
+mod exit;
+mod invoke;
+mod logging;
+mod services;
+mod settings;
+mod signals;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::Parser;
+
+use crate::arguments::{Arguments, Command};
+use crate::exit::{Exit, Failure};
+use crate::settings::Settings;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments) {
+        Ok(exit) => exit.into(),
+        Err(failure) => failure.report(),
+    }
+}
+
+#[tokio::main]
+async fn run(arguments: Arguments) -> Result<Exit, Failure> {
+    let settings = Settings::load(arguments.shared)?;
+    logging::start(settings.log.as_deref(), arguments.command.default_log())?;
+    match arguments.command {
+        Command::Demo(arguments) => demo::run(arguments, &settings).await,
+        Command::Worker(arguments) => worker::run(arguments, &settings).await,
+        Command::Coordinator(arguments) => coordinator::run(arguments, &settings).await,
+        Command::Invoke(arguments) => invoke::run(arguments, &settings).await,
+        Command::Doctor(arguments) => doctor::run(arguments, &settings).await,
+    }
+}

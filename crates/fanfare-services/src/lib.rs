@@ -30,7 +30,7 @@ pub use exec::{EmptyCommand, ExecError, ExecService};
 pub use file_stats::{FilePath, FileStats, FileStatsError};
 pub use http::{HttpError, HttpService, InvalidUrl};
 pub use input_log::LOGGED_CHARS;
-pub use stock::{ECHO, FILE_STATS, INPUT_LOGGER, echo, file_stats, input_logger, stock};
+pub use stock::{ECHO, FILE_STATS, INPUT_LOGGER, STOCK, echo, file_stats, input_logger, stock};
 
 /// How long a configured service may take unless it says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5 * 60);

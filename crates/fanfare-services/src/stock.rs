@@ -11,9 +11,15 @@ pub const INPUT_LOGGER: &str = "helpers.input-logger";
 /// The name of [`file_stats`].
 pub const FILE_STATS: &str = "demo.file-stats";
 
+/// Makes the registration of a stock service.
+type Stock = fn() -> Registration;
+
+/// The stock services by name, for whoever offers some of them.
+pub const STOCK: [(&str, Stock); 3] = [(ECHO, echo), (INPUT_LOGGER, input_logger), (FILE_STATS, file_stats)];
+
 /// The services that come with Fanfare: [`echo`], [`input_logger`] and [`file_stats`].
-pub fn stock() -> Vec<Registration> {
-    vec![echo(), input_logger(), file_stats()]
+pub fn stock() -> impl Iterator<Item = Registration> {
+    STOCK.into_iter().map(|(_, registration)| registration())
 }
 
 /// `helpers.echo` answers with its payload, byte for byte.

@@ -1,0 +1,137 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::exit::EXIT_CODES;
+use crate::{coordinator, demo, doctor, invoke, worker};
+
+/// Fan-out/fan-in on RabbitMQ: invoke many services in the background, and be called once when all are done.
+#[derive(Debug, Parser)]
+#[command(name = "fanfare", version, after_help = format!("\
+Every setting comes from its flag, else from its FANFARE_ variable, else from fanfare.toml
+(--config, else ./fanfare.toml, else /etc/fanfare/fanfare.toml), else it has a default.
+
+Examples:
+  fanfare demo
+  fanfare worker --broker amqp://localhost
+  fanfare coordinator --broker amqp://localhost
+  fanfare invoke --target 'helpers.echo={{\"a\":1}}' --on-final helpers.input-logger
+
+{EXIT_CODES}"))]
+pub(crate) struct Arguments {
+    #[command(flatten)]
+    pub(crate) shared: Shared,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// What every command takes.
+#[derive(Debug, Clone, Default, Args)]
+#[command(next_help_heading = "Settings")]
+pub(crate) struct Shared {
+    /// The settings file
+    #[arg(long, global = true, env = "FANFARE_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+
+    /// The broker: amqp://user:password@host:5672/vhost, amqps:// for TLS, or several nodes of it divided by commas, which are
+    /// tried in turn [default: amqp://localhost; of the demo: memory://]
+    #[arg(long, global = true, env = "FANFARE_BROKER", value_name = "URLS", hide_env_values = true)]
+    pub(crate) broker: Option<String>,
+
+    /// How every queue name begins [default: fanfare]
+    #[arg(long, global = true, env = "FANFARE_PREFIX", value_name = "NAME")]
+    pub(crate) prefix: Option<String>,
+
+    /// For amqps://, the authorities that may have signed the broker's certificate, as PEM [default: the system's]
+    #[arg(long, global = true, env = "FANFARE_CA_CERTIFICATE", value_name = "FILE")]
+    pub(crate) ca_certificate: Option<PathBuf>,
+
+    /// For amqps://, what is shown to a broker that asks for a certificate, as PEM
+    #[arg(long, global = true, env = "FANFARE_CLIENT_CERTIFICATE", value_name = "FILE")]
+    pub(crate) client_certificate: Option<PathBuf>,
+
+    /// The private key of the client certificate, as PEM
+    #[arg(long, global = true, env = "FANFARE_CLIENT_KEY", value_name = "FILE")]
+    pub(crate) client_key: Option<PathBuf>,
+
+    /// What is logged to standard error, such as `debug` or `warn,fanfare_coordinator=debug` [default: RUST_LOG, else info for
+    /// workers and coordinators, warn for the others]
+    #[arg(long, global = true, env = "FANFARE_LOG", value_name = "FILTER")]
+    pub(crate) log: Option<String>,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Counts the files under a folder with one fan-out: publisher, worker and coordinator in one process
+    Demo(demo::DemoArguments),
+    /// Runs services: the stock ones, and those that fanfare.toml names
+    Worker(worker::WorkerArguments),
+    /// Collects results and invokes callbacks. Run as many as you like
+    Coordinator(coordinator::CoordinatorArguments),
+    /// Invokes a fan-out or a parallel execution
+    Invoke(invoke::InvokeArguments),
+    /// Tells whether broker, queues and permissions are as Fanfare needs them, and what to do where they are not
+    Doctor(doctor::DoctorArguments),
+}
+
+impl Command {
+    /// What is logged where nobody says anything: processes that run on are followed by their logs, and the output of the
+    /// others is not to be buried in theirs.
+    pub(crate) const fn default_log(&self) -> &'static str {
+        match self {
+            Self::Worker(_) | Self::Coordinator(_) => "info",
+            Self::Demo(_) | Self::Invoke(_) => "warn",
+            Self::Doctor(_) => "error",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// The words of a command line as a shell divides them; the examples need no more of it than single quotes.
+    fn words(line: &str) -> Vec<String> {
+        let mut words = vec![String::new()];
+        let mut quoted = false;
+        for c in line.chars() {
+            match c {
+                '\'' => quoted = !quoted,
+                ' ' if !quoted => words.push(String::new()),
+                _ => words.last_mut().unwrap().push(c),
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
+    #[test]
+    fn command_line_is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_has_examples_and_they_parse() {
+        let mut command = Arguments::command();
+        command.build();
+        let helps = std::iter::once(command.clone()).chain(command.get_subcommands().cloned());
+        for mut help in helps.filter(|command| command.get_name() != "help") {
+            let text = help.render_long_help().to_string();
+            let examples: Vec<&str> =
+                text.lines().filter_map(|line| line.strip_prefix("  fanfare ")).collect();
+            assert!(!examples.is_empty(), "no example in the help of {}", help.get_name());
+            for example in examples {
+                let command = example.split(['|', '<', '>']).next().unwrap();
+                let line = words(&format!("fanfare {command}"));
+                if let Err(error) = Arguments::try_parse_from(&line) {
+                    panic!("{line:?}: {error}");
+                }
+            }
+        }
+    }
+}

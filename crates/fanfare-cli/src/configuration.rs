@@ -1,0 +1,275 @@
+//! `fanfare.toml`, read strictly: a mistake is refused with its line and what was meant.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+use fanfare::ServiceName;
+use serde::Deserialize;
+
+use crate::durations::Written;
+
+/// The whole file.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Configuration {
+    pub(crate) broker: Option<Broker>,
+    pub(crate) prefix: Option<fanfare::Prefix>,
+    pub(crate) log: Option<String>,
+    #[serde(default)]
+    pub(crate) tls: Tls,
+    #[serde(default)]
+    pub(crate) worker: Worker,
+    #[serde(default)]
+    pub(crate) coordinator: Coordinator,
+    #[serde(default)]
+    pub(crate) publisher: Publisher,
+    #[serde(default)]
+    pub(crate) services: BTreeMap<ServiceName, Service>,
+}
+
+/// One URL, several divided by commas, or a list.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(untagged, expecting = "expected a URL or a list of URLs")]
+pub(crate) enum Broker {
+    One(String),
+    Several(Vec<String>),
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tls {
+    pub(crate) ca_certificate: Option<PathBuf>,
+    pub(crate) client_certificate: Option<PathBuf>,
+    pub(crate) client_key: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Worker {
+    pub(crate) concurrency: Option<usize>,
+    pub(crate) prefetch: Option<u16>,
+    pub(crate) shutdown_deadline: Option<Written>,
+    pub(crate) stock: Option<bool>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Coordinator {
+    pub(crate) prefetch: Option<u16>,
+    pub(crate) channels: Option<usize>,
+    pub(crate) renewal: Option<Written>,
+    pub(crate) shutdown_deadline: Option<Written>,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Publisher {
+    pub(crate) declare_missing: Option<bool>,
+    pub(crate) deadline: Option<Written>,
+    pub(crate) replicated_aggregation: Option<bool>,
+}
+
+/// A service that needs no Rust.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(try_from = "WrittenService")]
+pub(crate) struct Service {
+    pub(crate) work: Work,
+    pub(crate) timeout: Option<Written>,
+    pub(crate) concurrency: Option<usize>,
+    pub(crate) prefetch: Option<u16>,
+}
+
+/// What a service of the configuration does.
+#[derive(Debug, Clone)]
+pub(crate) enum Work {
+    Exec { command: Vec<String>, directory: Option<PathBuf>, env: BTreeMap<String, String> },
+    Http(String),
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenService {
+    exec: Option<Vec<String>>,
+    http: Option<String>,
+    directory: Option<PathBuf>,
+    #[serde(default)]
+    env: BTreeMap<String, String>,
+    timeout: Option<Written>,
+    concurrency: Option<usize>,
+    prefetch: Option<u16>,
+}
+
+impl TryFrom<WrittenService> for Service {
+    type Error = String;
+
+    fn try_from(written: WrittenService) -> Result<Self, String> {
+        let WrittenService { exec, http, directory, env, timeout, concurrency, prefetch } = written;
+        let work = match (exec, http) {
+            (Some(command), None) => Work::Exec { command, directory, env },
+            (None, Some(_)) if directory.is_some() || !env.is_empty() => {
+                return Err("`directory` and `env` are for `exec`, not for `http`".to_owned());
+            }
+            (None, Some(url)) => Work::Http(url),
+            (Some(_), Some(_)) => {
+                return Err("a service has either `exec` or `http`, and this one has both".to_owned());
+            }
+            (None, None) => {
+                return Err(
+                    "a service needs `exec = [\"program\", \"argument\"]` or `http = \"http://...\"`"
+                        .to_owned(),
+                );
+            }
+        };
+        Ok(Self { work, timeout, concurrency, prefetch })
+    }
+}
+
+/// A settings file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ConfigurationError {
+    #[error("cannot read the settings file {path:?}")]
+    Read { path: PathBuf, source: std::io::Error },
+    #[error("{}:{line}:{column}: {mistake}", path.display())]
+    Mistake { path: PathBuf, line: usize, column: usize, mistake: String },
+}
+
+impl Configuration {
+    /// Reads the file.
+    pub(crate) fn read(path: &Path) -> Result<Self, ConfigurationError> {
+        let text = std::fs::read_to_string(path)
+            .map_err(|source| ConfigurationError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self, ConfigurationError> {
+        toml::from_str(text).map_err(|error| {
+            let (line, column) = position(text, error.span().map_or(0, |span| span.start));
+            let mistake = with_suggestion(error.message());
+            ConfigurationError::Mistake { path: path.to_owned(), line, column, mistake }
+        })
+    }
+}
+
+/// Line and column, both from 1, the column in characters.
+fn position(text: &str, offset: usize) -> (usize, usize) {
+    let before = &text[..text.floor_char_boundary(offset)];
+    let line_start = before.rfind('\n').map_or(0, |end| end + 1);
+    (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
+}
+
+/// Adds what was meant to a message about a name that is not known.
+fn with_suggestion(message: &str) -> String {
+    /// Below it, two names have too little in common (1 is equality).
+    const SIMILAR: f64 = 0.75;
+    let message = message.trim();
+    let mut names = message.split('`').skip(1).step_by(2);
+    let (true, Some(unknown)) = (message.starts_with("unknown field"), names.next()) else {
+        return message.to_owned();
+    };
+    let expected: Vec<&str> = names.collect();
+    let likeness = |name: &str| strsim::jaro_winkler(unknown, name);
+    let closest = expected.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    let mut mistake = format!("unknown field `{unknown}`");
+    match closest.filter(|name| likeness(name) >= SIMILAR) {
+        Some(meant) => write!(mistake, ", did you mean `{meant}`?").expect("a String takes everything"),
+        None => {
+            write!(mistake, "; the fields here are {}", expected.join(", "))
+                .expect("a String takes everything");
+        }
+    }
+    mistake
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Configuration, String> {
+        Configuration::parse(text, Path::new("fanfare.toml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn everything_there_is_can_be_set() {
+        let configuration = parse(
+            r#"
+            broker = ["amqp://one", "amqp://two"]
+            prefix = "shop"
+            log = "debug"
+            [tls]
+            ca_certificate = "ca.pem"
+            client_certificate = "client.pem"
+            client_key = "client.key"
+            [worker]
+            concurrency = 32
+            prefetch = 8
+            shutdown_deadline = "1m"
+            stock = false
+            [coordinator]
+            prefetch = 50
+            channels = 4
+            renewal = "5m"
+            shutdown_deadline = "10s"
+            [publisher]
+            declare_missing = true
+            deadline = "1h 30m"
+            replicated_aggregation = true
+            [services."image.resize"]
+            exec = ["python3", "resize.py"]
+            directory = "/srv"
+            env = { MODE = "fast" }
+            timeout = "30s"
+            concurrency = 2
+            prefetch = 4
+            [services."stock.check"]
+            http = "http://stock/check"
+            "#,
+        )
+        .unwrap();
+        assert_eq!(configuration.publisher.deadline, Some(Written(Duration::from_secs(5400))));
+        let services: Vec<&str> = configuration.services.keys().map(ServiceName::as_str).collect();
+        assert_eq!(services, ["image.resize", "stock.check"]);
+    }
+
+    #[test]
+    fn mistakes_are_refused_with_their_line_and_what_was_meant() {
+        for (text, expected) in [
+            (
+                "[worker]\nconcurency = 4",
+                "fanfare.toml:2:1: unknown field `concurency`, did you mean `concurrency`?",
+            ),
+            (
+                "prefix = \"a\"\n\n[workers]\n",
+                "fanfare.toml:3:2: unknown field `workers`, did you mean `worker`?",
+            ),
+            (
+                "[tls]\nxyz = 1",
+                "fanfare.toml:2:1: unknown field `xyz`; the fields here are ca_certificate, client_certificate, client_key",
+            ),
+            (
+                "prefix = \"a b\"",
+                "fanfare.toml:1:10: prefix \"a b\" is not allowed: ' ' is not one of A-Z a-z 0-9 . _ : -",
+            ),
+        ] {
+            assert_eq!(parse(text).unwrap_err(), expected);
+        }
+        for (text, line, expected) in [
+            ("\n[worker]\nconcurrency = \"4\"", 3, "expected usize"),
+            ("[worker]\nshutdown_deadline = \"5 parsecs\"", 2, "is no duration"),
+            ("[services.a]\nexec = [\"x\"]\nhttp = \"http://y\"", 1, "this one has both"),
+            ("\n[services.a]\ntimeout = \"5s\"", 2, "needs `exec"),
+            ("[services.a]\nexec = [\"x\"]\ntimout = \"5s\"", 3, "did you mean `timeout`?"),
+            ("\n[services.\"a b\"]\nexec = [\"x\"]", 2, "service name \"a b\" is not allowed"),
+            ("broker = 5", 1, "expected a URL or a list of URLs"),
+            ("[worker\n", 1, ""),
+        ] {
+            let error = parse(text).unwrap_err();
+            assert!(
+                error.starts_with(&format!("fanfare.toml:{line}:")) && error.contains(expected),
+                "{error}"
+            );
+        }
+    }
+}

@@ -1,0 +1,78 @@
+//! `fanfare demo`: counts the files under a folder with fan-outs, everything in one process.
+
+mod files;
+mod report;
+mod stage;
+
+use std::path::PathBuf;
+
+use anyhow::anyhow;
+use clap::Args;
+
+use self::files::Files;
+use self::report::Report;
+use self::stage::Stage;
+use crate::exit::{Exit, Failure, print};
+use crate::settings::Settings;
+use crate::signals::Signals;
+
+/// Files of one fan-out. Its final payload holds what was found out about all of them and has to fit into one message, so
+/// that more files than these are counted by several fan-outs, one after the other.
+const FILES_OF_ONE_FANOUT: usize = 5_000;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Every regular file under PATH, as `find PATH -type f` lists them, becomes a target that the
+service demo.file-stats counts: lines, words and bytes as `wc` in a UTF-8 locale, and SHA-256.
+On-target callbacks move the progress bar, and the final callback brings what is printed.
+Publisher, worker and coordinator run in this process, on a broker in its memory, or with
+--broker on RabbitMQ, under a prefix of their own that is cleaned up afterwards. 5,000 files
+make one fan-out; more make several.
+
+Examples:
+  fanfare demo
+  fanfare demo /usr/share/doc --json
+  fanfare demo crates --broker amqp://localhost
+
+Exit codes: 0 done; 1 a file could not be counted; 2 bad input; 3 no broker")]
+pub(crate) struct DemoArguments {
+    /// The folder, or one file
+    #[arg(env = "FANFARE_DEMO_PATH", default_value = ".", hide_env = true)]
+    path: PathBuf,
+
+    /// Prints all that was found out as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) async fn run(arguments: DemoArguments, settings: &Settings) -> Result<Exit, Failure> {
+    let signals = Signals::listen()?;
+    let files = Files::under(&arguments.path).map_err(Failure::bad_input)?;
+    let mut stage = Stage::set(settings, files.entries.len()).await?;
+    let counted = tokio::select! {
+        counted = count(&mut stage, &files) => counted,
+        () = signals.first() => Err(Failure::new(Exit::Failed, anyhow!("interrupted"))),
+    };
+    stage.clear().await;
+    let report = counted?;
+    if arguments.json {
+        print(report.to_json())?;
+    } else {
+        print(&report)?;
+    }
+    Ok(if report.is_complete() { Exit::Done } else { Exit::Failed })
+}
+
+async fn count<'a>(stage: &mut Stage, files: &'a Files) -> Result<Report<'a>, Failure> {
+    let mut report = Report::new(&files.missed);
+    // A folder without files is a fan-out too, without targets.
+    let mut rest = &files.entries[..];
+    loop {
+        let (now, later) = rest.split_at(rest.len().min(FILES_OF_ONE_FANOUT));
+        report.add(now, &stage.count(now).await?);
+        if later.is_empty() {
+            return Ok(report);
+        }
+        rest = later;
+    }
+}

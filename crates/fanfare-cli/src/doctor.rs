@@ -1,0 +1,78 @@
+//! `fanfare doctor`: looks at everything that Fanfare needs, and says what to do about what is wrong.
+
+mod checks;
+mod finding;
+
+use std::collections::BTreeSet;
+
+use clap::Args;
+use fanfare::{CoordinatorLimits, ServiceName};
+
+use self::checks::Examination;
+use self::finding::{Finding, Verdict};
+use crate::exit::{Exit, Failure, print};
+use crate::services;
+use crate::settings::Settings;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Each line begins with what was found: ok, note (worth knowing), warn (works, but look at it),
+WRONG (does not work), or unknown (the broker does not tell). Below it stands what to do. Nothing
+is changed, but for one queue that is declared, used and deleted to try the permissions.
+
+Examples:
+  fanfare doctor --broker amqp://localhost
+  fanfare doctor --service image.resize,order.enriched
+
+Exit codes: 0 nothing is wrong; 1 something is; 2 bad input; 3 no broker")]
+pub(crate) struct DoctorArguments {
+    /// Looks at the queue of this service too; repeatable, or divided by commas. The stock services and those of fanfare.toml
+    /// are looked at anyway
+    #[arg(long = "service", value_name = "NAME", value_delimiter = ',')]
+    services: Vec<ServiceName>,
+}
+
+pub(crate) async fn run(arguments: DoctorArguments, settings: &Settings) -> Result<Exit, Failure> {
+    let stock = services::offered(&settings.file, true, None).map_err(Failure::bad_input)?;
+    let services: BTreeSet<ServiceName> = stock.into_keys().chain(arguments.services).collect();
+    let fanfare = settings.fanfare("doctor")?;
+    let renewal = settings.file.coordinator.renewal.map_or(CoordinatorLimits::default().renewal, |it| it.0);
+    let examination = Examination { fanfare: &fanfare, renewal };
+    let exit = examine(&examination, services).await;
+    fanfare.close().await;
+    exit
+}
+
+async fn examine(examination: &Examination<'_>, services: BTreeSet<ServiceName>) -> Result<Exit, Failure> {
+    let mut teller = Teller { wrong: false };
+    let server = examination.server().await;
+    let unreachable = server.verdict == Verdict::Wrong;
+    teller.tell(&server)?;
+    if unreachable {
+        return Ok(Exit::NoBroker);
+    }
+    teller.tell_all(examination.permissions().await)?;
+    teller.tell_all(examination.coordinators().await)?;
+    for service in services {
+        teller.tell_all(examination.service(&service).await)?;
+    }
+    teller.tell_all(examination.left_behind().await)?;
+    teller.tell_all(examination.what_the_broker_does_not_tell())?;
+    Ok(if teller.wrong { Exit::Failed } else { Exit::Done })
+}
+
+/// Prints findings as they come, and remembers whether one is wrong.
+struct Teller {
+    wrong: bool,
+}
+
+impl Teller {
+    fn tell(&mut self, finding: &Finding) -> Result<(), Failure> {
+        self.wrong |= finding.verdict == Verdict::Wrong;
+        Ok(print(finding)?)
+    }
+
+    fn tell_all(&mut self, findings: impl IntoIterator<Item = Finding>) -> Result<(), Failure> {
+        findings.into_iter().try_for_each(|finding| self.tell(&finding))
+    }
+}

@@ -1,0 +1,273 @@
+//! What the doctor looks at.
+
+use std::time::Duration;
+
+use fanfare::{BrokerError, Cid, Environment, Fanfare, PublishError, RunId, ServiceName, System};
+use fanfare_broker::QueueState;
+use fanfare_protocol::{Message, QueueSpec};
+
+use super::finding::{Finding, Verdict};
+
+/// The oldest version that Fanfare is tested with.
+const OLDEST: (u32, u32) = (3, 10);
+
+/// RabbitMQ's consumer time-out where nobody changed it.
+const DEFAULT_CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
+
+/// Looks at one broker.
+pub(super) struct Examination<'a> {
+    pub(super) fanfare: &'a Fanfare,
+    /// The coordinators' renewal interval.
+    pub(super) renewal: Duration,
+}
+
+impl Examination<'_> {
+    /// Whether it can be reached, and its version.
+    pub(super) async fn server(&self) -> Finding {
+        let server = match self.fanfare.broker().server().await {
+            Ok(server) => server,
+            Err(error) => {
+                let remedy = match &error {
+                    BrokerError::Denied(_) => "check user, password and virtual host in the URL",
+                    _ => "check that RabbitMQ runs and that host and port of --broker are right",
+                };
+                return Finding::new(Verdict::Wrong, "broker", error.to_string()).remedy(remedy);
+            }
+        };
+        let found = format!("{} {} at {}", server.product, server.version, server.address);
+        match version(&server.version) {
+            Some(version) if version < OLDEST => Finding::new(Verdict::Warn, "broker", found)
+                .remedy(format!("Fanfare is tested from RabbitMQ {}.{} on: update it", OLDEST.0, OLDEST.1)),
+            Some(_) => Finding::new(Verdict::Ok, "broker", found),
+            None => {
+                Finding::new(Verdict::Note, "broker", format!("{found}, a version that is not known here"))
+            }
+        }
+    }
+
+    /// Tries what publishers, workers and coordinators do, on a queue that is deleted again.
+    pub(super) async fn permissions(&self) -> Vec<Finding> {
+        let id = System.unique();
+        let queue = self.fanfare.names().aggregation(&Cid::from(id), RunId::from(id));
+        let broker = self.fanfare.broker();
+        let configure = broker.declare(&queue).await;
+        let mut findings = vec![self.permission("configure", "declare queues", configure.clone())];
+        if configure.is_err() {
+            return findings;
+        }
+        let write = match broker.publish(&queue.name, Message::default()).await {
+            Err(PublishError::NotSent(error) | PublishError::Unknown(error)) => Err(error),
+            Err(error) => Err(BrokerError::Refused(error.to_string())),
+            Ok(()) => Ok(()),
+        };
+        findings.push(self.permission("write", "publish", write));
+        findings.push(self.permission("read", "consume", self.consume(&queue).await));
+        findings.push(self.permission("configure", "delete queues", broker.delete(&queue.name).await));
+        findings
+    }
+
+    async fn consume(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
+        let channel = self.fanfare.broker().open().await?;
+        let consumed = channel.consume(&queue.name, 1).await.map(drop);
+        channel.close().await;
+        consumed
+    }
+
+    fn permission(&self, permission: &str, what_for: &str, tried: Result<(), BrokerError>) -> Finding {
+        let what = format!("permission to {permission} ({what_for})");
+        let prefix = self.fanfare.names().prefix().as_str().replace('.', "\\.");
+        match tried {
+            Ok(()) => Finding::new(Verdict::Ok, what, "granted"),
+            Err(error) => Finding::new(Verdict::Wrong, what, error.to_string()).remedy(format!(
+                "rabbitmqctl set_permissions -p VHOST USER '^{prefix}\\.' '^({prefix}\\..*|amq\\.default)$' '^{prefix}\\.'"
+            )),
+        }
+    }
+
+    /// The manifests' queue, and whether a coordinator consumes it.
+    pub(super) async fn coordinators(&self) -> Vec<Finding> {
+        let queue = self.fanfare.names().fanin();
+        let (finding, state) = self.queue(&queue).await;
+        let coordinators = |verdict, found: &str| Finding::new(verdict, "coordinators", found);
+        let present = match state.map(|state| (state.consumers, state.messages)) {
+            Some((0, waiting)) if waiting > 0 => {
+                coordinators(Verdict::Wrong, &format!("none, and {waiting} fan-outs wait for one"))
+                    .remedy("start one: fanfare coordinator")
+            }
+            None | Some((0, _)) => coordinators(Verdict::Wrong, "none")
+                .remedy("start one, since no fan-out ends without: fanfare coordinator"),
+            Some((consumers, _)) => coordinators(Verdict::Ok, &format!("there ({consumers} consumers)")),
+        };
+        vec![finding, present]
+    }
+
+    /// The queues that should be empty, and what they hold.
+    pub(super) async fn left_behind(&self) -> Vec<Finding> {
+        let names = self.fanfare.names();
+        let parked =
+            "each says in its header fanfare-reason why it is there: move back what is good, purge the rest";
+        let dead =
+            "the broker gave these up, and their header x-death says why: look at what befell their service";
+        let mut findings = Vec::new();
+        for (queue, remedy) in [(names.parked(), parked), (names.dead(), dead)] {
+            let (finding, state) = self.queue(&queue).await;
+            findings.push(finding);
+            if let Some(state) = state.filter(|state| state.messages > 0) {
+                let found = format!("{} messages", state.messages);
+                findings.push(
+                    Finding::new(Verdict::Warn, format!("kept in {}", queue.name), found).remedy(remedy),
+                );
+            }
+        }
+        findings
+    }
+
+    /// A service's queue, and whether a worker consumes it.
+    pub(super) async fn service(&self, service: &ServiceName) -> Vec<Finding> {
+        let queue = self.fanfare.names().service(service);
+        let (finding, state) = self.queue(&queue).await;
+        let workers = |verdict, found: &str| Finding::new(verdict, format!("workers of {service}"), found);
+        let start = format!("start one that serves it: fanfare worker --service {service}");
+        let present = state.map(|state| match (state.consumers, state.messages) {
+            (0, 0) => workers(Verdict::Note, "none, and nothing waits for one"),
+            (0, waiting) => {
+                workers(Verdict::Wrong, &format!("none, and {waiting} messages wait for one")).remedy(start)
+            }
+            (consumers, waiting) => {
+                workers(Verdict::Ok, &format!("there ({consumers} consumers), and {waiting} messages wait"))
+            }
+        });
+        std::iter::once(finding).chain(present).collect()
+    }
+
+    /// Whether a queue is there, with the right arguments. Only one that is there is declared again, which the broker refuses
+    /// where its arguments are others: to declare a missing one would create it.
+    async fn queue(&self, queue: &QueueSpec) -> (Finding, Option<QueueState>) {
+        let what = format!("queue {}", queue.name);
+        let broker = self.fanfare.broker();
+        let state = match broker.inspect(&queue.name).await {
+            Ok(Some(state)) => state,
+            Ok(None) => {
+                let found = "not there yet: whoever needs it first declares it";
+                return (Finding::new(Verdict::Note, what, found), None);
+            }
+            Err(error) => {
+                let remedy = "see that the nodes of the cluster run that hold it: rabbitmqctl cluster_status";
+                return (Finding::new(Verdict::Wrong, what, error.to_string()).remedy(remedy), None);
+            }
+        };
+        let finding = match broker.declare(queue).await {
+            Ok(()) => Finding::new(Verdict::Ok, what, "there, with the right arguments"),
+            Err(error) => Finding::new(Verdict::Wrong, what, error.to_string()).remedy(
+                "with nothing in it that is needed: rabbitmqctl delete_queue NAME; else use another --prefix",
+            ),
+        };
+        (finding, Some(state))
+    }
+
+    /// What matters and cannot be asked through AMQP, and how to find it out.
+    pub(super) fn what_the_broker_does_not_tell(&self) -> Vec<Finding> {
+        let renewal = self.renewal;
+        let timeout = format!(
+            "its default is {}; coordinators renew what they hold every {}",
+            shown(DEFAULT_CONSUMER_TIMEOUT),
+            shown(renewal)
+        );
+        let timeout = Finding::new(Verdict::Unknown, "consumer time-out", timeout).remedy(format!(
+            "see that it is above {}, and above the time that your longest target takes: \
+             rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'",
+            shown(2 * renewal)
+        ));
+        let files = "every open fan-out takes up to two of them on the broker";
+        let files = Finding::new(Verdict::Unknown, "file descriptors", files).remedy(
+            "see that the limit is 20000 or more, or thrice the fan-outs that are open at a time: \
+             rabbitmqctl eval 'file_handle_cache:info([total_limit, total_used]).' on 3.x, ulimit -n of the broker on 4.x",
+        );
+        vec![timeout, files]
+    }
+}
+
+fn shown(duration: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(duration)
+}
+
+/// Major and minor version.
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split('.');
+    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RENEWAL: Duration = Duration::from_secs(600);
+
+    fn text(findings: &[Finding]) -> String {
+        findings.iter().map(|finding| format!("{finding}\n")).collect()
+    }
+
+    #[test]
+    fn versions_are_compared_as_numbers() {
+        assert!(version("3.9.27") < Some(OLDEST));
+        assert!(version("3.10.8") >= Some(OLDEST) && version("4.0.5-rc.1") >= Some(OLDEST));
+        assert_eq!(version("unknown"), None);
+    }
+
+    #[tokio::test]
+    async fn permissions_are_tried_and_nothing_is_left_behind() {
+        let fanfare = Fanfare::in_memory();
+        let found = Examination { fanfare: &fanfare, renewal: RENEWAL }.permissions().await;
+        assert!(
+            found.len() == 4 && found.iter().all(|finding| finding.verdict == Verdict::Ok),
+            "{}",
+            text(&found)
+        );
+    }
+
+    #[tokio::test]
+    async fn fan_outs_that_wait_for_a_coordinator_are_wrong() {
+        let fanfare = Fanfare::in_memory();
+        let examination = Examination { fanfare: &fanfare, renewal: RENEWAL };
+        assert!(
+            text(&examination.coordinators().await)
+                .contains("WRONG   coordinators: none\n        -> start one")
+        );
+        fanfare.fanout("test").target("a", 1).on_final("b").declare_missing().invoke().await.unwrap();
+        let found = text(&examination.coordinators().await);
+        assert!(found.contains("ok      queue fanfare.fanin: there, with the right arguments"), "{found}");
+        assert!(found.contains("WRONG   coordinators: none, and 1 fan-outs wait for one"), "{found}");
+        let found = text(&examination.service(&ServiceName::new("a").unwrap()).await);
+        assert!(found.contains("WRONG   workers of a: none, and 1 messages wait for one"), "{found}");
+    }
+
+    #[tokio::test]
+    async fn queue_with_other_arguments_is_wrong_and_a_missing_one_is_not_created() {
+        let fanfare = Fanfare::in_memory();
+        let examination = Examination { fanfare: &fanfare, renewal: RENEWAL };
+        let service = ServiceName::new("a").unwrap();
+        let queue = fanfare.names().service(&service);
+        assert!(
+            text(&examination.service(&service).await)
+                .starts_with("note    queue fanfare.service.a: not there yet")
+        );
+        assert_eq!(fanfare.broker().inspect(&queue.name).await.unwrap(), None);
+        let other = QueueSpec { name: queue.name.clone(), ..fanfare.names().fanin() };
+        fanfare.broker().declare(&other).await.unwrap();
+        let found = text(&examination.service(&service).await);
+        assert!(found.starts_with("WRONG   queue fanfare.service.a: "), "{found}");
+    }
+
+    #[tokio::test]
+    async fn parked_messages_are_counted() {
+        let fanfare = Fanfare::in_memory();
+        let parked = fanfare.names().parked();
+        fanfare.broker().declare(&parked).await.unwrap();
+        fanfare.broker().publish(&parked.name, Message::default()).await.unwrap();
+        let found = text(&Examination { fanfare: &fanfare, renewal: RENEWAL }.left_behind().await);
+        assert!(
+            found.contains("warn    kept in fanfare.parked: 1 messages\n        -> each says"),
+            "{found}"
+        );
+    }
+}

@@ -1,0 +1,66 @@
+//! One line of the doctor's.
+
+use std::fmt;
+
+/// What is to be thought of a finding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// As it should be.
+    Ok,
+    /// Worth knowing.
+    Note,
+    /// It works, but somebody should look at it.
+    Warn,
+    /// It does not work.
+    Wrong,
+    /// The broker does not tell.
+    Unknown,
+}
+
+/// What was looked at, what was found, and what to do about it.
+#[derive(Debug)]
+pub(super) struct Finding {
+    pub(super) verdict: Verdict,
+    what: String,
+    found: String,
+    remedy: Option<String>,
+}
+
+impl Finding {
+    pub(super) fn new(verdict: Verdict, what: impl Into<String>, found: impl Into<String>) -> Self {
+        Self { verdict, what: what.into(), found: found.into(), remedy: None }
+    }
+
+    /// Adds what to do.
+    pub(super) fn remedy(self, remedy: impl Into<String>) -> Self {
+        Self { remedy: Some(remedy.into()), ..self }
+    }
+}
+
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let verdict = match self.verdict {
+            Verdict::Ok => "ok",
+            Verdict::Note => "note",
+            Verdict::Warn => "warn",
+            Verdict::Wrong => "WRONG",
+            Verdict::Unknown => "unknown",
+        };
+        write!(f, "{verdict:<8}{}: {}", self.what, self.found)?;
+        match &self.remedy {
+            Some(remedy) => write!(f, "\n        -> {remedy}"),
+            None => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn remedy_stands_below_what_it_is_for() {
+        let finding = Finding::new(Verdict::Warn, "queue a", "2 messages wait").remedy("start a worker");
+        assert_eq!(finding.to_string(), "warn    queue a: 2 messages wait\n        -> start a worker");
+    }
+}

@@ -1,0 +1,28 @@
+//! Logs go to standard error, so that they never mix with output.
+
+use std::io::{self, IsTerminal};
+
+use tracing_subscriber::EnvFilter;
+
+use crate::exit::Failure;
+
+/// Starts logging: what the settings say, else `RUST_LOG`, else the command's default.
+pub(crate) fn start(filter: Option<&str>, default: &str) -> Result<(), Failure> {
+    let filter = match filter.map(str::to_owned).or_else(|| std::env::var("RUST_LOG").ok()) {
+        Some(filter) => EnvFilter::builder()
+            .parse(&filter)
+            .map_err(|error| {
+                anyhow::anyhow!(
+                    "{filter:?} is no log filter: {error}; write it as info or warn,fanfare_worker=debug"
+                )
+            })
+            .map_err(Failure::bad_input)?,
+        None => EnvFilter::new(default),
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .init();
+    Ok(())
+}

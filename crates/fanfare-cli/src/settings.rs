@@ -1,0 +1,161 @@
+//! Flags, `FANFARE_*` variables and `fanfare.toml`, put together.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::anyhow;
+use fanfare::{Builder, ClientCertificate, ConnectError, Fanfare, Prefix, PublisherConfig, QueueNames, Tls};
+
+use crate::arguments::Shared;
+use crate::configuration::{Broker, Configuration};
+use crate::exit::{Exit, Failure};
+
+/// The broker where nothing says another.
+const DEFAULT_BROKER: &str = "amqp://localhost";
+
+/// Where a settings file is looked for when none is named.
+const DEFAULT_FILES: [&str; 2] = ["fanfare.toml", "/etc/fanfare/fanfare.toml"];
+
+/// The settings that all commands share, and the file's others for those that take them.
+#[derive(Debug, Default)]
+pub(crate) struct Settings {
+    pub(crate) broker: Option<String>,
+    pub(crate) names: QueueNames,
+    pub(crate) log: Option<String>,
+    pub(crate) file: Configuration,
+    tls: Tls,
+}
+
+impl Settings {
+    /// Reads the settings file, where there is one, and puts the flags before it. Clap has put them before variables.
+    pub(crate) fn load(flags: Shared) -> Result<Self, Failure> {
+        let file = match file_of(flags.config.as_deref()) {
+            Some(path) => Configuration::read(&path).map_err(Failure::bad_input)?,
+            None => Configuration::default(),
+        };
+        Self::merge(flags, file)
+    }
+
+    fn merge(flags: Shared, file: Configuration) -> Result<Self, Failure> {
+        let prefix = match flags.prefix {
+            Some(prefix) => Some(Prefix::new(prefix).map_err(Failure::bad_input)?),
+            None => file.prefix.clone(),
+        };
+        let written = file.broker.clone().map(|broker| match broker {
+            Broker::One(url) => url,
+            Broker::Several(urls) => urls.join(","),
+        });
+        let tls = tls(
+            flags.ca_certificate.or_else(|| file.tls.ca_certificate.clone()),
+            flags.client_certificate.or_else(|| file.tls.client_certificate.clone()),
+            flags.client_key.or_else(|| file.tls.client_key.clone()),
+        )?;
+        Ok(Self {
+            broker: flags.broker.or(written),
+            names: prefix.map(QueueNames::new).unwrap_or_default(),
+            log: flags.log.or_else(|| file.log.clone()),
+            tls,
+            file,
+        })
+    }
+
+    /// A handle that connects when it is first used.
+    pub(crate) fn fanfare(&self, role: &str) -> Result<Fanfare, Failure> {
+        self.builder(role)?.build().map_err(refused)
+    }
+
+    /// A handle on a broker that answered, with queues of its own.
+    pub(crate) async fn connected_apart(&self, role: &str, prefix: &str) -> Result<Fanfare, Failure> {
+        self.builder(role)?.prefix(prefix).connect().await.map_err(refused)
+    }
+
+    fn builder(&self, role: &str) -> Result<Builder, Failure> {
+        if self.is_memory() {
+            return Err(Failure::bad_input(anyhow!(
+                "memory:// is a broker inside one process, so no other process could reach this one: start RabbitMQ \
+                 (`docker compose up`, or Debian's package rabbitmq-server) and give --broker amqp://..., or run \
+                 `fanfare demo`, which has everything in one process"
+            )));
+        }
+        let file = &self.file.publisher;
+        let defaults = PublisherConfig::default();
+        let publisher = PublisherConfig {
+            names: self.names.clone(),
+            declare_missing: file.declare_missing.unwrap_or(defaults.declare_missing),
+            deadline: file.deadline.map(|deadline| deadline.0).or(defaults.deadline),
+            replicated_aggregation: file.replicated_aggregation.unwrap_or(defaults.replicated_aggregation),
+            ..defaults
+        };
+        let urls = self.broker.as_deref().unwrap_or(DEFAULT_BROKER);
+        let name = format!("fanfare {role}");
+        Ok(Fanfare::builder(urls).tls(self.tls.clone()).connection_name(name).publisher(publisher))
+    }
+
+    /// Whether the broker in memory was asked for.
+    pub(crate) fn is_memory(&self) -> bool {
+        self.broker.as_deref().is_some_and(|broker| broker.trim_start().starts_with("memory:"))
+    }
+}
+
+fn file_of(named: Option<&Path>) -> Option<PathBuf> {
+    match named {
+        Some(path) => Some(path.to_owned()),
+        None => DEFAULT_FILES.into_iter().map(PathBuf::from).find(|path| path.is_file()),
+    }
+}
+
+fn tls(
+    authorities: Option<PathBuf>,
+    certificate: Option<PathBuf>,
+    key: Option<PathBuf>,
+) -> Result<Tls, Failure> {
+    let client = match (certificate, key) {
+        (None, None) => None,
+        (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
+        (Some(_), None) => {
+            return Err(Failure::bad_input(anyhow!("a client certificate needs its key: give --client-key")));
+        }
+        (None, Some(_)) => {
+            return Err(Failure::bad_input(anyhow!(
+                "a client key needs its certificate: give --client-certificate"
+            )));
+        }
+    };
+    Ok(Tls { authorities, client })
+}
+
+fn refused(error: ConnectError) -> Failure {
+    let exit = if matches!(error, ConnectError::Broker(_)) { Exit::NoBroker } else { Exit::BadInput };
+    Failure::new(exit, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(text: &str) -> Configuration {
+        toml::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn flag_goes_before_file_and_file_before_default() {
+        let flags = Shared { broker: Some("amqp://flag".to_owned()), ..Shared::default() };
+        let settings = Settings::merge(flags, file("broker = \"amqp://file\"\nprefix = \"file\"")).unwrap();
+        assert_eq!(settings.broker.as_deref(), Some("amqp://flag"));
+        assert_eq!(settings.names.prefix().as_str(), "file");
+        let settings = Settings::merge(Shared::default(), file("")).unwrap();
+        assert_eq!((settings.broker.as_deref(), settings.names.prefix().as_str()), (None, "fanfare"));
+    }
+
+    #[test]
+    fn list_of_brokers_is_one_setting() {
+        let settings =
+            Settings::merge(Shared::default(), file("broker = [\"amqp://a\", \"amqp://b\"]")).unwrap();
+        assert_eq!(settings.broker.as_deref(), Some("amqp://a,amqp://b"));
+    }
+
+    #[test]
+    fn client_certificate_without_its_key_is_refused() {
+        let flags = Shared { client_certificate: Some("c.pem".into()), ..Shared::default() };
+        assert_eq!(Settings::merge(flags, file("")).unwrap_err().exit, Exit::BadInput);
+    }
+}

@@ -1,0 +1,94 @@
+//! `fanfare worker`: runs services until it is told to stop.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::{Result, bail};
+use clap::Args;
+use fanfare::{Registration, ServiceName, WorkerConfig, WorkerError};
+
+use crate::durations;
+use crate::exit::{Exit, Failure};
+use crate::services;
+use crate::settings::Settings;
+use crate::signals::Signals;
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Stops at SIGTERM or SIGINT: it takes no more, finishes what it runs, and puts the rest back.
+It waits for a broker that is away. Services without a line of Rust are named in fanfare.toml,
+and only what is named there can ever be run:
+
+  [services.\"image.resize\"]
+  exec = [\"python3\", \"resize.py\"]     # JSON on standard input, JSON on standard output
+  timeout = \"30s\"
+  [services.\"stock.check\"]
+  http = \"http://stock.internal/check\"  # POST, JSON both ways
+
+Examples:
+  fanfare worker --broker amqp://localhost
+  fanfare worker --config fanfare.toml --service image.resize --concurrency 4
+
+Exit codes: 0 stopped; 1 the broker refuses; 2 bad input")]
+pub(crate) struct WorkerArguments {
+    /// Serves this one and not all; repeatable, or divided by commas
+    #[arg(long = "service", value_name = "NAME", value_delimiter = ',')]
+    services: Vec<ServiceName>,
+
+    /// Leaves out the stock services helpers.echo, helpers.input-logger and demo.file-stats
+    #[arg(long)]
+    no_stock: bool,
+
+    /// Invocations of all services together that run at a time [default: 64]
+    #[arg(long, env = "FANFARE_WORKER_CONCURRENCY", value_name = "N")]
+    concurrency: Option<usize>,
+
+    /// Messages of each service that the broker hands out ahead, unless the service says otherwise [default: twice its
+    /// concurrency]
+    #[arg(long, env = "FANFARE_WORKER_PREFETCH", value_name = "N")]
+    prefetch: Option<u16>,
+
+    /// How long it may take to finish when it is to stop [default: 30s]
+    #[arg(long, env = "FANFARE_WORKER_SHUTDOWN_DEADLINE", value_name = "DURATION", value_parser = durations::parse)]
+    shutdown_deadline: Option<Duration>,
+}
+
+pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Result<Exit, Failure> {
+    let file = &settings.file.worker;
+    let defaults = WorkerConfig::default();
+    let config = WorkerConfig {
+        concurrency: arguments.concurrency.or(file.concurrency).unwrap_or(defaults.concurrency),
+        shutdown_deadline: arguments
+            .shutdown_deadline
+            .or(file.shutdown_deadline.map(|written| written.0))
+            .unwrap_or(defaults.shutdown_deadline),
+    };
+    let stock = !arguments.no_stock && file.stock.unwrap_or(true);
+    let offered = services::offered(&settings.file, stock, arguments.prefetch.or(file.prefetch));
+    let chosen = offered.and_then(|all| chosen(all, &arguments.services)).map_err(Failure::bad_input)?;
+    let fanfare = settings.fanfare("worker")?;
+    let signals = Signals::listen()?;
+    let outcome = fanfare.worker_with(config).services(chosen).run_until(signals.first()).await;
+    fanfare.close().await;
+    outcome.map(|()| Exit::Done).map_err(|error| match error {
+        WorkerError::Broker(_) => Failure::new(Exit::Failed, error),
+        _ => Failure::bad_input(error),
+    })
+}
+
+fn chosen(mut all: BTreeMap<ServiceName, Registration>, names: &[ServiceName]) -> Result<Vec<Registration>> {
+    if all.is_empty() {
+        bail!("there is no service to run: name some in fanfare.toml, or do without --no-stock");
+    }
+    if names.is_empty() {
+        return Ok(all.into_values().collect());
+    }
+    let known = all.keys().map(ToString::to_string).collect::<Vec<_>>().join(", ");
+    names
+        .iter()
+        .map(|name| match all.remove(name) {
+            Some(registration) => Ok(registration),
+            None => bail!("there is no service `{name}` to run, or it is named twice; there are {known}"),
+        })
+        .collect()
+}
