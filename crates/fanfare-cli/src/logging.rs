@@ -17,7 +17,8 @@ pub(crate) fn start(filter: Option<&str>, default: &str) -> Result<(), Failure> 
                 )
             })
             .map_err(Failure::bad_input)?,
-        None => EnvFilter::new(default),
+        // lapin logs as errors what is none here, such as that a queue which was looked for does not exist.
+        None => EnvFilter::new(format!("{default},lapin=off")),
     };
     tracing_subscriber::fmt()
         .with_env_filter(filter)

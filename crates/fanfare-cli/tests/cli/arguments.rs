@@ -1,0 +1,106 @@
+//! Bad input is refused with exit code 2, before any broker is needed, and says what was meant.
+
+use crate::support::{run, run_with_input};
+
+/// Nothing listens on the port of discarded messages.
+const NO_BROKER: &str = "amqp://me:hunter2@127.0.0.1:9";
+
+fn check(arguments: &[&str], exit: i32, expected: &str) {
+    let directory = tempfile::tempdir().unwrap();
+    let ended = run(directory.path(), arguments);
+    assert_eq!(ended.exit, exit, "{arguments:?}: {ended:?}");
+    assert!(ended.stderr.contains(expected), "{arguments:?}: {}", ended.stderr);
+    assert!(!ended.stderr.contains("hunter2"), "{}", ended.stderr);
+    assert_eq!(ended.stdout, "", "{arguments:?}");
+}
+
+fn check_invoke(arguments: &[&str], exit: i32, expected: &str) {
+    check(&[&["invoke", "--broker", NO_BROKER], arguments].concat(), exit, expected);
+}
+
+#[test]
+fn invocation_that_breaks_a_rule_is_bad_input_even_without_a_broker() {
+    for (arguments, expected) in [
+        (&["--target", "a b"][..], "service name \"a b\" is not allowed"),
+        (&["--target", "a=hello", "--wait"], "is not JSON (a string needs its quotes)"),
+        (&["--source", "a/b"], "source \"a/b\" is not allowed"),
+        (&["--on-final", "a,b c"], "service name \"b c\" is not allowed"),
+        (&["--cid", ""], "CID \"\" is not allowed: it is empty"),
+        (&["--target", "a"], "a fan-out without a final callback"),
+        (&["--target", "a", "--parallel"], "a parallel execution without an on-target callback"),
+        (
+            &["--parallel", "--on-target", "b", "--on-final", "c"],
+            "a parallel execution has no final callbacks",
+        ),
+        (&["--parallel", "--on-target", "b", "--wait"], "'--parallel' cannot be used with '--wait"),
+        (&["--target", "a", "--target", "a", "--wait"], "two targets have the key \"a\""),
+        (&["--on-final", "b", "--metadata", "x"], "\"x\" is not NAME=VALUE"),
+        (&["--wait", "soon"], "\"soon\" is no duration"),
+        (&["--targets", "no-such-file"], "cannot read the targets from \"no-such-file\""),
+    ] {
+        check_invoke(arguments, 2, expected);
+    }
+}
+
+#[test]
+fn bad_line_of_targets_is_named_by_its_number() {
+    let directory = tempfile::tempdir().unwrap();
+    let input = "{\"service\":\"a\"}\n{\"service\":\"b\"\n";
+    let ended = run_with_input(
+        directory.path(),
+        &["invoke", "--broker", NO_BROKER, "--targets", "-", "--wait"],
+        input,
+    );
+    assert_eq!(ended.exit, 2, "{ended:?}");
+    assert!(ended.stderr.contains("the targets of standard input: line 2: EOF"), "{}", ended.stderr);
+}
+
+#[test]
+fn no_broker_is_exit_code_3_and_its_password_is_not_shown() {
+    check_invoke(&["--target", "a", "--wait"], 3, "me:***@127.0.0.1:9");
+    let directory = tempfile::tempdir().unwrap();
+    let ended = run(directory.path(), &["doctor", "--broker", NO_BROKER]);
+    assert_eq!(ended.exit, 3, "{ended:?}");
+    assert!(ended.stdout.starts_with("WRONG   broker: the broker cannot be reached: "), "{}", ended.stdout);
+    assert!(!ended.stdout.contains("hunter2"), "{}", ended.stdout);
+}
+
+#[test]
+fn memory_is_refused_by_all_but_the_demo_with_the_reason_and_a_remedy() {
+    for command in [&["worker"][..], &["coordinator"], &["doctor"], &["invoke", "--target", "a", "--wait"]] {
+        check(&[command, &["--broker", "memory://"]].concat(), 2, "memory:// is a broker inside one process");
+    }
+}
+
+#[test]
+fn url_that_is_none_is_refused_without_its_password() {
+    check(
+        &["worker", "--broker", "http://me:hunter2@localhost"],
+        2,
+        "it must start with amqp:// or amqps://",
+    );
+    check(&["demo", "--broker", "amqp:/me:hunter2@localhost"], 2, "is no broker address");
+}
+
+#[test]
+fn settings_file_with_a_mistake_is_refused_with_its_line() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("fanfare.toml"), "prefix = \"shop\"\n[worker]\nconcurency = 4\n")
+        .unwrap();
+    let ended = run(directory.path(), &["demo"]);
+    assert_eq!(ended.exit, 2, "{ended:?}");
+    let expected = "error: fanfare.toml:3:1: unknown field `concurency`, did you mean `concurrency`?\n";
+    assert_eq!(ended.stderr, expected);
+    check(&["demo", "--config", "no-such.toml"], 2, "cannot read the settings file \"no-such.toml\"");
+}
+
+#[test]
+fn worker_is_told_which_services_there_are() {
+    check(
+        &["worker", "--service", "nobody"],
+        2,
+        "there are demo.file-stats, helpers.echo, helpers.input-logger",
+    );
+    check(&["worker", "--no-stock"], 2, "there is no service to run");
+    check(&["worker", "--concurrency", "0"], 2, "concurrency of 0");
+}

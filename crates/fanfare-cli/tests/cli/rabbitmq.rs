@@ -1,0 +1,109 @@
+//! The commands together, on RabbitMQ.
+
+use std::fs;
+use std::path::Path;
+
+use crate::support::{Ended, Running, broker, run};
+use rustix::process::Signal;
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// A coordinator and a worker under a prefix of their own.
+struct Pool {
+    directory: TempDir,
+    prefix: String,
+    coordinator: Running,
+    worker: Running,
+}
+
+impl Pool {
+    fn start(name: &str) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let prefix = format!("cli-{name}-{}", std::process::id());
+        let settings = format!(
+            "broker = \"{}\"\nprefix = \"{prefix}\"\n\
+             [services.\"t.program\"]\nexec = [\"sh\", \"-c\", \"cat; test $FANFARE_KEY != bad || {{ echo broken >&2; exit 3; }}\"]\n\
+             [services.\"t.slow\"]\nexec = [\"sleep\", \"3\"]\n",
+            broker()
+        );
+        fs::write(directory.path().join("fanfare.toml"), settings).unwrap();
+        let coordinator = Running::start(directory.path(), &["coordinator"], "coordinator started");
+        let worker = Running::start(directory.path(), &["worker"], "service=t.slow");
+        Self { directory, prefix, coordinator, worker }
+    }
+
+    fn path(&self) -> &Path {
+        self.directory.path()
+    }
+
+    fn invoke(&self, arguments: &[&str]) -> Ended {
+        run(self.path(), &[&["invoke", "--source", "test"], arguments].concat())
+    }
+}
+
+#[test]
+fn invocations_end_with_the_exit_codes_that_the_help_promises() {
+    let pool = Pool::start("exits");
+
+    let ended =
+        pool.invoke(&["--cid", "c-1", "--target", "helpers.echo=1.50", "--on-final", "helpers.input-logger"]);
+    assert_eq!((ended.exit, ended.stdout.as_str(), ended.stderr.as_str()), (0, "c-1\n", ""));
+
+    let ended = pool.invoke(&["--target", "k@t.program=[1.50]", "--target", "helpers.echo", "--wait", "1m"]);
+    assert_eq!(ended.exit, 0, "{ended:?}");
+    assert!(ended.stdout.contains("\"response\":[1.50]"), "{}", ended.stdout);
+    let payload: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!(payload["source"], "test");
+    assert_eq!(payload["data"].as_object().unwrap().len(), 2);
+
+    let ended = pool.invoke(&["--target", "bad@t.program", "--wait"]);
+    assert_eq!(ended.exit, 1, "{ended:?}");
+    assert!(ended.stdout.contains("failed with exit status: 3: broken"), "{}", ended.stdout);
+    assert!(ended.stderr.contains("1 of 1 targets failed"), "{}", ended.stderr);
+
+    let ended = pool.invoke(&["--target", "nobody", "--wait"]);
+    assert_eq!((ended.exit, ended.stdout.as_str()), (2, ""));
+    assert!(ended.stderr.contains("no worker serves `nobody`"), "{}", ended.stderr);
+
+    let ended = pool.invoke(&["--target", "t.slow", "--cid", "c-2", "--wait", "10ms"]);
+    assert_eq!((ended.exit, ended.stdout.as_str()), (6, ""));
+    assert!(ended.stderr.contains("c-2"), "{}", ended.stderr);
+
+    let ended =
+        pool.invoke(&["--parallel", "--target", "helpers.echo", "--on-target", "helpers.input-logger"]);
+    assert_eq!((ended.exit, ended.stdout.lines().count()), (0, 1));
+
+    let ended = pool.invoke(&["--wait"]);
+    assert_eq!(ended.exit, 0, "a fan-out without targets ends at once: {ended:?}");
+}
+
+#[test]
+fn doctor_finds_a_running_system_well_and_a_stopped_one_not() {
+    let pool = Pool::start("doctor");
+    // Through a whole fan-out, so that every queue is declared.
+    assert_eq!(pool.invoke(&["--target", "helpers.echo", "--wait", "1m"]).exit, 0);
+    let ended = run(pool.path(), &["doctor"]);
+    assert_eq!(ended.exit, 0, "{ended:?}");
+    for expected in [
+        "ok      broker: RabbitMQ ".to_owned(),
+        "ok      permission to read (consume): granted".to_owned(),
+        format!("ok      queue {}.service.t.program: there, with the right arguments", pool.prefix),
+        "ok      coordinators: there".to_owned(),
+    ] {
+        assert!(ended.stdout.contains(&expected), "{expected}: {}", ended.stdout);
+    }
+    let Pool { directory, coordinator, .. } = pool;
+    assert_eq!(coordinator.stop(Signal::TERM).0, Some(0));
+    let ended = run(directory.path(), &["doctor"]);
+    assert_eq!(ended.exit, 1, "{ended:?}");
+    assert!(ended.stdout.contains("WRONG   coordinators: none"), "{}", ended.stdout);
+}
+
+#[test]
+fn both_signals_stop_gracefully() {
+    let pool = Pool::start("signals");
+    let (exit, log) = pool.worker.stop(Signal::INT);
+    assert!(exit == Some(0) && log.contains("the worker has stopped"), "{exit:?} {log}");
+    let (exit, log) = pool.coordinator.stop(Signal::TERM);
+    assert_eq!(exit, Some(0), "{log}");
+}

@@ -1,0 +1,103 @@
+//! Runs the `fanfare` binary as a user does.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::Path;
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long anything may take before a test gives up on it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The binary in a folder of its own, without any settings of this environment.
+pub(crate) fn fanfare(directory: &Path) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_fanfare"));
+    let settings = std::env::vars_os().map(|(name, _)| name);
+    for name in settings.filter(|name| name.as_encoded_bytes().starts_with(b"FANFARE_")) {
+        command.env_remove(name);
+    }
+    command.env_remove("RUST_LOG").current_dir(directory).stdin(Stdio::null());
+    command
+}
+
+/// What a run ended with.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) exit: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl From<Output> for Ended {
+    fn from(output: Output) -> Self {
+        Self {
+            exit: output.status.code().expect("it is not killed"),
+            stdout: String::from_utf8(output.stdout).unwrap(),
+            stderr: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+/// Runs the binary with arguments.
+pub(crate) fn run(directory: &Path, arguments: &[&str]) -> Ended {
+    fanfare(directory).args(arguments).output().unwrap().into()
+}
+
+/// Runs the binary with arguments and standard input.
+pub(crate) fn run_with_input(directory: &Path, arguments: &[&str], input: &str) -> Ended {
+    let mut command = fanfare(directory);
+    command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    child.wait_with_output().unwrap().into()
+}
+
+/// The broker of the tests.
+pub(crate) fn broker() -> String {
+    std::env::var("FANFARE_TEST_BROKER").expect("set FANFARE_TEST_BROKER or run `cargo xtask test`")
+}
+
+/// A worker or coordinator in the background, killed with the test.
+pub(crate) struct Running {
+    child: Child,
+    log: Option<BufReader<ChildStderr>>,
+}
+
+impl Running {
+    /// Starts the binary and waits until a line of its log says that it is ready.
+    pub(crate) fn start(directory: &Path, arguments: &[&str], ready: &str) -> Self {
+        let mut command = fanfare(directory);
+        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap());
+        let mut seen = String::new();
+        while !seen.contains(ready) {
+            assert!(log.read_line(&mut seen).unwrap() > 0, "{arguments:?} ended before {ready:?}: {seen}");
+        }
+        Self { child, log: Some(log) }
+    }
+
+    /// Sends a signal, waits for the end, and gives back the exit code and the rest of the log.
+    pub(crate) fn stop(mut self, signal: Signal) -> (Option<i32>, String) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        kill_process(pid, signal).unwrap();
+        let mut rest = String::new();
+        self.log.take().unwrap().read_to_string(&mut rest).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return (status.code(), rest);
+            }
+            assert!(Instant::now() < deadline, "it does not stop: {rest}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
