@@ -4,14 +4,18 @@
 //! `FANFARE_TEST_BROKER`, which `cargo xtask test` provides; without it they fail, and say so.
 
 mod by_hand;
+mod log;
+mod mortal;
 mod recorder;
 mod running;
 pub mod services;
 mod stack;
 
 pub use by_hand::answer;
+pub use log::Log;
+pub use mortal::{Death, Mortal, Step};
 pub use recorder::Recorder;
-pub use running::{Node, Running};
+pub use running::{Doomed, Node, Running};
 pub use stack::{Stack, run};
 
 use std::time::Duration;

@@ -1,4 +1,4 @@
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 
 use fanfare_broker::Broker;
@@ -6,18 +6,18 @@ use tokio::process::{Child, Command};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::{PATIENCE, Stack};
+use crate::{Mortal, PATIENCE, Stack, services};
 
 /// A coordinator or worker in this process, with a connection of its own.
 #[derive(Debug)]
 pub struct Running {
-    broker: Arc<dyn Broker>,
+    broker: Arc<Mortal>,
     stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Running {
-    pub(crate) fn start<F>(broker: Arc<dyn Broker>, role: impl FnOnce(BoxedStop) -> F) -> Self
+    pub(crate) fn start<F>(broker: Arc<Mortal>, role: impl FnOnce(BoxedStop) -> F) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
@@ -37,11 +37,38 @@ impl Running {
         self.broker.close().await;
     }
 
-    /// Ends it in the middle of whatever it does, as SIGKILL would: its task is gone and its connections close.
+    /// Ends it in the middle of whatever it does, as SIGKILL would: nothing that it does has an effect any more, its
+    /// connections close, and its task is gone.
     pub async fn kill(self) {
+        self.broker.die();
+        self.broker.close().await;
         self.task.abort();
         let _ = self.task.await;
-        self.broker.close().await;
+    }
+
+    /// The connection that it lives by.
+    #[must_use]
+    pub const fn mortal(&self) -> &Arc<Mortal> {
+        &self.broker
+    }
+}
+
+/// A coordinator that a test kills: a process where the broker is a RabbitMQ, which then gets a real SIGKILL.
+#[derive(Debug)]
+pub enum Doomed {
+    /// In this process.
+    Task(Running),
+    /// In one of its own.
+    Process(Node),
+}
+
+impl Doomed {
+    /// Kills it.
+    pub async fn kill(self) {
+        match self {
+            Self::Task(running) => running.kill().await,
+            Self::Process(node) => node.kill().await,
+        }
     }
 }
 
@@ -60,6 +87,11 @@ impl Node {
     /// Where the process cannot be started.
     #[must_use]
     pub fn start(program: &str, stack: &Stack, arguments: &[&str]) -> Self {
+        if arguments.contains(&"worker") {
+            services::all(1).iter().filter_map(|service| service.name().ok()).for_each(|name| {
+                stack.note_service(name.as_str());
+            });
+        }
         let child = Command::new(program)
             .args(arguments)
             .args(["--broker", stack.url(), "--prefix", stack.names().prefix().as_str()])
@@ -77,6 +109,18 @@ impl Node {
     /// Where it has ended before.
     pub async fn kill(mut self) {
         self.child.kill().await.expect("the process was running");
+    }
+
+    /// Sends SIGTERM, and returns how the process ended.
+    ///
+    /// # Panics
+    /// Where it does not end, or has ended before.
+    pub async fn terminate(mut self) -> ExitStatus {
+        let id = self.id().expect("the process is running").to_string();
+        let sent = Command::new("kill").args(["-TERM", &id]).status().await.expect("`kill` can be run");
+        assert!(sent.success(), "`kill -TERM {id}`: {sent}");
+        let ended = tokio::time::timeout(PATIENCE, self.child.wait()).await;
+        ended.expect("it stops").expect("its status can be read")
     }
 
     /// The process id.

@@ -5,14 +5,14 @@ use std::time::Duration;
 
 use fanfare_broker::amqp::{self, AmqpBroker};
 use fanfare_broker::memory::MemoryBroker;
-use fanfare_broker::{Broker, System};
+use fanfare_broker::{Broker, QueueState, System};
 use fanfare_coordinator::Coordinator;
 use fanfare_protocol::{Message, Prefix, QueueNames, ServiceName};
 use fanfare_publisher::{Accepted, Publisher};
 use fanfare_worker::{Registration, Worker};
 use futures_util::FutureExt;
 
-use crate::{Recorder, Running};
+use crate::{Doomed, Mortal, Node, Recorder, Running};
 
 /// A broker, and queue names that no other test has. Every part of Fanfare that is started on it has a connection of its
 /// own, as separate programs would.
@@ -33,6 +33,8 @@ enum On {
 struct Shared {
     services: BTreeSet<String>,
     connections: Vec<Arc<dyn Broker>>,
+    /// For what the test itself looks at and publishes.
+    bystander: Option<Arc<dyn Broker>>,
 }
 
 /// Runs a test on a stack, and takes its queues away afterwards, however it ended.
@@ -106,11 +108,25 @@ impl Stack {
         broker
     }
 
+    /// The connection with which the test looks on: the same each time.
+    #[must_use]
+    pub fn bystander(&self) -> Arc<dyn Broker> {
+        let known = self.shared().bystander.clone();
+        known.unwrap_or_else(|| {
+            let broker = self.connect();
+            self.shared().bystander.insert(broker).clone()
+        })
+    }
+
     /// A publisher with a connection of its own.
     #[must_use]
     pub fn publisher(&self) -> Publisher {
+        self.publisher_on(self.connect())
+    }
+
+    fn publisher_on(&self, broker: Arc<dyn Broker>) -> Publisher {
         let config = fanfare_publisher::Config { names: self.names.clone(), ..Default::default() };
-        Publisher::new(self.connect(), Arc::new(System), config)
+        Publisher::new(broker, Arc::new(System), config)
     }
 
     /// A coordinator's configuration for this stack, with waits that suit tests.
@@ -132,17 +148,32 @@ impl Stack {
     /// Starts a coordinator with a configuration.
     #[must_use]
     pub fn coordinator_with(&self, config: fanfare_coordinator::Config) -> Running {
-        let broker = self.connect();
-        let coordinator = Coordinator::new(Arc::clone(&broker), Arc::new(System), config);
+        self.coordinator_on(Mortal::new(self.connect()), config)
+    }
+
+    /// Starts a coordinator that dies with a connection.
+    #[must_use]
+    pub fn coordinator_on(&self, broker: Arc<Mortal>, config: fanfare_coordinator::Config) -> Running {
+        let connection = Arc::clone(&broker) as Arc<dyn Broker>;
+        let coordinator = Coordinator::new(connection, Arc::new(System), config);
         Running::start(broker, |stopped| async move {
             coordinator.run_until(stopped).await.expect("the configuration is sound");
         })
     }
 
+    /// Starts a coordinator to be killed. `program` is `env!("CARGO_BIN_EXE_fanfare-test-node")`.
+    #[must_use]
+    pub fn doomed_coordinator(&self, program: &str) -> Doomed {
+        match &self.on {
+            On::Memory(_) => Doomed::Task(self.coordinator()),
+            On::RabbitMq(_) => Doomed::Process(Node::start(program, self, &["coordinator"])),
+        }
+    }
+
     /// Starts a worker, and returns when the queues of its services exist.
     pub async fn worker(&self, services: impl IntoIterator<Item = Registration>) -> Running {
-        let publisher = self.publisher();
-        let broker = Arc::clone(publisher.broker());
+        let broker = Mortal::new(self.connect());
+        let publisher = self.publisher_on(Arc::clone(&broker) as Arc<dyn Broker>);
         let mut worker = Worker::new(publisher, fanfare_worker::Config::default());
         let mut names = Vec::new();
         for service in services {
@@ -160,11 +191,16 @@ impl Stack {
 
     /// Waits until the queue of a service exists and is consumed.
     pub async fn service_exists(&self, name: &str) {
+        self.service_has_consumers(name, 1).await;
+    }
+
+    /// Waits until so many consumers share the queue of a service.
+    pub async fn service_has_consumers(&self, name: &str, consumers: u64) {
         let queue = self.names.service(&ServiceName::new(name).expect("tests use proper names")).name;
         self.shared().services.insert(name.to_owned());
-        let broker = self.connect();
-        crate::eventually(&format!("{queue} is consumed"), || async {
-            matches!(broker.inspect(&queue).await, Ok(Some(state)) if state.consumers > 0)
+        let broker = self.bystander();
+        crate::eventually(&format!("{queue} has {consumers} consumers"), || async {
+            matches!(broker.inspect(&queue).await, Ok(Some(state)) if state.consumers >= consumers)
         })
         .await;
     }
@@ -189,7 +225,7 @@ impl Stack {
 
     /// Publishes a message as it is, as a foreign program might.
     pub async fn publish(&self, queue: &str, message: Message) {
-        self.connect().publish(queue, message).await.expect("the queue takes the message");
+        self.bystander().publish(queue, message).await.expect("the queue takes the message");
     }
 
     /// Waits until these fan-outs have ended, stops the coordinator, and sees to it that nothing of them is left: neither
@@ -203,9 +239,26 @@ impl Stack {
         assert!(manifests.is_empty(), "manifests are left: {manifests:?}");
     }
 
+    /// Waits until what a broker tells about a queue is as wanted; nothing, where there is no such queue.
+    pub async fn queue_has(&self, queue: &str, what: &str, wanted: impl Fn(QueueState) -> bool) {
+        let broker = self.bystander();
+        crate::eventually(&format!("{queue} has {what}"), || async {
+            matches!(broker.inspect(queue).await, Ok(Some(state)) if wanted(state))
+        })
+        .await;
+    }
+
+    /// Declares the queue of a service, and returns its name.
+    pub async fn declare_service(&self, service: &str) -> String {
+        self.note_service(service);
+        let queue = self.names.service(&ServiceName::new(service).expect("tests use proper names"));
+        self.bystander().declare(&queue).await.expect("the queue can be declared");
+        queue.name
+    }
+
     /// Waits until a queue does not exist.
     pub async fn queue_is_gone(&self, queue: &str) {
-        let broker = self.connect();
+        let broker = self.bystander();
         crate::eventually(&format!("{queue} is gone"), || async {
             matches!(broker.inspect(queue).await, Ok(None))
         })
@@ -222,8 +275,8 @@ impl Stack {
     }
 
     async fn clean_up(&self) {
-        let broker = self.connect();
-        let Shared { services, connections } = std::mem::take(&mut *self.shared());
+        let broker = self.bystander();
+        let Shared { services, connections, .. } = std::mem::take(&mut *self.shared());
         let services = services.iter().filter_map(|name| ServiceName::new(name.as_str()).ok());
         let mut queues: Vec<String> = services.map(|service| self.names.service(&service).name).collect();
         queues.extend([self.names.fanin(), self.names.dead(), self.names.parked()].map(|queue| queue.name));

@@ -149,7 +149,7 @@ async fn a_callback_whose_queue_is_missing_is_parked_and_the_others_go_on(stack:
     for name in ["gone.progress", "gone.done"] {
         stack.note_service(name);
         let queue = format!("{}.service.{name}", stack.names().prefix());
-        stack.connect().delete(&queue).await.expect("deleted");
+        stack.bystander().delete(&queue).await.expect("deleted");
     }
     answer(&stack, &target.next().await, 1).await;
     progress.next_result().await;

@@ -196,7 +196,7 @@ async fn a_rust_worker_answers_with_the_protocols_bytes(stack: Stack) {
         expected.properties.timestamp = Some(recent(responded).timestamp());
         assert_eq!(result, expected);
     }
-    stack.connect().delete(&queue).await.expect("deleted");
+    stack.bystander().delete(&queue).await.expect("deleted");
 }
 
 async fn by_id(recorder: &mut Recorder) -> (String, Message) {
@@ -493,7 +493,7 @@ async fn a_wait_that_times_out_leaves_the_fan_out_to_its_end(stack: Stack) {
     let request = target.next().await;
     assert_eq!((request.cid(), request.run()), (Ok(cid.clone()), Ok(run)));
     eventually("the manifest is taken", || async {
-        let queue = stack.connect().inspect(&stack.names().fanin().name).await;
+        let queue = stack.bystander().inspect(&stack.names().fanin().name).await;
         matches!(queue, Ok(Some(state)) if state.messages == 0)
     })
     .await;

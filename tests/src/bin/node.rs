@@ -30,6 +30,9 @@ enum Role {
         /// Invocations at a time, of each service.
         #[arg(long, default_value_t = 16)]
         concurrency: usize,
+        /// Only `test.report` is served, and never answers.
+        #[arg(long)]
+        hangs: bool,
     },
     /// Coordinates.
     Coordinator {
@@ -50,10 +53,14 @@ async fn main() -> Result<()> {
         terminated.recv().await;
     };
     match arguments.role {
-        Role::Worker { concurrency } => {
+        Role::Worker { concurrency, hangs } => {
             let config = fanfare_publisher::Config { names, ..Default::default() };
             let publisher = Publisher::new(broker, Arc::new(System), config);
-            let services = services::all(concurrency);
+            let services = if hangs {
+                vec![services::report(true).concurrency(concurrency)]
+            } else {
+                services::all(concurrency)
+            };
             Worker::new(publisher, fanfare_worker::Config::default())
                 .services(services)
                 .run_until(shutdown)

@@ -1,0 +1,274 @@
+//! A connection that can die at a chosen moment, with whoever uses it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::pending;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use async_trait::async_trait;
+use fanfare_broker::{
+    Acknowledge, Broker, BrokerError, Consumer, ConsumerChannel, Delivery, PublishError, QueueState, Receipt,
+    ServerInfo,
+};
+use fanfare_protocol::{Message, QueueSpec};
+use futures_util::{StreamExt, stream};
+use tokio_util::sync::CancellationToken;
+
+/// A step that its user takes on the broker, and that a crash can come before or after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// A message is published and confirmed.
+    Publish,
+    /// A queue is declared, looked at, or consumed, or a channel is opened: nothing that another process would notice.
+    Prepare,
+    /// A queue is deleted.
+    Delete,
+    /// A delivery is acked or put back, a consumer cancelled or a channel closed.
+    Settle,
+}
+
+/// When a connection dies.
+#[derive(Debug, Clone, Copy)]
+pub struct Death {
+    /// Which step it is that it dies at, from 1, counted from [`Mortal::dies_at`] on.
+    pub nth: usize,
+    /// Which steps count; all, where this is `None`.
+    pub of: Option<Step>,
+    /// Whether that step takes effect first.
+    pub takes_effect: bool,
+}
+
+/// A connection to a broker that, once it is dead, does nothing any more for whoever uses it: every operation waits for
+/// ever. The process that it stands for is as good as killed; closing the connection then shows that to the broker.
+pub struct Mortal {
+    inner: Arc<dyn Broker>,
+    life: Arc<Life>,
+}
+
+struct Life {
+    over: CancellationToken,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    death: Option<Death>,
+    /// Steps that counted since the death was set.
+    steps: usize,
+    channels: Vec<Weak<Held>>,
+}
+
+/// What one channel has handed out.
+struct Held {
+    life: Arc<Life>,
+    deliveries: Mutex<Deliveries>,
+}
+
+#[derive(Default)]
+struct Deliveries {
+    last_tag: u64,
+    open: BTreeMap<u64, Receipt>,
+}
+
+impl Mortal {
+    /// Over a connection that nobody else uses.
+    #[must_use]
+    pub fn new(inner: Arc<dyn Broker>) -> Arc<Self> {
+        let life = Life { over: CancellationToken::new(), state: Mutex::default() };
+        Arc::new(Self { inner, life: Arc::new(life) })
+    }
+
+    /// Sets when it dies.
+    pub fn dies_at(&self, death: Death) {
+        let mut state = self.life.state();
+        (state.death, state.steps) = (Some(death), 0);
+    }
+
+    /// It dies now.
+    pub fn die(&self) {
+        self.life.over.cancel();
+    }
+
+    /// Returns when it is dead.
+    pub async fn dead(&self) {
+        self.life.over.cancelled().await;
+    }
+
+    /// Deliveries that its user holds.
+    #[must_use]
+    pub fn held(&self) -> usize {
+        let state = self.life.state();
+        state.channels.iter().filter_map(Weak::upgrade).map(|held| held.deliveries().open.len()).sum()
+    }
+}
+
+impl Life {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether it dies at this step, and how.
+    fn reaches(&self, step: Step) -> Option<Death> {
+        let mut state = self.state();
+        let death = state.death.filter(|death| death.of.is_none_or(|of| of == step))?;
+        state.steps += 1;
+        (state.steps == death.nth).then_some(death)
+    }
+
+    /// Takes a step, unless the connection dies before.
+    async fn take<T>(&self, step: Step, work: impl Future<Output = T>) -> T {
+        if self.over.is_cancelled() {
+            return pending().await;
+        }
+        match self.reaches(step) {
+            Some(death) if death.takes_effect => {
+                work.await;
+                self.over.cancel();
+            }
+            Some(_) => self.over.cancel(),
+            None => {
+                tokio::select! {
+                    biased;
+                    () = self.over.cancelled() => {}
+                    done = work => return done,
+                }
+            }
+        }
+        pending().await
+    }
+}
+
+#[async_trait]
+impl Broker for Mortal {
+    async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError> {
+        self.life.take(Step::Publish, self.inner.publish(queue, message)).await
+    }
+
+    async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
+        self.life.take(Step::Prepare, self.inner.declare(queue)).await
+    }
+
+    async fn inspect(&self, queue: &str) -> Result<Option<QueueState>, BrokerError> {
+        self.life.take(Step::Prepare, self.inner.inspect(queue)).await
+    }
+
+    async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
+        self.life.take(Step::Delete, self.inner.delete(queue)).await
+    }
+
+    async fn open(&self) -> Result<Arc<dyn ConsumerChannel>, BrokerError> {
+        let inner = self.life.take(Step::Prepare, self.inner.open()).await?;
+        let held = Arc::new(Held { life: Arc::clone(&self.life), deliveries: Mutex::default() });
+        self.life.state().channels.push(Arc::downgrade(&held));
+        Ok(Arc::new(MortalChannel { inner, held }))
+    }
+
+    async fn server(&self) -> Result<ServerInfo, BrokerError> {
+        self.life.take(Step::Prepare, self.inner.server()).await
+    }
+
+    /// Closes the connection, of a dead one too.
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+impl fmt::Debug for Mortal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mortal").field("inner", &self.inner).finish_non_exhaustive()
+    }
+}
+
+struct MortalChannel {
+    inner: Arc<dyn ConsumerChannel>,
+    held: Arc<Held>,
+}
+
+#[async_trait]
+impl ConsumerChannel for MortalChannel {
+    async fn consume(&self, queue: &str, prefetch: u16) -> Result<Consumer, BrokerError> {
+        let life = &self.held.life;
+        let consumer = life.take(Step::Prepare, self.inner.consume(queue, prefetch)).await?;
+        let tag = consumer.tag().to_owned();
+        let deliveries = stream::unfold((consumer, Arc::clone(&self.held)), |(mut consumer, held)| async {
+            let next = tokio::select! {
+                biased;
+                () = held.life.over.cancelled() => pending().await,
+                next = consumer.next() => next,
+            };
+            let next = next?.map(|delivery| held.hand_out(delivery));
+            Some((next, (consumer, held)))
+        });
+        Ok(Consumer::new(tag, deliveries.boxed()))
+    }
+
+    async fn declare_exclusive(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
+        self.held.life.take(Step::Prepare, self.inner.declare_exclusive(queue)).await
+    }
+
+    async fn cancel(&self, consumer: &str) -> Result<(), BrokerError> {
+        self.held.life.take(Step::Settle, self.inner.cancel(consumer)).await
+    }
+
+    async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
+        self.held.life.take(Step::Delete, self.inner.delete(queue)).await
+    }
+
+    async fn close(&self) {
+        self.held.life.take(Step::Settle, self.inner.close()).await;
+        self.held.deliveries().open.clear();
+    }
+
+    async fn ended(&self) {
+        tokio::select! {
+            biased;
+            () = self.held.life.over.cancelled() => pending().await,
+            () = self.inner.ended() => {}
+        }
+    }
+}
+
+impl fmt::Debug for MortalChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+impl Held {
+    fn deliveries(&self) -> MutexGuard<'_, Deliveries> {
+        self.deliveries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn hand_out(self: &Arc<Self>, delivery: Delivery) -> Delivery {
+        let mut deliveries = self.deliveries();
+        deliveries.last_tag += 1;
+        let tag = deliveries.last_tag;
+        deliveries.open.insert(tag, delivery.receipt);
+        Delivery { receipt: Receipt::new(Arc::clone(self) as Arc<dyn Acknowledge>, tag), ..delivery }
+    }
+
+    async fn settle(&self, tag: u64, answer: impl AsyncFnOnce(Receipt)) {
+        let receipt = self.deliveries().open.get(&tag).cloned();
+        if let Some(receipt) = receipt {
+            self.life.take(Step::Settle, answer(receipt)).await;
+            self.deliveries().open.remove(&tag);
+        }
+    }
+}
+
+#[async_trait]
+impl Acknowledge for Held {
+    async fn ack(&self, tag: u64) {
+        self.settle(tag, async |receipt| receipt.ack().await).await;
+    }
+
+    async fn requeue(&self, tag: u64) {
+        self.settle(tag, async |receipt| receipt.requeue().await).await;
+    }
+}
+
+impl fmt::Debug for Held {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Held").field("open", &self.deliveries().open.len()).finish()
+    }
+}

@@ -1,0 +1,242 @@
+//! A coordinator dies before and after every step that it takes, and another brings the fan-out to its end.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use fanfare_coordinator::Config;
+use fanfare_protocol::{FinalPayload, Manifest, Message};
+use fanfare_publisher::{Accepted, Target};
+use fanfare_tests::{Death, Mortal, Recorder, Running, Stack, answer, eventually, on_both_brokers};
+
+on_both_brokers!(
+    a_crash_before_any_step_is_made_good_by_the_next_coordinator,
+    a_crash_after_any_step_is_made_good_by_the_next_coordinator,
+    a_crash_before_any_step_is_made_good_by_a_standby,
+    a_crash_after_any_step_is_made_good_by_a_standby,
+);
+
+/// Steps that a coordinator takes for the smallest fan-out of these tests at least: a run that took fewer is not what the
+/// test is about.
+const FEWEST_STEPS: usize = 12;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Successor {
+    /// It starts after the crash.
+    Starts,
+    /// It holds a renewed copy of the manifest and waits for its turn at the aggregation queue.
+    StandsBy,
+}
+
+async fn a_crash_before_any_step_is_made_good_by_the_next_coordinator(stack: Stack) {
+    Scene::new(stack).await.crash_at_every_step(Successor::Starts, false).await;
+}
+
+async fn a_crash_after_any_step_is_made_good_by_the_next_coordinator(stack: Stack) {
+    Scene::new(stack).await.crash_at_every_step(Successor::Starts, true).await;
+}
+
+async fn a_crash_before_any_step_is_made_good_by_a_standby(stack: Stack) {
+    Scene::new(stack).await.crash_at_every_step(Successor::StandsBy, false).await;
+}
+
+async fn a_crash_after_any_step_is_made_good_by_a_standby(stack: Stack) {
+    Scene::new(stack).await.crash_at_every_step(Successor::StandsBy, true).await;
+}
+
+/// Three targets, which the test answers by hand, one service that is both an on-target and a final callback, so that the
+/// order of the two can be seen, and a final callback beside it.
+struct Scene {
+    stack: Stack,
+    target: Recorder,
+    both: Recorder,
+    last: Recorder,
+    parked: Recorder,
+}
+
+const KEYS: [&str; 3] = ["a", "b", "c"];
+
+impl Scene {
+    async fn new(stack: Stack) -> Self {
+        Self {
+            target: stack.record("my.target").await,
+            both: stack.record("my.both").await,
+            last: stack.record("my.last").await,
+            parked: stack.record_parked().await,
+            stack,
+        }
+    }
+
+    async fn crash_at_every_step(mut self, successor: Successor, takes_effect: bool) {
+        for nth in 1.. {
+            println!("dies at step {nth}");
+            let death = Death { nth, of: None, takes_effect };
+            let died = match successor {
+                Successor::Starts => self.next_coordinator(death).await,
+                Successor::StandsBy => self.standby(death).await,
+            };
+            if !died {
+                assert!(nth > FEWEST_STEPS, "a coordinator that took only {nth} steps");
+                return;
+            }
+        }
+    }
+
+    /// All results are there, a coordinator takes the fan-out up and dies, and another starts. Returns whether the first
+    /// died before it was through.
+    async fn next_coordinator(&mut self, death: Death) -> bool {
+        let accepted = self.invoke().await;
+        self.answer_all().await;
+        let mortal = Mortal::new(self.stack.connect());
+        mortal.dies_at(death);
+        let first = self.stack.coordinator_on(Arc::clone(&mortal), self.config());
+        let died = self.dies_before_the_end(&accepted, &mortal).await;
+        if !died {
+            first.stop().await;
+            self.check(&accepted, died, false).await;
+            return died;
+        }
+        first.kill().await;
+        let queue = self.stack.bystander().inspect(&self.aggregation(&accepted)).await;
+        let was_deleted = queue.expect("the broker is there").is_none();
+        let second = self.stack.coordinator_with(self.config());
+        self.finish(&accepted, second).await;
+        // Only of what is found without its queue can nobody tell whether it has completed.
+        self.check(&accepted, died, was_deleted).await;
+        died
+    }
+
+    /// One coordinator consumes the aggregation queue, another waits for its turn there, and the first dies while the
+    /// results arrive.
+    async fn standby(&mut self, death: Death) -> bool {
+        let accepted = self.invoke().await;
+        let manifest = self.take_manifest().await;
+        let fanin = self.stack.names().fanin().name;
+        let aggregation = self.aggregation(&accepted);
+
+        // One that has no room for a second manifest.
+        let config = Config { prefetch: 1, most_channels: 1, ..self.config() };
+        let mortal = Mortal::new(self.stack.connect());
+        let first = self.stack.coordinator_on(Arc::clone(&mortal), config);
+        self.stack.publish(&fanin, manifest.encode()).await;
+        self.stack.queue_has(&aggregation, "a consumer", |state| state.consumers == 1).await;
+        let second = self.stack.coordinator_with(self.config());
+        self.stack.publish(&fanin, manifest.encode_renewed(manifest.deadline_utc)).await;
+        self.stack.queue_has(&aggregation, "a standby", |state| state.consumers == 2).await;
+
+        mortal.dies_at(death);
+        self.answer_all().await;
+        let died = self.dies_before_the_end(&accepted, &mortal).await;
+        if died {
+            first.kill().await;
+        } else {
+            first.stop().await;
+        }
+        self.finish(&accepted, second).await;
+        // The standby sees the queue go, and knows by that what became of the fan-out.
+        self.check(&accepted, died, false).await;
+        died
+    }
+
+    async fn invoke(&self) -> Accepted {
+        let fanout = self.stack.publisher().fanout("my.source");
+        let fanout =
+            KEYS.iter().fold(fanout, |fanout, key| fanout.add(Target::new("my.target", key).key(key)));
+        let fanout = fanout.on_target("my.both").on_final(["my.both", "my.last"]);
+        fanout.invoke().await.expect("accepted")
+    }
+
+    async fn answer_all(&mut self) {
+        for _ in KEYS {
+            let request = self.target.next().await;
+            answer(&self.stack, &request, request.text("fanfare-key")).await;
+        }
+    }
+
+    async fn take_manifest(&self) -> Manifest {
+        let names = self.stack.names();
+        let message = self.stack.record_queue(&names.fanin().name).await.next().await;
+        Manifest::decode(&message, names).expect("a manifest")
+    }
+
+    /// A coordinator that writes a checkpoint for every on-target callback, so that there are steps between them.
+    fn config(&self) -> Config {
+        let mut config = self.stack.coordinator_config();
+        config.limits.calls_at_risk = 2;
+        config
+    }
+
+    fn aggregation(&self, accepted: &Accepted) -> String {
+        self.stack.names().aggregation(&accepted.cid, accepted.run).name
+    }
+
+    async fn dies_before_the_end(&self, accepted: &Accepted, mortal: &Mortal) -> bool {
+        tokio::select! {
+            biased;
+            () = mortal.dead() => true,
+            () = self.nothing_left(accepted, mortal) => false,
+        }
+    }
+
+    /// Returns when there is neither an aggregation queue nor a manifest, and this coordinator holds nothing.
+    async fn nothing_left(&self, accepted: &Accepted, mortal: &Mortal) {
+        self.stack.queue_is_gone(&self.aggregation(accepted)).await;
+        let fanin = self.stack.names().fanin().name;
+        self.stack.queue_has(&fanin, "no manifest", |state| state.messages == 0).await;
+        eventually("the coordinator holds nothing", async || mortal.held() == 0).await;
+    }
+
+    /// Lets a coordinator work until nothing is left. A broker may take a moment to hand out again what the dead one held,
+    /// so whether a manifest is left is seen only when nobody consumes any more.
+    async fn finish(&self, accepted: &Accepted, mut coordinator: Running) {
+        loop {
+            self.nothing_left(accepted, coordinator.mortal()).await;
+            coordinator.stop().await;
+            let fanin = self.stack.names().fanin().name;
+            let left = self.stack.bystander().inspect(&fanin).await.expect("the broker is there");
+            if left.expect("the manifest queue stays").messages == 0 {
+                return;
+            }
+            coordinator = self.stack.coordinator_with(self.config());
+        }
+    }
+
+    async fn check(&mut self, accepted: &Accepted, died: bool, was_deleted: bool) {
+        let both = self.both.rest().await;
+        let last = self.last.rest().await;
+        let cid = &accepted.cid;
+        let finals = ["my.both", "my.last"].map(|name| format!("{cid}/on-final/{name}"));
+        let calls = [0, 1, 2].map(|place| format!("{cid}/{place}/on-target/my.both"));
+
+        let mut bodies: BTreeMap<&str, Vec<&Bytes>> = BTreeMap::new();
+        for message in both.iter().chain(&last) {
+            assert_eq!(message.run(), Ok(accepted.run), "a repeat carries the same run");
+            bodies.entry(id(message)).or_default().push(&message.body);
+        }
+        let mut expected: Vec<&str> = finals.iter().chain(&calls).map(String::as_str).collect();
+        expected.sort_unstable();
+        assert_eq!(bodies.keys().copied().collect::<Vec<_>>(), expected);
+        for (id, bodies) in &bodies {
+            assert!(bodies.iter().all(|body| *body == bodies[0]), "{id} repeats with other bytes");
+            assert!(died || bodies.len() == 1, "{id} came {} times without any crash", bodies.len());
+        }
+        let first = |id: &str| both.iter().position(|message| self::id(message) == id);
+        for call in &calls {
+            assert!(first(call) < first(&finals[0]), "{call} comes after the final callback");
+        }
+        for body in [bodies[finals[0].as_str()][0], bodies[finals[1].as_str()][0]] {
+            let payload: FinalPayload = serde_json::from_slice(body).expect("a final payload");
+            let answers: Vec<_> = KEYS.iter().map(|key| payload.get::<String>(key)).collect();
+            assert!(answers.iter().zip(KEYS).all(|(answer, key)| matches!(answer, Ok(is) if is == key)));
+        }
+
+        let parked = self.parked.rest().await;
+        let is_manifest = |message: &Message| message.kind() == "fanfare.manifest";
+        assert!(parked.len() <= usize::from(was_deleted), "parked: {parked:?}");
+        assert!(parked.iter().all(|message| is_manifest(message) && message.run() == Ok(accepted.run)));
+    }
+}
+
+fn id(message: &Message) -> &str {
+    message.properties.message_id.as_deref().expect("every message has one")
+}
