@@ -92,6 +92,17 @@ async fn lost_connection_ends_the_channel_and_the_next_one_goes_on() {
 }
 
 #[tokio::test]
+async fn broker_that_falls_silent_is_given_up() {
+    let proxy = Proxy::start(&url()).await;
+    let broker = broker(config(&format!("{}?heartbeat=1", proxy.url)));
+    let channel = broker.open().await.unwrap();
+    proxy.silence();
+    let started = Instant::now();
+    within("the end of the channel", channel.ended()).await;
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
+}
+
+#[tokio::test]
 async fn message_whose_confirm_is_lost_is_unknown() {
     let proxy = Proxy::start(&url()).await;
     let broker = broker(config(&proxy.url));

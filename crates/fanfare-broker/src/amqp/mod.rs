@@ -13,11 +13,11 @@
 //! # }
 //! ```
 //!
-//! Each role has connections of its own, from one pool, made when they are first needed. One task
-//! [publishes](publishing), in a [window](window) of messages under way whose [answers](ledger) it pairs; a few channels
-//! [declare](declaring) and inspect queues, and are replaced when an error closes them; others [consume](consuming), many on
-//! one [connection](trunk). lapin's own recovery is off: it would bring back queues that were deleted, and it does not tell
-//! what became of a message. Whoever lost a channel opens another.
+//! Each role has connections of its own, from one pool, made when they are first needed. One task publishes
+//! (`publishing`), in a window of messages under way (`window`) whose answers it pairs (`ledger`). A few channels
+//! declare and inspect queues, and are replaced when an error closes them (`declaring`). Others consume (`consuming`), many
+//! on one connection (`trunk`). lapin's own recovery is off: it would bring back queues that were deleted, and it does
+//! not tell what became of a message. Whoever lost a channel opens another.
 
 mod address;
 mod config;
