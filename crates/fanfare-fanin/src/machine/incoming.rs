@@ -49,7 +49,7 @@ impl<T: Clone> FanIn<T> {
         }
     }
 
-    pub(super) fn is_of_another(&self, item: &Item) -> bool {
+    fn is_of_another(&self, item: &Item) -> bool {
         match item {
             Item::Checkpoint(checkpoint) => checkpoint.coordinator != self.hold.token,
             Item::Fence(fence) => fence.token != self.hold.token,
@@ -57,19 +57,22 @@ impl<T: Clone> FanIn<T> {
         }
     }
 
-    pub(super) fn want_fence(&mut self) {
+    fn want_fence(&mut self) {
         if self.fence == FenceState::NotNeeded && matches!(self.phase, Phase::Opening | Phase::Gathering) {
             self.fence = FenceState::Wanted;
         }
     }
 
-    pub(super) fn read_checkpoint(
-        &mut self,
-        tag: T,
-        checkpoint: Checkpoint,
-        now: Time,
-        out: &mut Vec<Effect<T>>,
-    ) {
+    /// The manifest was redelivered, or a renewed copy goes out: unless this hold is known to consume the queue by what it
+    /// has read, another may do so before it.
+    pub(super) fn expect_others(&mut self) {
+        if !self.read_anything {
+            self.hold.take_over = true;
+            self.want_fence();
+        }
+    }
+
+    fn read_checkpoint(&mut self, tag: T, checkpoint: Checkpoint, now: Time, out: &mut Vec<Effect<T>>) {
         let id: CheckpointId = (checkpoint.coordinator, checkpoint.number);
         if id.0 == self.hold.token {
             out.extend(self.checkpoints.arrived(&mut self.gathered, id, tag).map(Effect::Ack));
@@ -96,11 +99,7 @@ impl<T: Clone> FanIn<T> {
     }
 
     pub(super) fn manifest_arrived(&mut self, tag: T, now: Time, out: &mut Vec<Effect<T>>) {
-        if !self.read_anything {
-            // It was redelivered or renewed, so another may have been here since this hold began.
-            self.hold.take_over = true;
-            self.want_fence();
-        }
+        self.expect_others();
         out.extend(self.manifests.arrived(tag, now).map(Effect::Ack));
     }
 
@@ -176,7 +175,7 @@ impl<T: Clone> FanIn<T> {
         }
     }
 
-    pub(super) fn give_up(&mut self, out: &mut Vec<Effect<T>>) {
+    fn give_up(&mut self, out: &mut Vec<Effect<T>>) {
         self.phase = Phase::GivingUp;
         let reason = "the fan-out's aggregation queue does not exist: it has completed, or its results are lost; no callback \
                       was published for this copy of the manifest";

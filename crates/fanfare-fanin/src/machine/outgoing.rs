@@ -104,7 +104,7 @@ impl<T: Clone> FanIn<T> {
         }
     }
 
-    pub(super) fn final_payload(&self) -> Bytes {
+    fn final_payload(&self) -> Bytes {
         let mut payload = FinalPayloadBuilder::new(&self.manifest);
         for body in self.gathered.bodies() {
             payload.push(body).expect("a result that counted is JSON");
@@ -115,6 +115,7 @@ impl<T: Clone> FanIn<T> {
     pub(super) fn renew(&mut self, now: Time, out: &mut Vec<Effect<T>>) {
         if self.manifests.renewal_due(self.limits.renewal).is_some_and(|due| due <= now) {
             self.manifests.begin_renewal();
+            self.expect_others();
             self.publish(Pending::Renewal, Publication::Renewal, out);
         }
     }

@@ -135,11 +135,11 @@ fn the_largest_result_under_the_longest_key_fits_into_a_checkpoint() {
 }
 
 #[test]
-fn a_hundred_thousand_targets_take_time_in_proportion() {
-    let mut story = Story::fresh(numbered(100_000, 0, 1));
+fn a_wide_fan_out_needs_a_checkpoint_for_each_thousand_results_and_little_else() {
+    let mut story = Story::fresh(numbered(20_000, 0, 1));
     story.opened().check(&[]);
     let mut told = 0;
-    for n in 0..100_000 {
+    for n in 0..20_000 {
         told += story.result("r", &n.to_string(), "x").lines().len();
         if !story.open().is_empty() && told % 7 == 0 {
             told += story.confirm("").lines().len();
@@ -148,7 +148,7 @@ fn a_hundred_thousand_targets_take_time_in_proportion() {
     let events = story.confirm_all();
     let _ = story.event(Event::Deleted).lines();
     assert!(story.is_done());
-    assert!(events < 1_000, "{events}");
+    assert!(events < 10 && story.checkpoints().len() < 30, "{events}");
 }
 
 #[test]

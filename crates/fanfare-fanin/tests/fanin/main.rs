@@ -1,9 +1,12 @@
 //! What the fan-in promises: stories of events and the effects expected, and properties of a whole world of coordinators.
+#![expect(clippy::unwrap_used, reason = "what helps tests may fail like tests")]
 
 mod checkpoints;
 mod completion;
 mod limits;
+mod model;
 mod outages;
+mod properties;
 mod reading;
 mod renewal;
 mod samples;

@@ -8,14 +8,14 @@ use crate::story::{OWN, Story};
 /// A fan-out of two targets with one callback of each kind, brought to the end of a phase.
 fn at(step: &str) -> Story {
     let mut story = Story::fresh(manifest(["a", "b"], 1, 1));
-    let steps: [(&str, &dyn Fn(&mut Story)); 7] = [
-        ("opening", &|_| ()),
-        ("opened", &|story| story.opened().check(&[])),
-        ("one result", &|story| story.result("r1", "a", "one").check(&["call 0 with a=one"])),
-        ("one call confirmed", &|story| story.confirm("call").check(&[])),
-        ("both results", &|story| story.result("r2", "b", "two").check(&["call 0 with b=two"])),
-        ("finalizing", &|story| story.confirm("call").check(&["final 0 with [a=one b=two]"])),
-        ("deleting", &|story| story.confirm("final").check(&["delete"])),
+    let steps: [(&str, fn(&mut Story)); 7] = [
+        ("opening", |_| ()),
+        ("opened", |story| story.opened().check(&[])),
+        ("one result", |story| story.result("r1", "a", "one").check(&["call 0 with a=one"])),
+        ("one call confirmed", |story| story.confirm("call").check(&[])),
+        ("both results", |story| story.result("r2", "b", "two").check(&["call 0 with b=two"])),
+        ("finalizing", |story| story.confirm("call").check(&["final 0 with [a=one b=two]"])),
+        ("deleting", |story| story.confirm("final").check(&["delete"])),
     ];
     for (name, go) in steps {
         go(&mut story);
