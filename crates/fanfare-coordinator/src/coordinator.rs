@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::delivery::Tag;
 use crate::ended::LatelyEnded;
@@ -24,6 +25,8 @@ pub struct Coordinator {
     started: Instant,
     open: BTreeMap<RunId, mpsc::UnboundedSender<Tag>>,
     tasks: JoinSet<Conclusion>,
+    /// What is no manifest, on its way to the parked messages.
+    parking: TaskTracker,
     ended: LatelyEnded,
     stop: CancellationToken,
 }
@@ -40,6 +43,7 @@ impl Coordinator {
             started: Instant::now(),
             open: BTreeMap::new(),
             tasks: JoinSet::new(),
+            parking: TaskTracker::new(),
             ended: LatelyEnded::default(),
             stop: CancellationToken::new(),
         }
@@ -132,8 +136,8 @@ impl Coordinator {
         tracing::warn!(queue, message_id, reason, kind = delivery.message.kind(), "message parked");
         let (outbox, reason) = (self.outbox.clone(), reason.to_owned());
         let (message, receipt) = (delivery.message, delivery.receipt);
-        // Not awaited here: an outage must not keep manifests from being taken. What is cut off by a stop comes back.
-        tokio::spawn(async move {
+        // Not awaited here: an outage must not keep manifests from being taken. What a stop cuts off comes back.
+        self.parking.spawn(async move {
             outbox.park(message, &queue, &reason).await;
             receipt.ack().await;
         });
@@ -172,6 +176,13 @@ impl Coordinator {
                 "stopped with fan-outs open; another coordinator takes them up"
             );
             self.tasks.shutdown().await;
+        }
+        self.parking.close();
+        if tokio::time::timeout_at(deadline, self.parking.wait()).await.is_err() {
+            tracing::warn!(
+                messages = self.parking.len(),
+                "stopped before all that is no manifest was parked"
+            );
         }
     }
 }

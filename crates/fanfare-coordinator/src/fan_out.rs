@@ -102,6 +102,8 @@ impl FanOut {
             Effect::End(summary) => {
                 let manifest = self.machine.manifest();
                 tracing::debug!(cid = %manifest.cid, run = %manifest.run, ?summary, "fan-out ended");
+                // What is being parked went with the queue: nobody hands it out again.
+                while self.parking.next().await.is_some() {}
                 self.queue.close().await;
                 return Some(true);
             }
