@@ -5,7 +5,7 @@
 //! back to its queue, in order, when it ends. A [`Subscription`] consumes one queue for as long as its owner lives,
 //! through every reconnect.
 //!
-//! Both brokers pass one suite, [`conformance`], so that neither can drift from the other.
+//! Both brokers pass one suite, the module of the feature `conformance`, so that neither can drift from the other.
 
 pub mod absence;
 pub mod amqp;

@@ -3,7 +3,7 @@ use std::fmt::Display;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use fanfare_protocol::queue::Argument;
+use fanfare_protocol::queue::{Argument, DELIVERY_LIMIT};
 use fanfare_protocol::{Message, QueueSpec};
 use futures_util::future::join_all;
 use uuid::Uuid;
@@ -56,12 +56,15 @@ impl<'a> Bench<'a> {
         format!("{}.{name}", self.prefix)
     }
 
-    /// A queue to declare, with these arguments beside its type.
+    /// A queue to declare, with these arguments beside those that the protocol gives all queues of its type.
     pub(super) fn spec(&self, name: &str, kind: &str, more: &[(&'static str, Argument)]) -> QueueSpec {
         let mut arguments = BTreeMap::from([
             ("x-queue-type", Argument::from(kind)),
             ("x-expires", Argument::from(LEFT_BEHIND_MS)),
         ]);
+        if kind == "quorum" {
+            arguments.insert("x-delivery-limit", DELIVERY_LIMIT.into());
+        }
         arguments.extend(more.iter().cloned());
         let name = self.name(name);
         self.queues.lock().unwrap_or_else(PoisonError::into_inner).push(name.clone());

@@ -30,7 +30,7 @@ pub(super) async fn a_requeued_message_comes_again_in_its_place(bench: &Bench<'_
         first.receipt.requeue().await;
         for (at, expected) in [(0, true), (1, false), (2, false)] {
             let delivery = next(&mut consumer).await;
-            assert_eq!((number(&delivery), delivery.redelivered), (at, expected));
+            assert_eq!((number(&delivery), delivery.redelivered), (at, expected), "{kind}");
             delivery.receipt.ack().await;
         }
     }
@@ -134,8 +134,7 @@ pub(super) async fn a_standby_takes_over_from_a_closed_single_active_consumer_in
 }
 
 pub(super) async fn a_quorum_queue_counts_what_killed_clients_were_handed(bench: &Bench<'_>) {
-    let limit = [("x-delivery-limit", fanfare_protocol::queue::DELIVERY_LIMIT.into())];
-    let queue = bench.declare("q", "quorum", &limit).await;
+    let queue = bench.declare("q", "quorum", &[]).await;
     // A publisher's own header does not count.
     let sent = message(1).with_header("x-other", "kept");
     bench.broker.publish(&queue, sent).await.unwrap();

@@ -1,13 +1,14 @@
 //! A broker in this process, for a first run, for tests and for simulation. **Not for production.**
 //!
-//! It behaves as RabbitMQ does, as far as Fanfare uses RabbitMQ: the same suite, [`conformance`](crate::conformance),
-//! runs over both. But it is one process, and nothing of it is on disk: what it holds is gone when the process ends,
-//! and no other process can reach it.
+//! It behaves as RabbitMQ does, as far as Fanfare uses RabbitMQ: the same suite (feature `conformance`) runs over both.
+//! But it is one process, and nothing of it is on disk: what it holds is gone when the process ends, and no other process
+//! can reach it.
 //!
 //! - Queues honour the arguments of the protocol's queues (type, single active consumer, expiry, time to live,
 //!   dead-lettering, delivery limit). An argument that it does not know is refused, not ignored.
 //! - A message that comes back goes to the place where it was, marked as redelivered, and from a quorum queue with
-//!   `x-delivery-count`.
+//!   `x-delivery-count`. (On RabbitMQ a quorum queue keeps places only where it has a delivery limit, as all of
+//!   Fanfare's have.)
 //! - To answer a delivery twice ends the channel, as it does on RabbitMQ.
 //! - Time is `tokio::time`'s, so that a test can pause it.
 
