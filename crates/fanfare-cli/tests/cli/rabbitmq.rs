@@ -2,8 +2,9 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
-use crate::support::{Ended, Running, broker, run};
+use crate::support::{Ended, PATIENCE, Running, broker, run};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -23,7 +24,7 @@ impl Pool {
         let settings = format!(
             "broker = \"{}\"\nprefix = \"{prefix}\"\n\
              [services.\"t.program\"]\nexec = [\"sh\", \"-c\", \"cat; test $FANFARE_KEY != bad || {{ echo broken >&2; exit 3; }}\"]\n\
-             [services.\"t.slow\"]\nexec = [\"sleep\", \"3\"]\n",
+             [services.\"t.slow\"]\nexec = [\"sh\", \"-c\", \"touch started; sleep 3\"]\n",
             broker()
         );
         fs::write(directory.path().join("fanfare.toml"), settings).unwrap();
@@ -97,6 +98,27 @@ fn doctor_finds_a_running_system_well_and_a_stopped_one_not() {
     let ended = run(directory.path(), &["doctor"]);
     assert_eq!(ended.exit, 1, "{ended:?}");
     assert!(ended.stdout.contains("WRONG   coordinators: none"), "{}", ended.stdout);
+}
+
+#[test]
+fn second_signal_ends_a_worker_that_still_waits_for_its_services() {
+    let Pool { directory, mut worker, .. } = {
+        let pool = Pool::start("second");
+        let started = pool.path().join("started");
+        assert_eq!(pool.invoke(&["--target", "t.slow", "--on-final", "helpers.echo"]).exit, 0);
+        let deadline = Instant::now() + PATIENCE;
+        while !started.exists() {
+            assert!(Instant::now() < deadline, "the service does not start");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        pool
+    };
+    worker.signal(Signal::TERM, "a second signal ends this at once");
+    let signalled = Instant::now();
+    let (exit, log) = worker.stop(Signal::TERM);
+    assert_eq!(exit, Some(130), "{log}");
+    assert!(signalled.elapsed() < Duration::from_secs(2), "it waited for its service: {log}");
+    drop(directory);
 }
 
 #[test]

@@ -78,10 +78,23 @@ impl Running {
         Self { child, log: Some(log) }
     }
 
-    /// Sends a signal, waits for the end, and gives back the exit code and the rest of the log.
-    pub(crate) fn stop(mut self, signal: Signal) -> (Option<i32>, String) {
+    /// Sends a signal and waits until a line of the log tells what it led to.
+    pub(crate) fn signal(&mut self, signal: Signal, led_to: &str) {
+        self.send(signal);
+        let (mut seen, log) = (String::new(), self.log.as_mut().unwrap());
+        while !seen.contains(led_to) {
+            assert!(log.read_line(&mut seen).unwrap() > 0, "it ended before {led_to:?}: {seen}");
+        }
+    }
+
+    fn send(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
         kill_process(pid, signal).unwrap();
+    }
+
+    /// Sends a signal, waits for the end, and gives back the exit code and the rest of the log.
+    pub(crate) fn stop(mut self, signal: Signal) -> (Option<i32>, String) {
+        self.send(signal);
         let mut rest = String::new();
         self.log.take().unwrap().read_to_string(&mut rest).unwrap();
         let deadline = Instant::now() + PATIENCE;
