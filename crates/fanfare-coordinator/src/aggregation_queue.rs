@@ -40,7 +40,7 @@ pub(crate) enum Heard {
     /// It is proven not to exist.
     NeverOpened,
     /// A message.
-    Delivery(Delivery),
+    Delivery(Box<Delivery>),
     /// It is proven to be gone.
     Gone,
     /// It was deleted as asked, and the consumer has ended by that.
@@ -69,7 +69,7 @@ impl AggregationQueue {
                     None => return self.closed(Heard::NeverOpened),
                 },
                 State::Consuming(consumer) => match consumer.next().await {
-                    Some(Ok(delivery)) => return Heard::Delivery(delivery),
+                    Some(Ok(delivery)) => return Heard::Delivery(Box::new(delivery)),
                     Some(Err(_)) => return self.closed(Heard::Lost),
                     None => {
                         let (outbox, name) = (self.outbox.clone(), self.name.clone());
@@ -146,7 +146,7 @@ fn heard_while_deleting(
     consumer: &mut Option<Consumer>,
 ) -> Option<Heard> {
     match next {
-        Some(Ok(delivery)) => Some(Heard::Delivery(delivery)),
+        Some(Ok(delivery)) => Some(Heard::Delivery(Box::new(delivery))),
         Some(Err(_)) => Some(Heard::Lost),
         None => {
             *consumer = None;

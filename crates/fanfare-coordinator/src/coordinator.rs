@@ -57,11 +57,8 @@ impl Coordinator {
     /// [`Error::Setting`] where the configuration is out of range. Nothing was done then.
     pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         self.config.check()?;
-        let options = SubscriptionOptions {
-            prefetch: self.config.prefetch,
-            most_channels: self.config.most_channels,
-            ..SubscriptionOptions::default()
-        };
+        let options =
+            SubscriptionOptions { prefetch: self.config.prefetch, most_channels: self.config.most_channels };
         let names = &self.config.names;
         let broker = Arc::clone(&self.outbox.broker);
         let mut manifests =

@@ -177,7 +177,7 @@ fn event_of(heard: Heard, machine: &FanIn<Tag>) -> Event<Tag> {
         Heard::Delivery(delivery) => {
             let (redelivered, item) = (delivery.redelivered, machine.read(&delivery.message));
             let tag = match item {
-                Item::Garbage(_) => Tag::of_garbage(delivery),
+                Item::Garbage(_) => Tag::of_garbage(*delivery),
                 _ => Tag::of_result(delivery.receipt),
             };
             Event::Delivered { tag, redelivered, item }
