@@ -1,0 +1,329 @@
+//! Every message as the protocol's page has it: workers and publishers in other languages rely on these bytes.
+
+use bytes::Bytes;
+use fanfare_protocol::{
+    Callback, CallbackKind, Channel, Checkpoint, CheckpointEntry, Fence, FinalPayload, FinalPayloadBuilder,
+    Invocation, Manifest, Metadata, QueueNames, Request, TargetOf, TargetResult,
+};
+
+use crate::samples::{
+    aggregation, cid, key, manifest, metadata, reply, request, result, run, service, time, written,
+};
+
+const RESULT: &str = r#"{"source":"fanout1.my-service","target":"my.service1","response":"My response","req_ts_utc":"2025-01-19 19:55:45","resp_ts_utc":"2025-01-19 19:55:46","ok":true,"exception":null,"cid":"63e7c3a2ba616badecb125ce"}"#;
+
+#[track_caller]
+fn check(message: &fanfare_protocol::Message, expected: &str) {
+    assert_eq!(written(message), expected);
+}
+
+#[test]
+fn a_request() {
+    check(
+        &request().encode(),
+        "content_type: application/json\n\
+         correlation_id: 63e7c3a2ba616badecb125ce\n\
+         reply_to: fanfare.agg.63e7c3a2ba616badecb125ce.0123456789abcdef0123456789abcdef\n\
+         message_id: 63e7c3a2ba616badecb125ce/1\n\
+         type: fanfare.request\n\
+         app_id: fanout1.my-service\n\
+         timestamp: 1737316545\n\
+         fanfare-channel = \"fanout-call\"\n\
+         fanfare-key = \"ключ 2\"\n\
+         fanfare-metadata = {order: \"7\"}\n\
+         fanfare-req-ts = \"2025-01-19 19:55:45\"\n\
+         fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+         fanfare-source = \"fanout1.my-service\"\n\
+         fanfare-target = \"my.service2\"\n\
+         fanfare-version = 1\n\
+         { \"untouched\":  1 }",
+    );
+}
+
+#[test]
+fn a_request_of_a_parallel_execution_differs_in_its_channel() {
+    let target = TargetOf { parallel: true, ..request().target.unwrap() };
+    let parallel = Request { target: Some(target), ..request() };
+    let expected = written(&request().encode()).replace("\"fanout-call\"", "\"parallel-exec-call\"");
+    check(&parallel.encode(), &expected);
+}
+
+#[test]
+fn a_plain_invocation_has_no_reply_to_and_no_key() {
+    let plain = Request { target: None, metadata: Metadata::default(), ..request() };
+    check(
+        &plain.encode(),
+        "content_type: application/json\n\
+         correlation_id: 63e7c3a2ba616badecb125ce\n\
+         message_id: 63e7c3a2ba616badecb125ce/invoke/0123456789abcdef0123456789abcdef\n\
+         type: fanfare.request\n\
+         app_id: fanout1.my-service\n\
+         timestamp: 1737316545\n\
+         fanfare-channel = \"invoke\"\n\
+         fanfare-req-ts = \"2025-01-19 19:55:45\"\n\
+         fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+         fanfare-source = \"fanout1.my-service\"\n\
+         fanfare-target = \"my.service2\"\n\
+         fanfare-version = 1\n\
+         { \"untouched\":  1 }",
+    );
+}
+
+#[test]
+fn a_result() {
+    let body = result("\"My response\"", None).to_body();
+    check(
+        &TargetResult::message(body, &reply(), time("2025-01-19 19:55:46")),
+        &format!(
+            "content_type: application/json\n\
+             correlation_id: 63e7c3a2ba616badecb125ce\n\
+             message_id: 63e7c3a2ba616badecb125ce/0/result\n\
+             type: fanfare.result\n\
+             timestamp: 1737316546\n\
+             fanfare-key = \"my.service1\"\n\
+             fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+             fanfare-version = 1\n\
+             {RESULT}"
+        ),
+    );
+}
+
+#[test]
+fn a_failed_result_has_an_exception_and_a_null_response() {
+    let body = result("null", Some("broken: \"why\"")).to_body();
+    let expected = RESULT
+        .replace("\"My response\"", "null")
+        .replace(r#""ok":true,"exception":null"#, r#""ok":false,"exception":"broken: \"why\"""#);
+    assert_eq!(String::from_utf8(body.to_vec()).unwrap(), expected);
+}
+
+#[test]
+fn a_manifest() {
+    check(
+        &manifest().encode(),
+        "content_type: application/json\n\
+         correlation_id: 63e7c3a2ba616badecb125ce\n\
+         message_id: 63e7c3a2ba616badecb125ce/manifest\n\
+         type: fanfare.manifest\n\
+         app_id: fanout1.my-service\n\
+         timestamp: 1737316545\n\
+         fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+         fanfare-version = 1\n\
+         {\"cid\":\"63e7c3a2ba616badecb125ce\",\"run\":\"0123456789abcdef0123456789abcdef\",\
+         \"source\":\"fanout1.my-service\",\"req_ts_utc\":\"2025-01-19 19:55:45\",\"channel\":\"fanout-call\",\
+         \"targets\":[{\"key\":\"my.service1\",\"service\":\"my.service1\"},{\"key\":\"ключ 2\",\"service\":\"my.service2\"}],\
+         \"on_target\":[\"audit.log\"],\"on_final\":[\"my.cb1\",\"helpers.input-logger\"],\
+         \"reply_to\":\"fanfare.agg.63e7c3a2ba616badecb125ce.0123456789abcdef0123456789abcdef\"}",
+    );
+}
+
+#[test]
+fn a_manifest_with_all_that_may_be_set() {
+    let full = Manifest {
+        channel: Channel::ParallelExecCall,
+        deadline_ms: Some(60_000),
+        waiter: Some("fanfare.wait.1".to_owned()),
+        metadata: metadata(),
+        ..manifest()
+    };
+    let body = String::from_utf8(full.encode().body.to_vec()).unwrap();
+    assert!(body.contains(r#""channel":"parallel-exec-call""#));
+    assert!(
+        body.ends_with(r#","deadline_ms":60000,"waiter":"fanfare.wait.1","metadata":{"order":"7"}}"#),
+        "{body}"
+    );
+    assert_eq!(Manifest::decode(&full.encode(), &QueueNames::default()), Ok(full));
+}
+
+#[test]
+fn a_renewed_manifest_says_so_and_when_it_ends() {
+    let message = manifest().encode_renewed(Some(time("2025-01-20 00:00:00")));
+    let expected = written(&manifest().encode())
+        .replace(
+            "\nfanfare-run",
+            "\ndeadline_utc = \"2025-01-20 00:00:00\"\nfanfare-renewed = true\nfanfare-run",
+        )
+        .replace("abcdef\"}", "abcdef\",\"deadline_utc\":\"2025-01-20 00:00:00\"}");
+    check(&message, &expected);
+    assert!(Manifest::is_renewed(&message) && !Manifest::is_renewed(&manifest().encode()));
+    let again = Manifest::decode(&message, &QueueNames::default()).unwrap().encode_renewed(None);
+    check(&again, &expected);
+}
+
+#[test]
+fn an_on_target_callback() {
+    let manifest = Manifest { metadata: metadata(), ..manifest() };
+    let kind = CallbackKind::OnTarget { callback: &manifest.on_target[0], place: 1 };
+    let message =
+        Callback { manifest: &manifest, kind, body: Bytes::from_static(RESULT.as_bytes()) }.encode();
+    check(
+        &message,
+        &format!(
+            "content_type: application/json\n\
+             correlation_id: 63e7c3a2ba616badecb125ce\n\
+             message_id: 63e7c3a2ba616badecb125ce/1/on-target/audit.log\n\
+             type: fanfare.callback\n\
+             app_id: fanout1.my-service\n\
+             fanfare-channel = \"fanout-on-target\"\n\
+             fanfare-key = \"ключ 2\"\n\
+             fanfare-metadata = {{order: \"7\"}}\n\
+             fanfare-req-ts = \"2025-01-19 19:55:45\"\n\
+             fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+             fanfare-source = \"fanout1.my-service\"\n\
+             fanfare-target = \"my.service2\"\n\
+             fanfare-version = 1\n\
+             {RESULT}"
+        ),
+    );
+    let parallel = Manifest { channel: Channel::ParallelExecCall, ..manifest.clone() };
+    let expected = written(&message).replace("\"fanout-on-target\"", "\"parallel-exec-on-target\"");
+    check(&Callback { manifest: &parallel, kind, body: message.body }.encode(), &expected);
+}
+
+#[test]
+fn a_final_callback_and_the_answer_to_a_waiter() {
+    let manifest = manifest();
+    let body = Bytes::from_static(b"{}");
+    let kind = CallbackKind::OnFinal { callback: Some(&manifest.on_final[0]), failed: 1 };
+    let message = Callback { manifest: &manifest, kind, body: body.clone() }.encode();
+    check(
+        &message,
+        "content_type: application/json\n\
+         correlation_id: 63e7c3a2ba616badecb125ce\n\
+         message_id: 63e7c3a2ba616badecb125ce/on-final/my.cb1\n\
+         type: fanfare.callback\n\
+         app_id: fanout1.my-service\n\
+         fanfare-channel = \"fanout-on-final\"\n\
+         fanfare-failed = 1\n\
+         fanfare-req-ts = \"2025-01-19 19:55:45\"\n\
+         fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+         fanfare-source = \"fanout1.my-service\"\n\
+         fanfare-targets = 2\n\
+         fanfare-version = 1\n\
+         {}",
+    );
+    let kind = CallbackKind::OnFinal { callback: None, failed: 1 };
+    let expected = written(&message).replace("/on-final/my.cb1", "/on-final");
+    check(&Callback { manifest: &manifest, kind, body }.encode(), &expected);
+}
+
+#[test]
+fn a_final_payload_holds_the_results_byte_for_byte_in_the_callers_order() {
+    let manifest = manifest();
+    let spaced = RESULT.replace(":true", " : true");
+    let mut builder = FinalPayloadBuilder::new(&manifest);
+    builder.push(RESULT.as_bytes()).unwrap();
+    builder.push(spaced.as_bytes()).unwrap();
+    let body = String::from_utf8(builder.finish().to_vec()).unwrap();
+    assert_eq!(
+        body,
+        format!(
+            r#"{{"source":"fanout1.my-service","req_ts_utc":"2025-01-19 19:55:45","on_target":["audit.log"],"on_final":["my.cb1","helpers.input-logger"],"data":{{"my.service1":{RESULT},"ключ 2":{spaced}}}}}"#
+        )
+    );
+    let payload: FinalPayload = serde_json::from_str(&body).unwrap();
+    assert_eq!(payload.get::<String>("ключ 2").unwrap(), "My response");
+}
+
+#[test]
+fn without_on_target_callbacks_the_payload_has_the_empty_string_and_readers_take_either() {
+    let empty = Manifest { targets: Vec::new(), on_target: Vec::new(), ..manifest() };
+    let body = FinalPayloadBuilder::new(&empty).finish();
+    let expected = r#"{"source":"fanout1.my-service","req_ts_utc":"2025-01-19 19:55:45","on_target":"","on_final":["my.cb1","helpers.input-logger"],"data":{}}"#;
+    assert_eq!(body, expected);
+    for body in [expected.to_owned(), expected.replace(r#""on_target":"""#, r#""on_target":[]"#)] {
+        let payload: FinalPayload = serde_json::from_str(&body).unwrap();
+        assert!(payload.on_target.is_empty() && payload.data.is_empty());
+        assert_eq!(serde_json::to_string(&payload).unwrap(), expected);
+    }
+}
+
+#[test]
+fn a_checkpoint() {
+    let checkpoint = Checkpoint {
+        coordinator: "fedcba9876543210fedcba9876543210".parse().unwrap(),
+        number: 3,
+        called: true,
+        entries: vec![CheckpointEntry {
+            key: key("ключ 2"), body: Bytes::from_static(RESULT.as_bytes())
+        }],
+    };
+    let message = checkpoint.encode(&manifest());
+    check(
+        &message,
+        &format!(
+            "content_type: application/json\n\
+             correlation_id: 63e7c3a2ba616badecb125ce\n\
+             message_id: 63e7c3a2ba616badecb125ce/checkpoint/fedcba9876543210fedcba9876543210/3\n\
+             type: fanfare.checkpoint\n\
+             fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+             fanfare-version = 1\n\
+             {{\"coordinator\":\"fedcba9876543210fedcba9876543210\",\"number\":3,\"called\":true,\
+             \"results\":[{{\"key\":\"ключ 2\",\"result\":{RESULT}}}]}}"
+        ),
+    );
+    assert_eq!(Checkpoint::decode(&message), Ok(checkpoint));
+}
+
+#[test]
+fn a_fence() {
+    let fence = Fence { token: "fedcba9876543210fedcba9876543210".parse().unwrap() };
+    let message = fence.encode(&manifest());
+    check(
+        &message,
+        "content_type: application/json\n\
+         correlation_id: 63e7c3a2ba616badecb125ce\n\
+         message_id: 63e7c3a2ba616badecb125ce/fence/fedcba9876543210fedcba9876543210\n\
+         type: fanfare.fence\n\
+         fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+         fanfare-version = 1\n\
+         {\"token\":\"fedcba9876543210fedcba9876543210\"}",
+    );
+    assert_eq!(Fence::decode(&message), Ok(fence));
+}
+
+#[test]
+fn a_parked_message_keeps_everything_and_says_why() {
+    let message = request().encode().parked("fanfare.service.x", &"because ".repeat(1000));
+    let mut without = message.clone();
+    assert_eq!(message.text("fanfare-reason").unwrap().chars().count(), 1000);
+    assert_eq!(message.text("fanfare-parked-from"), Some("fanfare.service.x"));
+    without.headers.remove("fanfare-reason");
+    without.headers.remove("fanfare-parked-from");
+    assert_eq!(without, request().encode());
+}
+
+#[test]
+fn a_request_is_read_as_it_was_written() {
+    let invocation = Invocation::decode(&request().encode(), &QueueNames::default()).unwrap();
+    assert_eq!(invocation.channel, Channel::FanoutCall);
+    assert_eq!((invocation.cid, invocation.run), (cid(), run()));
+    assert_eq!(invocation.key, Some(key("ключ 2")));
+    assert_eq!(invocation.attempt, 1);
+    assert_eq!(invocation.metadata, metadata());
+    assert_eq!(invocation.requested_at, Some(time("2025-01-19 19:55:45")));
+    assert_eq!(invocation.body, request().body);
+    let reply = invocation.reply.unwrap();
+    assert_eq!((reply.queue, reply.message_id.as_str()), (aggregation(), "63e7c3a2ba616badecb125ce/1"));
+    assert_eq!(Invocation::target_of(&request().encode()), Ok(service("my.service2")));
+}
+
+#[test]
+fn a_callback_is_read_as_it_was_written_and_answers_nobody() {
+    let manifest = manifest();
+    let kind = CallbackKind::OnTarget { callback: &manifest.on_target[0], place: 0 };
+    let mut message =
+        Callback { manifest: &manifest, kind, body: Bytes::from_static(RESULT.as_bytes()) }.encode();
+    message.properties.reply_to = Some(aggregation());
+    let invocation = Invocation::decode(&message, &QueueNames::default()).unwrap();
+    assert_eq!(invocation.channel, Channel::FanoutOnTarget);
+    assert_eq!(invocation.key, Some(key("my.service1")));
+    assert_eq!(invocation.reply, None);
+    assert_eq!(invocation.message_id, "63e7c3a2ba616badecb125ce/0/on-target/audit.log");
+}
+
+#[test]
+fn a_retry_says_which_attempt_it_is() {
+    let message = request().encode().with_header("fanfare-attempt", 3);
+    assert_eq!(Invocation::decode(&message, &QueueNames::default()).unwrap().attempt, 3);
+}

@@ -1,0 +1,84 @@
+//! What is too large is replaced, and never in two ways.
+
+use fanfare_protocol::{FinalPayload, FinalPayloadBuilder, Manifest, ManifestTarget, TargetResult, limits};
+
+use crate::samples::{key, manifest, result, service};
+
+fn text_of(bytes: usize) -> String {
+    format!("\"{}\"", "x".repeat(bytes))
+}
+
+#[test]
+fn a_result_at_the_limit_goes_through_and_one_above_it_fails_saying_so() {
+    let around = result("\"\"", None).to_body().len();
+    let fits = result(&text_of(limits::RESULT_BYTES - around), None).to_body();
+    assert_eq!(fits.len(), limits::RESULT_BYTES);
+    assert!(TargetResult::from_body(&fits).unwrap().ok);
+    let large = result(&text_of(limits::RESULT_BYTES - around + 1), None).to_body();
+    let failed = TargetResult::from_body(&large).unwrap();
+    assert!(!failed.ok && failed.response.get() == "null");
+    assert_eq!(
+        failed.exception.unwrap(),
+        format!(
+            "the response is too large: the result has {} bytes, and {} is the most; store the data elsewhere \
+             and return a reference to it",
+            limits::RESULT_BYTES + 1,
+            limits::RESULT_BYTES
+        )
+    );
+}
+
+#[test]
+fn a_body_above_the_limit_is_refused() {
+    let error = TargetResult::from_body(&vec![b' '; limits::RESULT_BYTES + 1]).unwrap_err();
+    assert!(error.to_string().contains("is the most"), "{error}");
+}
+
+fn targets(count: usize) -> Manifest {
+    let target = |n: usize| ManifestTarget { key: key(&n.to_string()), service: service("my.service1") };
+    Manifest { targets: (0..count).map(target).collect(), ..manifest() }
+}
+
+fn payload(manifest: &Manifest, bodies: &[bytes::Bytes]) -> FinalPayload {
+    let mut builder = FinalPayloadBuilder::new(manifest);
+    bodies.iter().for_each(|body| builder.push(body).unwrap());
+    let body = builder.finish();
+    assert!(body.len() <= limits::MESSAGE_BYTES, "{}", body.len());
+    assert_eq!(body, builder.finish(), "it is the same every time");
+    serde_json::from_slice(&body).unwrap()
+}
+
+fn failed_of(payload: &FinalPayload) -> Vec<String> {
+    payload.failures().map(|failure| failure.key).collect()
+}
+
+#[test]
+fn the_largest_results_are_left_out_of_a_payload_until_it_fits() {
+    const MB: usize = 1024 * 1024;
+    let bodies: Vec<_> =
+        [3, 7, 1, 7, 4].map(|size| result(&text_of(size * MB), None).to_body()).into_iter().collect();
+    let payload = payload(&targets(5), &bodies);
+    assert_eq!(failed_of(&payload), ["1"], "the first of the largest is enough");
+    let exception = payload.failures().next().unwrap().exception;
+    assert!(exception.contains("the response was left out"), "{exception}");
+    assert_eq!(payload.get::<String>("3").unwrap().len(), 7 * MB);
+}
+
+#[test]
+fn the_long_exception_of_a_failed_target_is_cut_where_a_payload_does_not_fit() {
+    let long = "why ".repeat(limits::RESULT_BYTES / 8);
+    let bodies = vec![result("null", Some(&long)).to_body(); 5];
+    let payload = payload(&targets(5), &bodies);
+    let cut: Vec<usize> = payload.failures().map(|failure| failure.exception.len()).collect();
+    assert_eq!(cut, [500, 500, long.len(), long.len(), long.len()]);
+}
+
+#[test]
+fn many_results_that_cannot_shrink_do_not_keep_others_from_shrinking() {
+    // 25,000 failed results just below what their exception is cut to, and larger than the answers after them.
+    let stubborn = result("null", Some(&"y".repeat(499))).to_body();
+    let answer = result(&text_of(480), None).to_body();
+    let bodies: Vec<_> = (0..25_000).map(|n| if n < 12_000 { &stubborn } else { &answer }.clone()).collect();
+    let payload = payload(&targets(25_000), &bodies);
+    assert!(failed_of(&payload).len() > 12_000);
+}

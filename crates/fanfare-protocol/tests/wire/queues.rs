@@ -1,0 +1,87 @@
+//! Every row of the protocol's table of queues.
+
+use std::collections::BTreeMap;
+
+use fanfare_protocol::name::Prefix;
+use fanfare_protocol::queue::Argument;
+use fanfare_protocol::{QueueNames, QueueSpec, ServiceName};
+
+use crate::samples::{cid, run, service};
+
+fn internal() -> BTreeMap<&'static str, Argument> {
+    BTreeMap::from([("x-queue-type", "quorum".into()), ("x-delivery-limit", 2_147_483_647.into())])
+}
+
+#[track_caller]
+fn check(queue: QueueSpec, name: &str, exclusive: bool, arguments: BTreeMap<&'static str, Argument>) {
+    assert_eq!(queue, QueueSpec { name: name.to_owned(), exclusive, arguments });
+}
+
+#[test]
+fn a_services_queue() {
+    let mut arguments = internal();
+    arguments.extend([
+        ("x-dead-letter-exchange", "".into()),
+        ("x-dead-letter-routing-key", "fanfare.dead".into()),
+        ("x-dead-letter-strategy", "at-least-once".into()),
+        ("x-overflow", "reject-publish".into()),
+    ]);
+    let names = QueueNames::default();
+    check(names.service(&service("price.quote")), "fanfare.service.price.quote", false, arguments);
+    assert_eq!(names.service_of("fanfare.service.price.quote"), Some(service("price.quote")));
+    assert_eq!(names.service_of("fanfare.fanin"), None);
+    assert_eq!(names.service_of("other.service.price.quote"), None);
+}
+
+#[test]
+fn the_queues_of_fanfare_itself() {
+    let names = QueueNames::default();
+    check(names.fanin(), "fanfare.fanin", false, internal());
+    check(names.dead(), "fanfare.dead", false, internal());
+    check(names.parked(), "fanfare.parked", false, internal());
+}
+
+#[test]
+fn an_aggregation_queue_and_its_replicated_kin() {
+    let name = "fanfare.agg.63e7c3a2ba616badecb125ce.0123456789abcdef0123456789abcdef";
+    let mut arguments = BTreeMap::from([
+        ("x-queue-type", "classic".into()),
+        ("x-single-active-consumer", true.into()),
+        ("x-expires", 604_800_000.into()),
+    ]);
+    let names = QueueNames::default();
+    check(names.aggregation(&cid(), run()), name, false, arguments.clone());
+    arguments.extend(internal());
+    check(names.replicated_aggregation(&cid(), run()), name, false, arguments);
+}
+
+#[test]
+fn a_waiters_queue_is_known_by_its_name() {
+    let names = QueueNames::default();
+    let queue = names.wait(run());
+    assert!(names.is_wait(&queue.name));
+    let arguments = BTreeMap::from([("x-queue-type", "classic".into())]);
+    check(queue, "fanfare.wait.0123456789abcdef0123456789abcdef", true, arguments);
+    for other in ["fanfare.service.wait", "other.wait.1", "fanfare.waiting", "fanfarewait.1", ""] {
+        assert!(!names.is_wait(other), "{other}");
+    }
+    assert!(!names.is_wait(&format!("fanfare.wait.{}", "x".repeat(255))), "it fits into no property");
+}
+
+#[test]
+fn the_prefix_changes_names_and_the_way_of_dead_letters_only() {
+    let names = QueueNames::new(Prefix::new("shop").unwrap());
+    let (shop, plain) = (names.service(&service("a")), QueueNames::default().service(&service("a")));
+    assert_eq!(shop.name, "shop.service.a");
+    assert_eq!(shop.arguments["x-dead-letter-routing-key"], "shop.dead".into());
+    assert_eq!(shop.arguments.len(), plain.arguments.len());
+}
+
+#[test]
+fn the_longest_names_fit_into_a_property() {
+    let names = QueueNames::new(Prefix::new("p".repeat(32)).unwrap());
+    let longest = "x".repeat(100);
+    let aggregation = names.aggregation(&fanfare_protocol::Cid::new(longest.clone()).unwrap(), run());
+    assert!(aggregation.name.len() <= 255);
+    assert!(names.service(&ServiceName::new(longest).unwrap()).name.len() <= 255);
+}

@@ -1,0 +1,188 @@
+//! A message that breaks a rule is refused, and the error names the rule.
+
+use bytes::Bytes;
+use fanfare_protocol::{
+    Channel, Checkpoint, Fence, HeaderValue, Invocation, Manifest, ManifestTarget, Message, Metadata,
+    QueueNames, TargetResult,
+};
+
+use crate::samples::{aggregation, key, manifest, request, result, service};
+
+fn refused_request(change: impl FnOnce(&mut Message)) -> (String, bool) {
+    let mut message = request().encode();
+    change(&mut message);
+    let error = Invocation::decode(&message, &QueueNames::default()).unwrap_err();
+    (error.to_string(), error.reply.is_some())
+}
+
+#[track_caller]
+fn check_request(says: &str, answered: bool, change: impl FnOnce(&mut Message)) {
+    let (error, has_reply) = refused_request(change);
+    assert!(error.contains(says), "{error:?} does not say {says:?}");
+    assert_eq!(has_reply, answered, "{error}");
+}
+
+#[test]
+fn a_malformed_request_is_answered_where_it_can_be() {
+    let text = |text: &str| HeaderValue::from(text);
+    check_request("type \"other\"", true, |m| m.properties.kind = Some("other".to_owned()));
+    check_request("fanfare-channel is missing", true, |m| drop(m.headers.remove("fanfare-channel")));
+    check_request("channel \"x\" is unknown", true, |m| {
+        m.headers.insert("fanfare-channel".to_owned(), text("x"));
+    });
+    check_request("cannot have channel fanout-on-final", true, |m| {
+        m.headers.insert("fanfare-channel".to_owned(), text("fanout-on-final"));
+    });
+    check_request("fanfare-key: target key \"\" is not allowed", true, |m| {
+        m.headers.insert("fanfare-key".to_owned(), text(""));
+    });
+    check_request("fanfare-attempt is not a positive integer", true, |m| {
+        m.headers.insert("fanfare-attempt".to_owned(), HeaderValue::Int(0));
+    });
+    check_request("fanfare-metadata is not a table", true, |m| {
+        m.headers.insert("fanfare-metadata".to_owned(), text("x"));
+    });
+    check_request("fanfare-req-ts: \"now\" is not a time", true, |m| {
+        m.headers.insert("fanfare-req-ts".to_owned(), text("now"));
+    });
+    check_request("fanfare-source: source \"a b\"", true, |m| {
+        m.headers.insert("fanfare-source".to_owned(), text("a b"));
+    });
+}
+
+#[test]
+fn a_request_that_nobody_can_be_told_of_has_no_reply_address() {
+    check_request("reply_to (none)", false, |m| m.properties.reply_to = None);
+    check_request("reply_to (fanfare.parked)", false, |m| {
+        m.properties.reply_to = Some("fanfare.parked".to_owned());
+    });
+    check_request("message_id is missing", false, |m| m.properties.message_id = None);
+    check_request("message_id is longer than 248 bytes", false, |m| {
+        m.properties.message_id = Some("x".repeat(249));
+    });
+    check_request("aggregation queue of this CID and run", false, |m| drop(m.headers.remove("fanfare-run")));
+    check_request("aggregation queue of this CID and run", false, |m| m.properties.correlation_id = None);
+    check_request("aggregation queue of this CID and run", false, |m| {
+        m.headers.remove("fanfare-key");
+        m.properties.message_id = Some("elsewhere/1".to_owned());
+    });
+}
+
+#[test]
+fn a_worker_answers_only_to_the_aggregation_queue_of_the_run_at_hand() {
+    for queue in [
+        "fanfare.service.price.quote".to_owned(),
+        "fanfare.agg.other.0123456789abcdef0123456789abcdef".to_owned(),
+        aggregation().replace("fanfare.", "other."),
+        format!("{}0", aggregation()),
+    ] {
+        check_request("is not the aggregation queue", false, |m| m.properties.reply_to = Some(queue));
+    }
+}
+
+#[track_caller]
+fn check_manifest(says: &str, manifest: &Manifest) {
+    let error = Manifest::decode(&manifest.encode(), &QueueNames::default()).unwrap_err().to_string();
+    assert!(error.contains(says), "{error:?} does not say {says:?}");
+}
+
+#[test]
+fn a_manifest_that_names_what_is_not_its_own_is_refused() {
+    let good = manifest();
+    assert_eq!(Manifest::decode(&good.encode(), &QueueNames::default()), Ok(good.clone()));
+    check_manifest(
+        "reply_to \"fanfare.fanin\" is not fanfare.agg.",
+        &Manifest { reply_to: "fanfare.fanin".to_owned(), ..good.clone() },
+    );
+    check_manifest(
+        "waiter \"fanfare.service.x\" does not match fanfare.wait.*",
+        &Manifest { waiter: Some("fanfare.service.x".to_owned()), ..good.clone() },
+    );
+    check_manifest(
+        "channel invoke is not that of a fan-out",
+        &Manifest { channel: Channel::Invoke, ..good.clone() },
+    );
+    let twice = ManifestTarget { key: key("my.service1"), service: service("x") };
+    check_manifest(
+        "key \"my.service1\" is there twice",
+        &Manifest { targets: vec![twice.clone(), twice.clone()], ..good.clone() },
+    );
+    check_manifest(
+        "on_final lists 101 callbacks",
+        &Manifest { on_final: vec![service("x"); 101], ..good.clone() },
+    );
+    check_manifest("lists 100001 targets", &Manifest { targets: vec![twice; 100_001], ..good });
+}
+
+#[test]
+fn a_manifest_of_another_type_or_form_is_refused() {
+    let decode =
+        |message: &Message| Manifest::decode(message, &QueueNames::default()).unwrap_err().to_string();
+    let mut message = manifest().encode();
+    message.body = Bytes::from_static(b"[]");
+    assert!(decode(&message).contains("the manifest is malformed"), "{}", decode(&message));
+    message.body = Bytes::from_static(b"{\"cid\":\"a b\"}");
+    assert!(decode(&message).contains("CID \"a b\" is not allowed"), "{}", decode(&message));
+    message.properties.kind = Some("fanfare.result".to_owned());
+    assert!(decode(&message).contains("is not fanfare.manifest"), "{}", decode(&message));
+}
+
+#[test]
+fn a_result_that_contradicts_itself_or_lacks_something_is_refused() {
+    let good = String::from_utf8(result("1", None).to_body().to_vec()).unwrap();
+    for (from, to, says) in [
+        ("\"exception\":null", "\"exception\":\"x\"", "`ok` is true, but there is an `exception`"),
+        ("\"ok\":true", "\"ok\":false", "`ok` is false, but there is no `exception`"),
+        ("\"ok\":true,\"exception\":null", "\"ok\":false,\"exception\":\"x\"", "`response` is not null"),
+        ("\"response\":1,", "", "missing field `response`"),
+        ("\"ok\":true", "\"ok\":\"yes\"", "expected a boolean"),
+        ("2025-01-19 19:55:46", "yesterday", "\"yesterday\" is not a time"),
+        ("63e7c3a2ba616badecb125ce", "not a cid", "CID \"not a cid\" is not allowed"),
+    ] {
+        let error = TargetResult::from_body(good.replace(from, to).as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(says), "{error:?} does not say {says:?}");
+    }
+    let list = r#"["s","t",1,"2025-01-19 19:55:45","2025-01-19 19:55:46",true,null,"c"]"#;
+    let error = TargetResult::from_body(list.as_bytes()).unwrap_err().to_string();
+    assert_eq!(error, "the result is malformed: it is not a JSON object");
+}
+
+#[test]
+fn a_result_with_other_bytes_than_utf_8_anywhere_is_refused() {
+    let mut bytes = result("1", None).to_body().to_vec();
+    bytes.pop();
+    bytes.extend_from_slice(b",\"ignored\":\"\xff\"}");
+    let error = TargetResult::from_body(&bytes).unwrap_err().to_string();
+    assert!(error.contains("invalid utf-8"), "{error}");
+}
+
+#[test]
+fn an_error_stays_short_whatever_the_message_was() {
+    let good = String::from_utf8(result("1", None).to_body().to_vec()).unwrap();
+    let long = good.replace("\"ok\":true", &format!("\"ok\":\"{}\"", "é".repeat(100_000)));
+    let error = TargetResult::from_body(long.as_bytes()).unwrap_err().to_string();
+    assert_eq!(error.chars().count(), 1000);
+}
+
+#[test]
+fn a_malformed_checkpoint_or_fence_says_what_is_wrong() {
+    let mut message = manifest().encode();
+    message.body = Bytes::from_static(b"{\"coordinator\":\"x\"}");
+    let error = Checkpoint::decode(&message).unwrap_err().to_string();
+    assert!(error.contains("the checkpoint is malformed") && error.contains("32 hexadecimal"), "{error}");
+    message.body = Bytes::from_static(b"{}");
+    let error = Fence::decode(&message).unwrap_err().to_string();
+    assert!(error.contains("the fence is malformed: missing field `token`"), "{error}");
+}
+
+#[test]
+fn metadata_keeps_its_limits_and_stays_as_it_was_when_one_is_broken() {
+    let mut metadata = Metadata::default();
+    metadata.insert("a", "x".repeat(4095)).unwrap();
+    assert!(metadata.insert("b", "").unwrap_err().to_string().contains("4097 bytes"));
+    assert!(metadata.insert("", "x").unwrap_err().to_string().contains("1 to 128 bytes"));
+    assert!(metadata.insert("n".repeat(129), "x").is_err());
+    assert_eq!(metadata.iter().count(), 1);
+    metadata.insert("a", "replaced").unwrap();
+    assert_eq!(metadata.get("a"), Some("replaced"));
+}
