@@ -5,10 +5,13 @@ use fanfare_fanin::Event;
 use crate::samples::manifest;
 use crate::story::{OWN, Story};
 
+/// Brings a story one step further.
+type Go = fn(&mut Story);
+
 /// A fan-out of two targets with one callback of each kind, brought to the end of a phase.
 fn at(step: &str) -> Story {
     let mut story = Story::fresh(manifest(["a", "b"], 1, 1));
-    let steps: [(&str, fn(&mut Story)); 7] = [
+    let steps: [(&str, Go); 7] = [
         ("opening", |_| ()),
         ("opened", |story| story.opened().check(&[])),
         ("one result", |story| story.result("r1", "a", "one").check(&["call 0 with a=one"])),
