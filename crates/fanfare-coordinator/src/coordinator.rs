@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fanfare_broker::{Broker, Delivery, Environment, Subscription, SubscriptionOptions};
 use fanfare_fanin::{FanIn, Hold};
@@ -15,6 +16,9 @@ use crate::ended::LatelyEnded;
 use crate::fan_out::{Conclusion, FanOut};
 use crate::outbox::Outbox;
 use crate::{Config, Error};
+
+/// How far the clocks of two coordinators may differ: a deadline that another has written down is given so much more.
+const CLOCK_SKEW: Duration = Duration::from_secs(5);
 
 /// Takes manifests and brings each fan-out to its end. Run as many of them as you like.
 #[derive(Debug)]
@@ -104,16 +108,13 @@ impl Coordinator {
     }
 
     fn open(&mut self, mut manifest: Manifest, tag: Tag, take_over: bool) {
-        if let (None, Some(milliseconds)) = (manifest.deadline_utc, manifest.deadline_ms) {
-            let span = chrono::Duration::milliseconds(i64::try_from(milliseconds).unwrap_or(i64::MAX / 2));
-            manifest.deadline_utc =
-                self.outbox.environment.now().checked_add_signed(span).map(WireTime::from);
-        }
+        let deadline = self.deadline(&mut manifest);
         let run = manifest.run;
         let hold = Hold { token: self.outbox.environment.unique().into(), take_over };
         let (sender, inbox) = mpsc::unbounded_channel();
         tracing::debug!(cid = %manifest.cid, %run, targets = manifest.targets.len(), take_over, "fan-out taken");
-        let machine = FanIn::new(manifest, tag, hold, self.config.limits, self.started.elapsed());
+        let machine = FanIn::new(manifest, tag, hold, self.config.limits, self.started.elapsed())
+            .with_deadline(deadline);
         let fan_out = FanOut::new(
             machine,
             self.outbox.clone(),
@@ -124,6 +125,23 @@ impl Coordinator {
         );
         self.open.insert(run, sender);
         self.tasks.spawn(fan_out.run());
+    }
+
+    /// When what is missing is to fail. The first coordinator counts from now, and writes the time of day down for those
+    /// that the manifest is renewed to.
+    fn deadline(&self, manifest: &mut Manifest) -> Option<Duration> {
+        let now = self.outbox.environment.now();
+        let left = match (manifest.deadline_utc, manifest.deadline_ms) {
+            (Some(at), _) => (at.to_utc() - now).to_std().unwrap_or_default() + CLOCK_SKEW,
+            (None, Some(milliseconds)) => {
+                let left = Duration::from_millis(milliseconds);
+                let at = chrono::Duration::from_std(left).ok().and_then(|left| now.checked_add_signed(left));
+                manifest.deadline_utc = at.map(WireTime::from);
+                left
+            }
+            (None, None) => return None,
+        };
+        self.started.elapsed().checked_add(left)
     }
 
     /// Parks a message of the manifest queue that is not a manifest.

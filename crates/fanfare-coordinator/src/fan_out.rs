@@ -3,7 +3,7 @@
 use std::future::pending;
 
 use fanfare_fanin::{Effect, Event, FanIn, Item, Publication, PublicationId};
-use fanfare_protocol::{Callback, CallbackKind, Message, RunId};
+use fanfare_protocol::{Callback, CallbackKind, Message, ReplyAddress, RunId, TargetResult};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -147,6 +147,17 @@ impl FanOut {
                 (manifest.reply_to.clone(), checkpoint.encode(manifest), Absence::Waits)
             }
             Publication::Fence(fence) => (manifest.reply_to.clone(), fence.encode(manifest), Absence::Waits),
+            Publication::Expired { place, body } => {
+                let to = ReplyAddress {
+                    queue: manifest.reply_to.clone(),
+                    cid: manifest.cid.clone(),
+                    run: manifest.run,
+                    key: manifest.key_at(place).cloned(),
+                    message_id: format!("{}/{place}", manifest.cid),
+                };
+                let message = TargetResult::message(body, &to, self.outbox.environment.now().into());
+                (to.queue, message, Absence::Waits)
+            }
             Publication::Renewal => {
                 (names.fanin().name, manifest.encode_renewed(manifest.deadline_utc), Absence::Declares)
             }

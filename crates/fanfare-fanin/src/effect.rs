@@ -67,6 +67,13 @@ pub enum Publication {
     Checkpoint(Checkpoint),
     /// To the aggregation queue.
     Fence(Fence),
+    /// A failed result in a target's place, to the aggregation queue.
+    Expired {
+        /// The target's place in the manifest.
+        place: usize,
+        /// The result's body.
+        body: Bytes,
+    },
     /// A copy of the manifest, marked renewed, to where manifests go.
     Renewal,
     /// A copy of the manifest, parked for a person to look at.

@@ -66,6 +66,8 @@ pub struct FanIn<T> {
     read_anything: bool,
     queue_gone: bool,
     stopping: bool,
+    /// When what is missing is to fail; none where there is no deadline, or it has passed.
+    deadline: Option<Time>,
     gathered: Gathered<T>,
     checkpoints: Checkpoints<T>,
     /// On-target callbacks published and in no confirmed checkpoint.
@@ -109,6 +111,7 @@ enum Pending {
     Checkpoint,
     Fence,
     Renewal,
+    Expired,
     ParkedManifest,
 }
 
@@ -127,6 +130,7 @@ impl<T: Clone> FanIn<T> {
             read_anything: false,
             queue_gone: false,
             stopping: false,
+            deadline: None,
             gathered: Gathered::new(&manifest),
             checkpoints: Checkpoints::new(hold.token, limits, now),
             at_risk: 0,
@@ -137,6 +141,13 @@ impl<T: Clone> FanIn<T> {
             places,
             manifest,
         }
+    }
+
+    /// Sets when what is missing is to fail. Like anything that decides, it decides by messages: failed results are
+    /// appended to the aggregation queue, and count when they are read, unless the targets' own come first.
+    #[must_use]
+    pub fn with_deadline(self, deadline: Option<Time>) -> Self {
+        Self { deadline, ..self }
     }
 
     /// The manifest.
@@ -169,7 +180,8 @@ impl<T: Clone> FanIn<T> {
             _ => None,
         };
         let sweep = self.may_sweep().then(|| self.checkpoints.next_timeout()).flatten();
-        [renewal, fence, sweep].into_iter().flatten().min()
+        let deadline = self.deadline.filter(|_| self.may_expire());
+        [renewal, fence, sweep, deadline].into_iter().flatten().min()
     }
 
     /// Takes an event in, and tells what to do, in order.
@@ -207,6 +219,7 @@ impl<T: Clone> FanIn<T> {
         if self.phase == Phase::Gathering {
             self.send_fence(now, out);
             if !stopping {
+                self.expire(now, out);
                 self.publish_calls(out);
                 self.finalize(out);
             }

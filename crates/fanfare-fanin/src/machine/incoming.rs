@@ -122,7 +122,7 @@ impl<T: Clone> FanIn<T> {
                 self.at_risk -= freed.settled * self.manifest.on_target.len();
                 out.extend(freed.tags.into_iter().map(Effect::Ack));
             }
-            Pending::Fence => {}
+            Pending::Fence | Pending::Expired => {}
             Pending::Renewal => out.extend(self.manifests.renewed().map(Effect::Ack)),
             Pending::ParkedManifest => self.end(false, out),
         }

@@ -5,6 +5,7 @@ use fanfare_protocol::{Fence, FinalPayloadBuilder};
 
 use super::{FanIn, FenceState, Pending, Phase, Time};
 use crate::gathered::Calls;
+use crate::read::failure;
 use crate::{Effect, Publication, Summary};
 
 impl<T: Clone> FanIn<T> {
@@ -38,6 +39,25 @@ impl<T: Clone> FanIn<T> {
         };
         if idle {
             self.abandon(out);
+        }
+    }
+
+    pub(super) fn may_expire(&self) -> bool {
+        self.phase == Phase::Gathering && !self.queue_gone && !self.stopping
+    }
+
+    /// Appends a failed result for every target that has not answered by the deadline.
+    pub(super) fn expire(&mut self, now: Time, out: &mut Vec<Effect<T>>) {
+        if !self.may_expire() || self.deadline.is_none_or(|deadline| now < deadline) {
+            return;
+        }
+        self.deadline = None;
+        let missing: Vec<usize> = self.gathered.missing().collect();
+        for place in missing {
+            let reason = "the deadline of the fan-out passed before this target had answered".to_owned();
+            let at = self.manifest.deadline_utc.map(|at| at.timestamp());
+            let body = failure(&self.manifest, place, reason, at);
+            self.publish(Pending::Expired, Publication::Expired { place, body }, out);
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod checkpoints;
 mod completion;
+mod deadline;
 mod limits;
 mod model;
 mod outages;

@@ -397,6 +397,7 @@ impl World {
                 self.results.iter_mut().for_each(|results| results.push(message.clone()));
             }
             Publication::Renewal => self.manifests.push(true),
+            Publication::Expired { .. } => unreachable!("the fan-outs of this world have no deadline"),
             Publication::Waiter { .. } | Publication::ParkedManifest { .. } => {}
         }
     }

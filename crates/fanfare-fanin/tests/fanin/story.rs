@@ -44,6 +44,12 @@ impl Story {
         Self { machine, now: Duration::ZERO, open, checkpoints, effects }
     }
 
+    /// Sets a deadline, counted from the beginning of the story.
+    pub(crate) fn until(mut self, deadline: Duration) -> Self {
+        self.machine = self.machine.with_deadline(Some(deadline));
+        self
+    }
+
     pub(crate) fn event(&mut self, event: Event<&'static str>) -> Outcome<'_> {
         self.effects = self.machine.handle(event, self.now);
         Outcome(self)
@@ -168,6 +174,10 @@ impl Story {
             Publication::Fence(fence) => {
                 assert_eq!(fence.token, id(OWN), "a fence carries the hold's token");
                 "fence".to_owned()
+            }
+            Publication::Expired { place, body } => {
+                let key = self.machine.manifest().key_at(place).unwrap().as_str().to_owned();
+                format!("expired {key}={}", answer(&body))
             }
             Publication::Renewal => "renewal".to_owned(),
             Publication::ParkedManifest { .. } => "manifest, parked".to_owned(),
