@@ -4,6 +4,7 @@ mod files;
 mod report;
 mod stage;
 
+use std::env;
 use std::path::PathBuf;
 
 use anyhow::anyhow;
@@ -36,9 +37,8 @@ Examples:
 
 Exit codes: 0 done; 1 a file could not be counted; 2 bad input; 3 no broker")]
 pub(crate) struct DemoArguments {
-    /// The folder, or one file
-    #[arg(env = "FANFARE_DEMO_PATH", default_value = ".", hide_env = true)]
-    path: PathBuf,
+    /// The folder, or one file [default: the current folder] [env: FANFARE_DEMO_PATH=]
+    path: Option<PathBuf>,
 
     /// Prints all that was found out as JSON
     #[arg(long)]
@@ -47,7 +47,8 @@ pub(crate) struct DemoArguments {
 
 pub(crate) async fn run(arguments: DemoArguments, settings: &Settings) -> Result<Exit, Failure> {
     let signals = Signals::listen()?;
-    let files = Files::under(&arguments.path).map_err(Failure::bad_input)?;
+    let path = arguments.path.unwrap_or_else(default_path);
+    let files = Files::under(&path).map_err(Failure::bad_input)?;
     let mut stage = Stage::set(settings, files.entries.len()).await?;
     let counted = tokio::select! {
         counted = count(&mut stage, &files) => counted,
@@ -61,6 +62,21 @@ pub(crate) async fn run(arguments: DemoArguments, settings: &Settings) -> Result
         print(&report)?;
     }
     Ok(if report.is_complete() { Exit::Done } else { Exit::Failed })
+}
+
+/// What the variable names, or the current folder. Cargo sets the variable to an absolute path, which is shortened to the
+/// one that a person would type.
+fn default_path() -> PathBuf {
+    let Some(path) = env::var_os("FANFARE_DEMO_PATH").filter(|path| !path.is_empty()).map(PathBuf::from)
+    else {
+        return PathBuf::from(".");
+    };
+    let here = env::current_dir().ok();
+    match here.as_deref().and_then(|here| path.strip_prefix(here).ok()) {
+        Some(below) if below.as_os_str().is_empty() => PathBuf::from("."),
+        Some(below) => below.to_owned(),
+        None => path,
+    }
 }
 
 async fn count<'a>(stage: &mut Stage, files: &'a Files) -> Result<Report<'a>, Failure> {

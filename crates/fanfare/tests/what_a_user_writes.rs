@@ -1,4 +1,5 @@
 //! The crate as a user has it: its handle, services, callbacks and test kit.
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 use std::time::Duration;
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::Command;
 
-use crate::support::run;
+use crate::support::{Ended, fanfare, run};
 use serde_json::Value;
 
 /// A folder with everything that is awkward about files.
@@ -107,6 +107,18 @@ fn table_has_totals_and_the_five_largest_files() {
     assert_eq!(lines[6][3..], ["and", "2", "smaller", "files"]);
     assert_eq!(lines[7], ["28", "28", "56", "total", "of", "7", "files"]);
     assert_eq!(ended.stderr, "", "nothing is drawn where standard error is no terminal");
+}
+
+#[test]
+fn path_from_the_environment_is_shown_as_a_person_would_type_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let here = fs::canonicalize(directory.path()).unwrap();
+    fs::create_dir(here.join("sub")).unwrap();
+    fs::write(here.join("sub/file"), "x\n").unwrap();
+    let ended: Ended =
+        fanfare(&here).arg("demo").env("FANFARE_DEMO_PATH", here.join("sub")).output().unwrap().into();
+    assert_eq!(ended.exit, 0, "{ended:?}");
+    assert!(ended.stdout.contains("  sub/file\n"), "{}", ended.stdout);
 }
 
 #[test]
