@@ -187,6 +187,7 @@ fn event_of(heard: Heard, machine: &FanIn<Tag>) -> Event<Tag> {
         Heard::NeverOpened => Event::NeverOpened,
         Heard::Delivery(delivery) => {
             let (redelivered, item) = (delivery.redelivered, machine.read(&delivery.message));
+            log_malformed(&delivery.message, &item, machine);
             let tag = match item {
                 Item::Garbage(_) => Tag::of_garbage(*delivery),
                 _ => Tag::of_result(delivery.receipt),
@@ -197,6 +198,18 @@ fn event_of(heard: Heard, machine: &FanIn<Tag>) -> Event<Tag> {
         Heard::Deleted => Event::Deleted,
         Heard::Lost => Event::ChannelLost,
     }
+}
+
+/// Tells of a result that was replaced by a failed one because it is malformed.
+fn log_malformed(message: &Message, item: &Item, machine: &FanIn<Tag>) {
+    let Item::Result { place, body, ok: false } = item else { return };
+    if message.body.trim_ascii() == body {
+        return;
+    }
+    let reason = TargetResult::from_body(body).ok().and_then(|result| result.exception);
+    let key = machine.manifest().key_at(*place).map(|key| key.as_str());
+    let queue = &machine.manifest().reply_to;
+    tracing::warn!(queue, key, reason, "malformed result: its target counts as failed");
 }
 
 async fn sleep_until(timeout: Option<Instant>) {
