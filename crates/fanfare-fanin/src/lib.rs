@@ -15,7 +15,9 @@
 //! - A hold that takes over publishes nothing but checkpoints and a fence until it has read that fence back.
 //! - The end comes in one order: final callbacks confirmed, queue deleted, deliveries acked, manifest acked.
 //!
-//! Inside, `gathered` keeps the results and what they live in, `checkpoints` decides what is written back to the queue, and [`FanIn::read`] tells what a message of an aggregation queue is.
+//! Inside, `gathered` keeps the results and what they live in, `manifests` keeps the manifest's deliveries, `checkpoints`
+//! decides what is written back to the queue, `machine` takes the events in and lets out what has become due, and
+//! [`FanIn::read`] tells what a message of an aggregation queue is.
 
 mod checkpoints;
 mod effect;
