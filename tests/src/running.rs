@@ -93,8 +93,8 @@ impl Node {
             });
         }
         let child = Command::new(program)
-            .args(arguments)
             .args(["--broker", stack.url(), "--prefix", stack.names().prefix().as_str()])
+            .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .kill_on_drop(true)
