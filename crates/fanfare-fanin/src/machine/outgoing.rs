@@ -42,8 +42,11 @@ impl<T: Clone> FanIn<T> {
         }
     }
 
+    /// Whether a deadline can do anything. What lies before a fence may well be all that seems to be missing; but where
+    /// nothing was read, there may be nothing that would ever bring the fence on.
     pub(super) fn may_expire(&self) -> bool {
-        self.phase == Phase::Gathering && !self.queue_gone && !self.stopping
+        let reads_backlog = self.is_fenced() && self.read_anything;
+        self.phase == Phase::Gathering && !self.queue_gone && !self.stopping && !reads_backlog
     }
 
     /// Appends a failed result for every target that has not answered by the deadline.

@@ -51,3 +51,14 @@ fn a_deadline_after_the_last_result_changes_nothing() {
     story.confirm("final").check(&["delete"]);
     story.event(Event::Deleted).check(&["ack r1", "ack m1", "end, completed"]);
 }
+
+#[test]
+fn a_deadline_waits_until_what_a_predecessor_left_is_read() {
+    let mut story = Story::taken_over(manifest(["a", "b", "c"], 0, 1)).until(DEADLINE);
+    story.opened().check(&[]);
+    story.redelivered("r1", "a", "one").check(&["fence"]);
+    story.wait(DEADLINE).check(&["fence"]);
+    assert_eq!(story.quiet_for(), Some(Duration::from_secs(30)), "only the fence is waited for");
+    story.result("r2", "b", "two").check(&[]);
+    story.fence("f1", OWN).check(&["ack f1", &format!("expired c={LATE}")]);
+}

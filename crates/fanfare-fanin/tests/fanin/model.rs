@@ -10,7 +10,7 @@ use bytes::Bytes;
 use fanfare_fanin::{Effect, Event, FanIn, Hold, Item, Limits, Publication, PublicationId};
 use fanfare_protocol::{Manifest, Message};
 
-use crate::samples::id;
+use crate::samples::{id, result_of};
 
 /// Small numbers, so that a few targets reach every limit.
 pub(crate) const LIMITS: Limits = Limits {
@@ -92,6 +92,8 @@ enum Deletion {
 
 pub(crate) struct World {
     pub(crate) manifest: Manifest,
+    /// When what is missing is to fail.
+    deadline: Option<Duration>,
     now: Duration,
     next_tag: Tag,
     next_token: u128,
@@ -157,11 +159,17 @@ pub(crate) enum Step {
 }
 
 impl World {
-    pub(crate) fn new(manifest: Manifest, coordinators: usize, work: Vec<Message>) -> Self {
+    pub(crate) fn new(
+        manifest: Manifest,
+        deadline: Option<Duration>,
+        coordinators: usize,
+        work: Vec<Message>,
+    ) -> Self {
         let mut manifests = Queue::new();
         manifests.push(false);
         Self {
             manifest,
+            deadline,
             now: Duration::ZERO,
             next_tag: 0,
             next_token: 1_000,
@@ -234,6 +242,7 @@ impl World {
         results.iter_mut().for_each(|results| results.requeue(|_, _| true));
         Self {
             manifest: self.manifest.clone(),
+            deadline: self.deadline,
             now: self.now,
             next_tag: self.next_tag,
             next_token: self.next_token + 1_000_000,
@@ -293,7 +302,7 @@ impl World {
 
     fn machine(&self, tag: Tag, take_over: bool) -> FanIn<Tag> {
         let hold = Hold { token: id(self.next_token), take_over };
-        FanIn::new(self.manifest.clone(), tag, hold, LIMITS, self.now)
+        FanIn::new(self.manifest.clone(), tag, hold, LIMITS, self.now).with_deadline(self.deadline)
     }
 
     fn tag(&mut self) -> Tag {
@@ -397,7 +406,11 @@ impl World {
                 self.results.iter_mut().for_each(|results| results.push(message.clone()));
             }
             Publication::Renewal => self.manifests.push(true),
-            Publication::Expired { .. } => unreachable!("the fan-outs of this world have no deadline"),
+            Publication::Expired { place, body } => {
+                let key = self.manifest.key_at(place).unwrap().as_str();
+                self.work.push_front(result_of(self.manifest.run, key, body));
+                self.work();
+            }
             Publication::Waiter { .. } | Publication::ParkedManifest { .. } => {}
         }
     }

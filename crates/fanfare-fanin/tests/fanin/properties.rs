@@ -1,6 +1,7 @@
 //! What holds whatever happens in whatever order.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fanfare_protocol::Message;
@@ -15,6 +16,8 @@ struct Scenario {
     targets: usize,
     on_target: usize,
     on_final: usize,
+    /// Seconds after which what is missing fails.
+    deadline: Option<u64>,
     coordinators: usize,
     /// Answers in the order in which they are given: by target, and which of its answers. More than one is a
     /// redelivered request that was answered differently.
@@ -28,7 +31,8 @@ impl Scenario {
         let answered: BTreeSet<usize> = self.answers.iter().map(|(target, _)| *target).collect();
         let missing = (0..self.targets).filter(|target| !answered.contains(target)).map(|target| (target, 0));
         let work = self.answers.iter().copied().chain(missing).map(|(target, n)| answer_of(target, n));
-        let mut world = World::new(manifest, self.coordinators, work.collect());
+        let mut world =
+            World::new(manifest, self.deadline.map(Duration::from_secs), self.coordinators, work.collect());
         for step in &self.steps {
             world.step(*step);
         }
@@ -98,13 +102,15 @@ fn troubled(coordinators: usize) -> impl Strategy<Value = Step> {
 }
 
 fn scenario<S: Strategy<Value = Step>>(steps: fn(usize) -> S) -> impl Strategy<Value = Scenario> {
-    (0..=14usize, 0..=3usize, 1..=2usize, 2..=3usize).prop_flat_map(
-        move |(targets, on_target, on_final, coordinators)| {
+    let deadline = proptest::option::weighted(0.3, 0..200u64);
+    (0..=14usize, 0..=3usize, 1..=2usize, 2..=3usize, deadline).prop_flat_map(
+        move |(targets, on_target, on_final, coordinators, deadline)| {
             let steps = proptest::collection::vec(steps(coordinators), 0..250);
             (any_answers(targets), steps).prop_map(move |(answers, steps)| Scenario {
                 targets,
                 on_target,
                 on_final,
+                deadline,
                 coordinators,
                 answers,
                 steps,
