@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::name::TargetKey;
-use crate::{Malformed, Manifest, TargetResult, limits};
+use crate::{Malformed, Manifest, ManifestTarget, TargetResult, limits};
 
 /// What a final callback receives: every target's result, by key, in the order in which the caller gave the targets.
 ///
@@ -188,6 +188,42 @@ mod list_or_empty_string {
     }
 }
 
+/// Bytes of an exception in JSON where its result had to make room.
+const SHORTENED_BYTES: usize = 150;
+/// Bytes of a result in a final payload beside its names and its exception: field names, punctuation and times.
+const FRAME_BYTES: usize = 200;
+
+/// The start of a text that takes at most [`SHORTENED_BYTES`] in JSON.
+fn shortened(text: &str) -> &str {
+    let in_json = |c: char| match c {
+        '"' | '\\' => 2,
+        c if c.is_control() => 6,
+        c => c.len_utf8(),
+    };
+    let mut bytes = 0;
+    let end = text.char_indices().find(|(_, c)| {
+        bytes += in_json(*c);
+        bytes > SHORTENED_BYTES
+    });
+    end.map_or(text, |(end, _)| &text[..end])
+}
+
+impl Manifest {
+    /// Bytes that the final payload of this fan-out has at most when every response has been left out of it. Where that is more
+    /// than [`limits::MESSAGE_BYTES`], there is no final callback that could be invoked whatever the targets answer.
+    #[must_use]
+    pub fn least_payload_bytes(&self) -> usize {
+        let every = FRAME_BYTES + SHORTENED_BYTES + self.source.as_str().len() + self.cid.as_str().len();
+        // Escaping at most doubles a key, which has no control characters.
+        let own = |target: &ManifestTarget| 2 * target.key.as_str().len() + target.service.as_str().len();
+        let callbacks =
+            self.on_target.iter().chain(&self.on_final).map(|callback| callback.as_str().len() + 3);
+        every
+            + callbacks.sum::<usize>()
+            + self.targets.iter().map(|target| every + own(target)).sum::<usize>()
+    }
+}
+
 /// Puts the final payload of a fan-out together from result bodies, which go in as they are.
 #[derive(Debug)]
 pub struct FinalPayloadBuilder<'a> {
@@ -231,7 +267,8 @@ impl<'a> FinalPayloadBuilder<'a> {
         let mut replaced: BTreeMap<usize, Box<RawValue>> = BTreeMap::new();
         for place in largest {
             let was = self.results[place].get();
-            let Some(smaller) = self.too_large(was, whole.len()).filter(|raw| raw.get().len() < was.len())
+            let Some(smaller) =
+                self.left_out(place, was, whole.len()).filter(|raw| raw.get().len() < was.len())
             else {
                 continue;
             };
@@ -245,16 +282,27 @@ impl<'a> FinalPayloadBuilder<'a> {
         self.encode(&replaced).into()
     }
 
-    fn too_large(&self, body: &str, bytes: usize) -> Option<Box<RawValue>> {
+    /// The failed result that takes the place of one for which there is no room. Its size has a limit, on which
+    /// [`Manifest::least_payload_bytes`] relies: it takes no text from the result but the start of its exception.
+    fn left_out(&self, place: usize, body: &str, bytes: usize) -> Option<Box<RawValue>> {
         let result: TargetResult = serde_json::from_str(body).ok()?;
-        let exception = format!(
-            "the response was left out: all results together have {bytes} bytes, and a message holds {}; this one has {}",
-            limits::MESSAGE_BYTES,
-            body.len()
-        );
-        let exception = result.exception.map_or(exception, |e| e.chars().take(500).collect());
-        let failed =
-            TargetResult { response: crate::result::null(), ok: false, exception: Some(exception), ..result };
+        let exception = match &result.exception {
+            Some(exception) => shortened(exception).to_owned(),
+            None => format!(
+                "the response was left out: all results have {bytes} bytes, a message holds {}, this one had {}",
+                limits::MESSAGE_BYTES,
+                body.len()
+            ),
+        };
+        let failed = TargetResult {
+            source: self.manifest.source.to_string(),
+            target: self.manifest.targets[place].service.to_string(),
+            response: crate::result::null(),
+            ok: false,
+            exception: Some(exception),
+            cid: self.manifest.cid.clone(),
+            ..result
+        };
         serde_json::value::to_raw_value(&failed).ok()
     }
 

@@ -55,6 +55,11 @@ impl Fanout {
         if bytes > limits::MESSAGE_BYTES {
             return Err(Invalid::ManifestTooLarge { bytes });
         }
+        let has_payload = !manifest.on_final.is_empty() || manifest.waiter.is_some();
+        let bytes = manifest.least_payload_bytes();
+        if has_payload && bytes > limits::MESSAGE_BYTES {
+            return Err(Invalid::FinalPayloadTooLarge { bytes });
+        }
         Ok(Plan { manifest, manifest_message, bodies, declare_missing: self.declare_missing })
     }
 

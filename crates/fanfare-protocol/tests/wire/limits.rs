@@ -70,15 +70,37 @@ fn the_long_exception_of_a_failed_target_is_cut_where_a_payload_does_not_fit() {
     let bodies = vec![result("null", Some(&long)).to_body(); 5];
     let payload = payload(&targets(5), &bodies);
     let cut: Vec<usize> = payload.failures().map(|failure| failure.exception.len()).collect();
-    assert_eq!(cut, [500, 500, long.len(), long.len(), long.len()]);
+    assert_eq!(cut, [150, 150, long.len(), long.len(), long.len()]);
 }
 
 #[test]
 fn many_results_that_cannot_shrink_do_not_keep_others_from_shrinking() {
-    // 25,000 failed results just below what their exception is cut to, and larger than the answers after them.
-    let stubborn = result("null", Some(&"y".repeat(499))).to_body();
-    let answer = result(&text_of(480), None).to_body();
-    let bodies: Vec<_> = (0..25_000).map(|n| if n < 12_000 { &stubborn } else { &answer }.clone()).collect();
-    let payload = payload(&targets(25_000), &bodies);
+    // Failed results whose exception is just not cut, and which are larger than the answers after them.
+    const TARGETS: usize = 48_000;
+    let stubborn = result("null", Some(&"y".repeat(150))).to_body();
+    let answer = result(&text_of(148), None).to_body();
+    assert!(stubborn.len() > answer.len());
+    let bodies: Vec<_> = (0..TARGETS).map(|n| if n < 12_000 { &stubborn } else { &answer }.clone()).collect();
+    let payload = payload(&targets(TARGETS), &bodies);
     assert!(failed_of(&payload).len() > 12_000);
+}
+
+#[test]
+fn a_payload_that_may_fit_with_all_responses_left_out_does_fit_whatever_they_were() {
+    let target = |n: usize| ManifestTarget {
+        key: key(&format!("{n:0>5}{}", "\"".repeat(250))),
+        service: service(&"s".repeat(100)),
+    };
+    let mut manifest = Manifest { targets: Vec::new(), ..manifest() };
+    let each = {
+        manifest.targets.push(target(0));
+        let one = manifest.least_payload_bytes();
+        manifest.targets.push(target(1));
+        manifest.least_payload_bytes() - one
+    };
+    manifest.targets = (0..limits::MESSAGE_BYTES / each - 1).map(target).collect();
+    assert!(manifest.least_payload_bytes() <= limits::MESSAGE_BYTES);
+    let odd = ["\u{1}", "\"\\", "語"].map(|piece| result("null", Some(&piece.repeat(2000))).to_body());
+    let bodies: Vec<_> = (0..manifest.targets.len()).map(|n| odd[n % odd.len()].clone()).collect();
+    assert_eq!(payload(&manifest, &bodies).data.len(), manifest.targets.len());
 }
