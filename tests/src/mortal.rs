@@ -84,6 +84,11 @@ impl Mortal {
         (state.death, state.steps) = (Some(death), 0);
     }
 
+    /// It is not to die any more, unless it has.
+    pub fn spare(&self) {
+        self.life.state().death = None;
+    }
+
     /// It dies now.
     pub fn die(&self) {
         self.life.over.cancel();

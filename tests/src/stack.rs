@@ -11,6 +11,7 @@ use fanfare_protocol::{Message, Prefix, QueueNames, ServiceName};
 use fanfare_publisher::{Accepted, Publisher};
 use fanfare_worker::{Registration, Worker};
 use futures_util::FutureExt;
+use futures_util::future::join_all;
 
 use crate::{Doomed, Mortal, Node, Recorder, Running};
 
@@ -275,16 +276,16 @@ impl Stack {
     }
 
     async fn clean_up(&self) {
-        let broker = self.bystander();
+        // First everyone goes, or those that still run would declare again what is deleted.
         let Shared { services, connections, .. } = std::mem::take(&mut *self.shared());
+        join_all(connections.iter().map(|connection| connection.close())).await;
+        let broker = self.connect();
         let services = services.iter().filter_map(|name| ServiceName::new(name.as_str()).ok());
         let mut queues: Vec<String> = services.map(|service| self.names.service(&service).name).collect();
         queues.extend([self.names.fanin(), self.names.dead(), self.names.parked()].map(|queue| queue.name));
         for queue in queues {
             let _ = broker.delete(&queue).await;
         }
-        for connection in connections {
-            connection.close().await;
-        }
+        broker.close().await;
     }
 }

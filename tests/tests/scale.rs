@@ -116,7 +116,6 @@ async fn a_coordinator_killed_after_three_fifths_of_the_on_target_callbacks_repe
     assert_eq!(called.keys().map(ToString::to_string).collect::<BTreeSet<_>>(), expected);
     assert!(called.values().all(|repeats| repeats.iter().all(|repeat| repeat.body == repeats[0].body)));
     let repeated = seen.len() - TARGETS;
-    println!("{repeated} on-target callbacks were repeated");
     assert!(repeated <= MOST_REPEATED, "{repeated} on-target callbacks were repeated");
 }
 

@@ -285,6 +285,23 @@ async fn many_channels_share_a_connection_and_more_get_another() {
 }
 
 #[tokio::test]
+async fn channels_that_last_do_not_pin_connections_that_others_have_used_up() {
+    let url = url();
+    let separator = if url.contains('?') { '&' } else { '?' };
+    let broker = broker(config(&format!("{url}{separator}channel_max=10")));
+    let mut lasting = Vec::new();
+    for round in 0..40 {
+        lasting.push(broker.open().await.unwrap_or_else(|error| panic!("round {round}: {error}")));
+        for _ in 0..10 {
+            let passing = broker.open().await.unwrap_or_else(|error| panic!("round {round}: {error}"));
+            passing.close().await;
+        }
+    }
+    drop(lasting);
+    broker.close().await;
+}
+
+#[tokio::test]
 async fn closing_confirms_what_is_under_way_and_fails_what_follows() {
     let broker = broker(config(&url()));
     let queue = declared(&*broker, "classic").await;

@@ -1,7 +1,7 @@
 //! Connections, and the pool that they come from.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -19,6 +19,8 @@ use crate::{BrokerError, Environment};
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the answer to opening or closing a channel or a connection may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often to try to open one channel: see [`is_mixed_up`].
+const OPENING_TRIES: u32 = 3;
 /// How long to rest after no address could be reached: at first, and at most. It doubles in between.
 const FIRST_REST: Duration = Duration::from_millis(100);
 const LONGEST_REST: Duration = Duration::from_secs(3);
@@ -51,7 +53,9 @@ struct Attempts {
 pub(super) struct Link {
     connection: lapin::Connection,
     address: Address,
-    channels_opened: AtomicU16,
+    channels_opened: AtomicUsize,
+    /// Set once the broker has closed a channel: its number is lost.
+    numbers_lost: Arc<AtomicBool>,
     /// Changes whenever something happened to the connection or to one of its channels.
     events: watch::Receiver<()>,
 }
@@ -191,8 +195,10 @@ impl Link {
     fn new(connection: lapin::Connection, address: Address) -> Self {
         let (changed, events) = watch::channel(());
         let status = connection.status().clone();
-        tokio::spawn(observe(connection.events_listener(), status, address.clone(), changed));
-        Self { connection, address, channels_opened: AtomicU16::new(0), events }
+        let numbers_lost = Arc::new(AtomicBool::new(false));
+        let events_listener = connection.events_listener();
+        tokio::spawn(observe(events_listener, status, address.clone(), numbers_lost.clone(), changed));
+        Self { connection, address, channels_opened: AtomicUsize::new(0), numbers_lost, events }
     }
 
     pub(super) const fn address(&self) -> &Address {
@@ -211,9 +217,11 @@ impl Link {
     /// Whether another channel may be opened.
     ///
     /// lapin never uses the number of a channel again that the broker closed, but tries to once all numbers have been used: opening
-    /// a channel then fails with the *old* error, such as "no queue". So each number is used once.
+    /// a channel then fails with the *old* error, such as "no queue". So where the broker has closed one, no number is used
+    /// twice; otherwise a connection lasts for any number of channels.
     pub(super) fn is_usable(&self) -> bool {
-        self.is_connected() && self.channels_opened.load(Ordering::Relaxed) < self.channel_max()
+        let fresh = self.channels_opened.load(Ordering::Relaxed) < self.channel_max().into();
+        self.is_connected() && (fresh || !self.numbers_lost.load(Ordering::Relaxed))
     }
 
     /// How many channels the broker allows at a time.
@@ -222,11 +230,22 @@ impl Link {
     }
 
     pub(super) async fn open_channel(&self) -> Result<lapin::Channel, BrokerError> {
-        self.channels_opened.fetch_add(1, Ordering::Relaxed);
-        tokio::time::timeout(ANSWER_TIMEOUT, self.connection.create_channel())
-            .await
-            .map_err(|_| BrokerError::Unreachable(format!("no channel within {ANSWER_TIMEOUT:?}")))?
-            .map_err(|error| BrokerError::Unreachable(format!("no channel could be opened: {error}")))
+        let mut tries_left = OPENING_TRIES;
+        loop {
+            self.channels_opened.fetch_add(1, Ordering::Relaxed);
+            tries_left -= 1;
+            let opening = tokio::time::timeout(ANSWER_TIMEOUT, self.connection.create_channel()).await;
+            match opening {
+                Ok(Ok(channel)) => return Ok(channel),
+                Ok(Err(error)) if tries_left > 0 && self.is_connected() && is_mixed_up(&error) => {}
+                Ok(Err(error)) => {
+                    return Err(BrokerError::Unreachable(format!("no channel could be opened: {error}")));
+                }
+                Err(_) => {
+                    return Err(BrokerError::Unreachable(format!("no channel within {ANSWER_TIMEOUT:?}")));
+                }
+            }
+        }
     }
 
     /// Changes whenever something happened to the connection or to one of its channels.
@@ -253,11 +272,18 @@ impl fmt::Debug for Link {
     }
 }
 
+/// Whether lapin has taken a new channel for the one that had its number before and was just closed by an error of the
+/// broker's: their ends cross. The next channel is another.
+fn is_mixed_up(error: &lapin::Error) -> bool {
+    matches!(error.kind(), lapin::ErrorKind::InvalidChannelState(..))
+}
+
 /// Passes on what happens to a connection, and logs each event once.
 async fn observe(
     events: impl Stream<Item = Event>,
     status: lapin::ConnectionStatus,
     broker: Address,
+    numbers_lost: Arc<AtomicBool>,
     changed: watch::Sender<()>,
 ) {
     let mut events = std::pin::pin!(events);
@@ -272,6 +298,8 @@ async fn observe(
             Ok(Some(Event::Error(error))) if status.errored() => {
                 tracing::warn!(%broker, reason = %failure::plain(&error), "connection lost");
             }
+            // Of a channel.
+            Ok(Some(Event::Error(_))) => numbers_lost.store(true, Ordering::Relaxed),
             Ok(Some(_)) | Err(_) => {}
             Ok(None) => return,
         }

@@ -1,6 +1,6 @@
 //! Channels, and how they share connections.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use deadpool::managed::{Object, Pool, PoolError};
@@ -32,8 +32,8 @@ pub(super) struct Trunk {
     /// Channels on one connection.
     most: usize,
     opening: Semaphore,
-    /// The connection that new channels go to. It goes back to the pool with the last channel on it.
-    current: Mutex<Weak<Object<Connector>>>,
+    /// The connections that carry its channels. Each goes back to the pool with the last channel on it.
+    carrying: Mutex<Vec<Weak<Object<Connector>>>>,
 }
 
 /// A channel, and the connection that carries it.
@@ -91,18 +91,18 @@ impl Connections {
 impl Trunk {
     /// A role that puts at most `most` channels on one connection.
     pub(super) fn new(connections: Arc<Connections>, most: usize) -> Self {
-        Self { connections, most, opening: Semaphore::new(1), current: Mutex::default() }
+        Self { connections, most, opening: Semaphore::new(1), carrying: Mutex::default() }
     }
 
     /// Opens a channel, on a connection that has room for it.
     pub(super) async fn open(&self) -> Result<Line, BrokerError> {
         // One at a time, so that many who come at once share a connection.
         let _turn = self.opening.acquire().await.map_err(|_| BrokerError::Closed)?;
-        let connection = match self.current() {
+        let connection = match self.with_room() {
             Some(connection) => connection,
             None => {
                 let connection = Arc::new(self.connections.connection().await?);
-                *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&connection);
+                self.carrying().push(Arc::downgrade(&connection));
                 connection
             }
         };
@@ -110,12 +110,20 @@ impl Trunk {
         Ok(Line { channel, connection })
     }
 
-    fn current(&self) -> Option<Arc<Object<Connector>>> {
-        let connection = self.current.lock().unwrap_or_else(PoisonError::into_inner).upgrade()?;
-        let most = self.most.min(connection.channel_max().into());
-        // Each channel holds one reference, and this is another.
-        let channels = Arc::strong_count(&connection) - 1;
-        (connection.is_usable() && channels < most).then_some(connection)
+    /// The first connection that has room: channels gather on few, so that the others become free.
+    fn with_room(&self) -> Option<Arc<Object<Connector>>> {
+        let mut carrying = self.carrying();
+        carrying.retain(|connection| connection.strong_count() > 0);
+        carrying.iter().filter_map(Weak::upgrade).find(|connection| {
+            let most = self.most.min(connection.channel_max().into());
+            // Each channel holds one reference, and this is another.
+            let channels = Arc::strong_count(connection) - 1;
+            connection.is_usable() && channels < most
+        })
+    }
+
+    fn carrying(&self) -> MutexGuard<'_, Vec<Weak<Object<Connector>>>> {
+        self.carrying.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
