@@ -26,7 +26,7 @@ async fn targets_that_nobody_runs_fail_at_the_deadline(stack: Stack) {
     stack.note_service("nobody.serves-this");
 
     let payload = done.next_final().await;
-    assert_eq!(payload.get::<String>("test.echo").unwrap(), "here");
+    assert_eq!(payload.get::<String>("test.echo").expect("it answered"), "here");
     let failure = payload.failures().next().expect("one target has failed");
     assert_eq!(failure.key, "nobody.serves-this");
     assert!(failure.exception.contains("deadline"), "{}", failure.exception);
