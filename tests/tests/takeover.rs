@@ -54,8 +54,8 @@ struct Scene {
     both: Recorder,
     last: Recorder,
     parked: Recorder,
-    /// Runs whose manifest may be parked, once: the crash left it without its queue, and nobody can tell from that whether the
-    /// fan-out has completed. A broker may hand one out again as late as during the next fan-out.
+    /// Runs whose manifest may be parked, once: it was left without its queue, and nobody can tell from that whether the fan-out
+    /// has completed. A broker may hand one out again as late as during the next fan-out.
     without_queue: BTreeSet<RunId>,
 }
 
@@ -117,7 +117,7 @@ impl Scene {
     /// results arrive.
     async fn standby(&mut self, death: Death) -> bool {
         let accepted = self.invoke().await;
-        let manifest = self.take_manifest().await;
+        let manifest = self.take_manifest(&accepted).await;
         let fanin = self.stack.names().fanin().name;
         let aggregation = self.aggregation(&accepted);
 
@@ -140,8 +140,10 @@ impl Scene {
             first.stop().await;
         }
         self.finish(&accepted, second).await;
-        // The standby sees the queue go, and knows by that what became of the fan-out.
+        // The standby sees the queue go, and knows by that what became of the fan-out. A manifest that the broker hands out again
+        // only when the standby has stopped finds no queue.
         self.check(&accepted, died).await;
+        self.without_queue.insert(accepted.run);
         died
     }
 
@@ -160,10 +162,17 @@ impl Scene {
         }
     }
 
-    async fn take_manifest(&self) -> Manifest {
+    /// Takes the manifest of a fan-out out of its queue, past what came back late of the fan-out before.
+    async fn take_manifest(&self, accepted: &Accepted) -> Manifest {
         let names = self.stack.names();
-        let message = self.stack.record_queue(&names.fanin().name).await.next().await;
-        Manifest::decode(&message, names).expect("a manifest")
+        let mut manifests = self.stack.record_queue(&names.fanin().name).await;
+        loop {
+            let manifest = Manifest::decode(&manifests.next().await, names).expect("a manifest");
+            if manifest.run == accepted.run {
+                return manifest;
+            }
+            assert!(self.without_queue.contains(&manifest.run), "left: {manifest:?}");
+        }
     }
 
     /// A coordinator that writes a checkpoint for every on-target callback, so that there are steps between them.
