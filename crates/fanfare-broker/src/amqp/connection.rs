@@ -19,8 +19,6 @@ use crate::{BrokerError, Environment};
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the answer to opening or closing a channel or a connection may take.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often to try to open one channel: see [`is_mixed_up`].
-const OPENING_TRIES: u32 = 3;
 /// How long to rest after no address could be reached: at first, and at most. It doubles in between.
 const FIRST_REST: Duration = Duration::from_millis(100);
 const LONGEST_REST: Duration = Duration::from_secs(3);
@@ -230,22 +228,11 @@ impl Link {
     }
 
     pub(super) async fn open_channel(&self) -> Result<lapin::Channel, BrokerError> {
-        let mut tries_left = OPENING_TRIES;
-        loop {
-            self.channels_opened.fetch_add(1, Ordering::Relaxed);
-            tries_left -= 1;
-            let opening = tokio::time::timeout(ANSWER_TIMEOUT, self.connection.create_channel()).await;
-            match opening {
-                Ok(Ok(channel)) => return Ok(channel),
-                Ok(Err(error)) if tries_left > 0 && self.is_connected() && is_mixed_up(&error) => {}
-                Ok(Err(error)) => {
-                    return Err(BrokerError::Unreachable(format!("no channel could be opened: {error}")));
-                }
-                Err(_) => {
-                    return Err(BrokerError::Unreachable(format!("no channel within {ANSWER_TIMEOUT:?}")));
-                }
-            }
-        }
+        self.channels_opened.fetch_add(1, Ordering::Relaxed);
+        tokio::time::timeout(ANSWER_TIMEOUT, self.connection.create_channel())
+            .await
+            .map_err(|_| BrokerError::Unreachable(format!("no channel within {ANSWER_TIMEOUT:?}")))?
+            .map_err(|error| BrokerError::Unreachable(format!("no channel could be opened: {error}")))
     }
 
     /// Changes whenever something happened to the connection or to one of its channels.
@@ -270,12 +257,6 @@ impl fmt::Debug for Link {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Link").field("address", &self.address).finish_non_exhaustive()
     }
-}
-
-/// Whether lapin has taken a new channel for the one that had its number before and was just closed by an error of the
-/// broker's: their ends cross. The next channel is another.
-fn is_mixed_up(error: &lapin::Error) -> bool {
-    matches!(error.kind(), lapin::ErrorKind::InvalidChannelState(..))
 }
 
 /// Passes on what happens to a connection, and logs each event once.
