@@ -240,6 +240,19 @@ async fn queues_are_told_missing_however_often_one_looks() {
 }
 
 #[tokio::test]
+async fn look_at_a_missing_queue_that_is_given_up_leaves_the_connection_alone() {
+    let broker = broker(config(&url()));
+    let (there, missing) = (declared(&*broker, "classic").await, queue("classic").name);
+    for microseconds in (0..2_000).step_by(5) {
+        let given_up = Duration::from_micros(microseconds);
+        let _ = tokio::time::timeout(given_up, broker.inspect(&missing)).await;
+        assert!(broker.inspect(&there).await.unwrap().is_some());
+    }
+    broker.delete(&there).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
 async fn consumer_dropped_after_its_queue_was_deleted_leaves_the_connection_alone() {
     let broker = broker(config(&url()));
     let kept = declared(&*broker, "classic").await;

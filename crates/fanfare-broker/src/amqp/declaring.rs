@@ -24,6 +24,11 @@ pub(super) const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Works on queues through channels of its own. An error ends a channel, and these have no consumers to lose.
 #[derive(Debug)]
 pub(super) struct Declaring {
+    channels: Arc<Channels>,
+}
+
+#[derive(Debug)]
+struct Channels {
     connections: Arc<Connections>,
     trunk: Trunk,
     slots: Semaphore,
@@ -38,12 +43,13 @@ struct Used {
 
 impl Declaring {
     pub(super) fn new(connections: Arc<Connections>) -> Self {
-        Self {
+        let channels = Channels {
             trunk: Trunk::new(connections.clone(), CHANNELS),
             connections,
             slots: Semaphore::new(CHANNELS),
             idle: Mutex::default(),
-        }
+        };
+        Self { channels: Arc::new(channels) }
     }
 
     pub(super) async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
@@ -90,41 +96,57 @@ impl Declaring {
 
     /// Opens a channel, which connects where there is no connection, and tells where to.
     pub(super) async fn line(&self) -> Result<Line, BrokerError> {
-        let _slot = self.slots.acquire().await.map_err(|_| BrokerError::Closed)?;
-        let used = self.channel().await?;
+        let channels = &self.channels;
+        let _slot = channels.slots.acquire().await.map_err(|_| BrokerError::Closed)?;
+        let used = channels.take().await?;
         let line = used.line.clone();
-        self.keep(used);
+        channels.keep(used);
         Ok(line)
     }
 
     /// Drops the channels that wait for work.
     pub(super) fn close(&self) {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.channels.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
+    /// Runs an operation to its end, also where the caller goes before: to drop a channel while the broker closes it because
+    /// of an error ends its connection, since lapin then closes it twice.
     async fn run<T, F>(
         &self,
         queue: &str,
-        operation: impl FnOnce(Channel) -> F + Send,
+        operation: impl FnOnce(Channel) -> F + Send + 'static,
     ) -> Result<T, BrokerError>
     where
-        F: Future<Output = lapin::Result<T>> + Send,
+        T: Send + 'static,
+        F: Future<Output = lapin::Result<T>> + Send + 'static,
     {
-        let work = async {
-            let _slot = self.slots.acquire().await.map_err(|_| BrokerError::Closed)?;
-            let mut used = self.channel().await?;
-            used.operations += 1;
-            // On an error, the broker has closed the channel. It is dropped too where this future is.
-            let result = operation(used.line.channel.clone())
-                .await
-                .map_err(|error| self.connections.reason(failure::on_queue(&error, queue)))?;
-            self.keep(used);
-            Ok(result)
+        let (channels, name) = (self.channels.clone(), queue.to_owned());
+        let work = async move {
+            let work = channels.run(&name, operation);
+            tokio::time::timeout(OPERATION_TIMEOUT, work).await.unwrap_or_else(|_| Err(no_answer(&name)))
         };
-        tokio::time::timeout(OPERATION_TIMEOUT, work).await.unwrap_or_else(|_| Err(no_answer(queue)))
+        // An error means that the runtime ends.
+        tokio::spawn(work).await.unwrap_or(Err(BrokerError::Closed))
+    }
+}
+
+impl Channels {
+    async fn run<T, F>(&self, queue: &str, operation: impl FnOnce(Channel) -> F) -> Result<T, BrokerError>
+    where
+        F: Future<Output = lapin::Result<T>>,
+    {
+        let _slot = self.slots.acquire().await.map_err(|_| BrokerError::Closed)?;
+        let mut used = self.take().await?;
+        used.operations += 1;
+        // On an error, the broker has closed the channel.
+        let result = operation(used.line.channel.clone())
+            .await
+            .map_err(|error| self.connections.reason(failure::on_queue(&error, queue)))?;
+        self.keep(used);
+        Ok(result)
     }
 
-    async fn channel(&self) -> Result<Used, BrokerError> {
+    async fn take(&self) -> Result<Used, BrokerError> {
         loop {
             let used = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
             match used {
