@@ -115,7 +115,8 @@ impl Trunk {
         let mut carrying = self.carrying();
         carrying.retain(|connection| connection.strong_count() > 0);
         carrying.iter().filter_map(Weak::upgrade).find(|connection| {
-            let most = self.most.min(connection.channel_max().into());
+            // lapin frees a channel's number a moment after the channel is gone: half of them are left for that.
+            let most = self.most.min((connection.channel_max() / 2).max(1).into());
             // Each channel holds one reference, and this is another.
             let channels = Arc::strong_count(connection) - 1;
             connection.is_usable() && channels < most
