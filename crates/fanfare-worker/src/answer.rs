@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use fanfare_broker::{Backoff, Broker, Environment, PublishError, absence};
 use fanfare_protocol::{Message, QueueNames, ReplyAddress, TargetResult, WireTime};
+use serde_json::value::RawValue;
 
 /// Brings into queues what a worker has to say: results, and messages to park. It does not give up: the delivery that a
 /// message answers stays unacked meanwhile, and whoever stops the worker drops the attempt.
@@ -14,9 +15,9 @@ pub(crate) struct Answers {
 
 impl Answers {
     /// Publishes a result, and returns when it is confirmed or when nobody wants it any more: its queue is gone, because
-    /// the fan-out ended without it.
+    /// the fan-out ended without it. One that is larger than the broker takes becomes a failed result that says so.
     pub(crate) async fn publish_result(&self, result: &TargetResult, to: &ReplyAddress) {
-        let body = result.to_body();
+        let mut body = result.to_body();
         let mut backoff = Backoff::default();
         loop {
             let message = TargetResult::message(body.clone(), to, result.resp_ts_utc);
@@ -27,6 +28,9 @@ impl Answers {
             if matches!(error, PublishError::Unroutable(_)) && self.is_gone(&to.queue).await {
                 tracing::debug!(cid = %to.cid, run = %to.run, message_id = to.message_id, "the result is late: its fan-out has ended");
                 return;
+            }
+            if let PublishError::TooLarge { bytes, most } = error {
+                body = too_large(result, bytes, most).to_body();
             }
             tracing::warn!(cid = %to.cid, message_id = to.message_id, %error, "publishing a result again");
             backoff.wait(&*self.environment).await;
@@ -67,4 +71,14 @@ impl Answers {
     async fn is_gone(&self, queue: &str) -> bool {
         matches!(absence::is_gone(&*self.broker, queue, absence::PAUSE).await, Ok(true))
     }
+}
+
+/// What takes the place of a result that an operator's own limit keeps out of the broker.
+fn too_large(result: &TargetResult, bytes: usize, most: usize) -> TargetResult {
+    let exception = format!(
+        "the result has {bytes} bytes, and {most} is the most that this broker takes; store the data elsewhere and return \
+         a reference to it"
+    );
+    let response = RawValue::NULL.to_owned();
+    TargetResult { response, ok: false, exception: Some(exception), ..result.clone() }
 }

@@ -39,6 +39,20 @@ async fn a_result_is_published_again_until_it_is_confirmed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_result_that_is_larger_than_the_broker_takes_fails_its_target() {
+    let bench = Bench::new();
+    let queue = bench.aggregation_queue().name;
+    bench.worker.fail(&queue, [PublishError::TooLarge { bytes: 2_000, most: 1_000 }]);
+    bench.call("increment", ["1"]).await;
+    let worker = bench.start([increment()]).await;
+    let result = bench.result().await;
+    assert!(!result.ok);
+    assert!(result.exception.unwrap().contains("2000 bytes, and 1000 is the most"));
+    worker.stop().await;
+    assert_eq!(bench.waiting(&bench.service_queue("increment")).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_is_not_acked_before_its_result_is_confirmed() {
     let bench = Bench::new();
     let queue = bench.aggregation_queue().name;
