@@ -162,8 +162,8 @@ impl Coordinator {
         let mut conclusion = match conclusion {
             Ok(conclusion) => conclusion,
             Err(error) => {
-                // A defect: what its channel held goes back when the channel drops, and so does its manifest.
-                tracing::error!(%error, "a fan-out's task panicked; another coordinator takes the fan-out up");
+                // A defect: what its channel held goes back as the channel drops, and its manifest some seconds later.
+                tracing::error!(%error, "a fan-out's task panicked; some coordinator takes the fan-out up again");
                 self.open.retain(|_, inbox| !inbox.is_closed());
                 return;
             }
