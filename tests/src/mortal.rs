@@ -12,6 +12,7 @@ use fanfare_broker::{
 };
 use fanfare_protocol::{Message, QueueSpec};
 use futures_util::{StreamExt, stream};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// A step that its user takes on the broker, and that a crash can come before or after.
@@ -145,8 +146,13 @@ impl Life {
 
 #[async_trait]
 impl Broker for Mortal {
-    async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError> {
-        self.life.take(Step::Publish, self.inner.publish(queue, message)).await
+    async fn publish_by(
+        &self,
+        queue: &str,
+        message: Message,
+        latest: Option<Instant>,
+    ) -> Result<(), PublishError> {
+        self.life.take(Step::Publish, self.inner.publish_by(queue, message, latest)).await
     }
 
     async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {

@@ -5,6 +5,7 @@ use async_trait::async_trait;
 use fanfare_protocol::{Message, QueueSpec};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
+use tokio::time::Instant;
 
 use crate::{BrokerError, PublishError};
 
@@ -16,12 +17,28 @@ use crate::{BrokerError, PublishError};
 pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// Publishes one message to a queue, persistent and mandatory, and waits until the broker confirms it.
     ///
-    /// Any number may be under way at once. When this returns `Ok`, the message is safe in that queue. A future that is
-    /// dropped before leaves it open whether the message is sent.
+    /// Any number may be under way at once. When this returns `Ok`, the message is safe in that queue. A message that cannot
+    /// be sent for long is [`NotSent`](PublishError::NotSent). One that was sent is waited for as long as its connection
+    /// lives: a confirm that is late is no reason to send anything twice. Whoever has less time drops the future, which
+    /// leaves it open whether the message is sent.
     ///
     /// # Errors
     /// [`PublishError`] tells where the message is.
-    async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError>;
+    async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError> {
+        self.publish_by(queue, message, None).await
+    }
+
+    /// As [`publish`](Broker::publish), for a message that must not be sent any more after `latest`: it is
+    /// [`NotSent`](PublishError::NotSent) then.
+    ///
+    /// # Errors
+    /// [`PublishError`] tells where the message is.
+    async fn publish_by(
+        &self,
+        queue: &str,
+        message: Message,
+        latest: Option<Instant>,
+    ) -> Result<(), PublishError>;
 
     /// Declares a queue; one that exists with the same arguments is left as it is.
     ///

@@ -17,6 +17,8 @@ use crate::{Failure, InvokeError, Target};
 
 /// Requests of one fan-out that are under way to the broker at the same time.
 const REQUESTS_IN_FLIGHT: usize = 256;
+/// How long a manifest may wait to be sent at each try, within what is left of the time limit.
+const MANIFEST_SEND_LIMIT: Duration = Duration::from_secs(30);
 /// How long the broker may take to confirm a manifest before its fate counts as unknown.
 const MANIFEST_CONFIRM_LIMIT: Duration = Duration::from_secs(30);
 /// How long deleting the queue of a given-up fan-out may take. It expires by itself otherwise.
@@ -174,15 +176,17 @@ impl Commitment {
         }
     }
 
-    /// Writes the manifest, once. Only where it never left is there another try.
+    /// Writes the manifest, once, and not later than the time limit allows. Only where it never left is there another try.
     async fn publish_manifest(&self, until: Instant) -> Result<Accepted, InvokeError> {
         let shared = &self.shared;
         let queue = shared.config.names.fanin().name;
         let requests_sent = !self.plan.bodies.is_empty();
         let mut backoff = Backoff::default();
         loop {
-            let publishing = shared.broker.publish(&queue, self.plan.manifest_message.clone());
-            let error = match tokio::time::timeout(MANIFEST_CONFIRM_LIMIT, publishing).await {
+            let latest = until.min(Instant::now() + MANIFEST_SEND_LIMIT);
+            let manifest = self.plan.manifest_message.clone();
+            let publishing = shared.broker.publish_by(&queue, manifest, Some(latest));
+            let error = match tokio::time::timeout_at(latest + MANIFEST_CONFIRM_LIMIT, publishing).await {
                 Ok(Ok(())) => return Ok(self.accepted.clone()),
                 Ok(Err(error)) => error,
                 Err(_) => return Err(self.accepted.unknown(unconfirmed(&queue, MANIFEST_CONFIRM_LIMIT))),

@@ -269,6 +269,16 @@ async fn a_manifest_that_never_left_is_sent_again_within_the_time_limit() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_manifest_does_not_wait_to_be_sent_past_the_time_limit() {
+    let broker = served().await;
+    broker.fail(FANIN, 0, usize::MAX, Fault::Blocks);
+    let started = tokio::time::Instant::now();
+    assert!(matches!(not_accepted(&broker).await, Failure::Manifest(PublishError::NotSent(_))));
+    assert!(started.elapsed() <= Duration::from_secs(60), "{:?}", started.elapsed());
+    assert_eq!(broker.messages(FANIN).await, []);
+}
+
+#[tokio::test(start_paused = true)]
 async fn without_a_broker_nothing_is_sent_and_the_error_says_so() {
     let broker = served().await;
     broker.memory.isolate();

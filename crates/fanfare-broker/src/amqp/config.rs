@@ -21,8 +21,9 @@ pub struct Config {
     pub tls: Tls,
     /// What the broker's management page calls the connections.
     pub connection_name: String,
-    /// How long a message may take from [`publish`](crate::Broker::publish) to its confirm. 30 s by default.
-    pub publish_timeout: Duration,
+    /// How long a message may wait to be sent, while there is no connection, the broker takes no messages or too many are
+    /// unconfirmed. 30 s by default.
+    pub send_timeout: Duration,
     /// How many messages may be unconfirmed at a time; what is above waits. 1,000 by default.
     pub in_flight: usize,
 }
@@ -55,7 +56,7 @@ impl Config {
             urls: Address::list(urls)?,
             tls: Tls::default(),
             connection_name: "fanfare".to_owned(),
-            publish_timeout: Duration::from_secs(30),
+            send_timeout: Duration::from_secs(30),
             in_flight: 1_000,
         })
     }

@@ -39,6 +39,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fanfare_protocol::{Message, QueueSpec};
+use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 pub use self::address::{Address, InvalidAddress, redacted};
@@ -85,17 +86,22 @@ impl AmqpBroker {
     }
 
     fn publishing(&self) -> &Publishing {
-        let Config { publish_timeout, in_flight, .. } = self.config;
+        let Config { send_timeout, in_flight, .. } = self.config;
         self.publishing.get_or_init(|| {
-            Publishing::start(self.connections.clone(), publish_timeout, in_flight, &self.tasks)
+            Publishing::start(self.connections.clone(), send_timeout, in_flight, &self.tasks)
         })
     }
 }
 
 #[async_trait]
 impl Broker for AmqpBroker {
-    async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError> {
-        self.publishing().publish(queue, message).await
+    async fn publish_by(
+        &self,
+        queue: &str,
+        message: Message,
+        latest: Option<Instant>,
+    ) -> Result<(), PublishError> {
+        self.publishing().publish(queue, message, latest).await
     }
 
     async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {

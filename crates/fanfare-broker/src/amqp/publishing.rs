@@ -29,7 +29,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(super) struct Publishing {
     jobs: mpsc::Sender<Job>,
-    timeout: Duration,
+    send_timeout: Duration,
 }
 
 /// A message to publish, and whom to tell.
@@ -39,7 +39,8 @@ pub(super) struct Job {
     pub(super) properties: BasicProperties,
     pub(super) body: Bytes,
     pub(super) look: Look,
-    pub(super) deadline: Instant,
+    /// After which it must not be sent any more.
+    pub(super) latest: Instant,
     pub(super) caller: oneshot::Sender<Result<(), PublishError>>,
 }
 
@@ -61,6 +62,7 @@ struct Publisher {
     trunk: Trunk,
     jobs: mpsc::Receiver<Job>,
     in_flight: usize,
+    overdue_after: Duration,
     /// Bytes of the largest body to send. A broker may be configured to take less.
     most: usize,
 }
@@ -77,7 +79,7 @@ impl Publishing {
     /// Starts the task. It ends when the connections are closed or the last handle is dropped.
     pub(super) fn start(
         connections: Arc<Connections>,
-        timeout: Duration,
+        send_timeout: Duration,
         in_flight: usize,
         tasks: &TaskTracker,
     ) -> Self {
@@ -87,28 +89,35 @@ impl Publishing {
             connections,
             jobs: inbox,
             in_flight: in_flight.max(1),
+            overdue_after: send_timeout,
             most: limits::MESSAGE_BYTES,
         };
         tasks.spawn(publisher.run());
-        Self { jobs, timeout }
+        Self { jobs, send_timeout }
     }
 
-    pub(super) async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError> {
+    pub(super) async fn publish(
+        &self,
+        queue: &str,
+        message: Message,
+        latest: Option<Instant>,
+    ) -> Result<(), PublishError> {
         let bytes = message.body.len();
         if bytes > limits::MESSAGE_BYTES {
             return Err(PublishError::TooLarge { bytes, most: limits::MESSAGE_BYTES });
         }
-        let deadline = Instant::now() + self.timeout;
+        let patience = Instant::now() + self.send_timeout;
+        let latest = latest.map_or(patience, |latest| latest.min(patience));
         let (caller, outcome) = oneshot::channel();
         let job = Job {
             queue: wire::short("queue", queue).map_err(PublishError::NotSent)?,
             properties: wire::properties(&message).map_err(PublishError::NotSent)?,
             look: Look::of(queue, &message),
             body: message.body,
-            deadline,
+            latest,
             caller,
         };
-        match tokio::time::timeout_at(deadline, self.jobs.send(job)).await {
+        match tokio::time::timeout_at(latest, self.jobs.send(job)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(PublishError::NotSent(BrokerError::Closed)),
             Err(_) => return Err(PublishError::NotSent(no_room(queue))),
@@ -157,7 +166,7 @@ impl Publisher {
                     continue;
                 }
             };
-            let mut window = Window::new(line, self.in_flight, self.most);
+            let mut window = Window::new(line, self.in_flight, self.overdue_after, self.most);
             match self.serve(&mut window, &mut waiting).await {
                 Left::Lost(reason) => {
                     self.most = window.end(self.connections.reason(reason)).await;
@@ -218,11 +227,9 @@ impl Publisher {
                 // Whatever it is, the next round sees it.
                 _ = events.changed() => {}
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                    while waiting.front().is_some_and(|job| job.deadline <= Instant::now()) {
-                        waiting.pop_front().into_iter().for_each(|job| {
-                            let error = no_room(job.queue.as_str());
-                            job.refuse(PublishError::NotSent(error));
-                        });
+                    while let Some(job) = waiting.pop_front_if(|job| job.latest <= Instant::now()) {
+                        let error = no_room(job.queue.as_str());
+                        job.refuse(PublishError::NotSent(error));
                     }
                     if let Err(reason) = window.expire() {
                         return Left::Lost(reason);

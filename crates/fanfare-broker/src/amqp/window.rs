@@ -23,6 +23,9 @@ use crate::{BrokerError, PublishError};
 const IN_FLIGHT_BYTES: usize = 64 * 1024 * 1024;
 /// How long lapin may take to tell, after a channel is lost, which of its messages were not written.
 const LOSS_GRACE: Duration = Duration::from_secs(1);
+/// How long the confirm of a message may take before its channel is given up. A queue that lost the majority of its nodes
+/// confirms when they are back; this bounds a message that the broker has forgotten.
+const LONGEST_CONFIRM: Duration = Duration::from_secs(10 * 60);
 
 /// The messages under way on one channel.
 ///
@@ -31,6 +34,8 @@ const LOSS_GRACE: Duration = Duration::from_secs(1);
 pub(super) struct Window {
     line: Line,
     in_flight: usize,
+    /// After which a message that was sent is overdue.
+    overdue_after: Duration,
     /// Bytes of the largest body that the broker takes.
     most: usize,
     next: u64,
@@ -43,7 +48,8 @@ pub(super) struct Window {
     unsent: BTreeSet<u64>,
     /// What is under way, as long as it is not decided.
     pending: BTreeMap<u64, Pending>,
-    deadlines: BTreeSet<(Instant, u64)>,
+    /// Those of them that are not overdue, by when they will be.
+    prompt: BTreeSet<(Instant, u64)>,
     /// Messages that look like one under way: each waits until that is decided, so that a return tells which it is.
     twins: HashMap<Look, VecDeque<Job>>,
     bytes: usize,
@@ -54,19 +60,19 @@ struct Pending {
     look: Look,
     queue: String,
     bytes: usize,
-    deadline: Instant,
-    /// Gone when the time for an answer is over.
-    caller: Option<oneshot::Sender<Result<(), PublishError>>>,
+    sent: Instant,
+    caller: oneshot::Sender<Result<(), PublishError>>,
 }
 
 /// What lapin told about some messages: all that it has told so far.
 pub(super) type Answers = Vec<(u64, lapin::Result<Confirmation>)>;
 
 impl Window {
-    pub(super) fn new(line: Line, in_flight: usize, most: usize) -> Self {
+    pub(super) fn new(line: Line, in_flight: usize, overdue_after: Duration, most: usize) -> Self {
         Self {
             line,
             in_flight,
+            overdue_after,
             most,
             next: 0,
             ledger: Ledger::new(),
@@ -74,7 +80,7 @@ impl Window {
             confirming: FuturesUnordered::new(),
             unsent: BTreeSet::new(),
             pending: BTreeMap::new(),
-            deadlines: BTreeSet::new(),
+            prompt: BTreeSet::new(),
             twins: HashMap::new(),
             bytes: 0,
             confirmed: false,
@@ -108,7 +114,8 @@ impl Window {
         if job.caller.is_closed() {
             return;
         }
-        if job.deadline <= Instant::now() {
+        let now = Instant::now();
+        if job.latest <= now {
             let error = no_room(job.queue.as_str());
             return job.refuse(PublishError::NotSent(error));
         }
@@ -120,14 +127,14 @@ impl Window {
             self.twins.entry(job.look.clone()).or_default().push_back(job);
             return;
         }
-        let Job { queue, properties, body, look, deadline, caller } = job;
+        let Job { queue, properties, body, look, caller, .. } = job;
         let message = self.next;
         self.next += 1;
         self.bytes += bytes;
         self.ledger.send(message, look.clone());
-        self.deadlines.insert((deadline, message));
+        self.prompt.insert((now + self.overdue_after, message));
         let name = queue.to_string();
-        self.pending.insert(message, Pending { look, queue: name, bytes, deadline, caller: Some(caller) });
+        self.pending.insert(message, Pending { look, queue: name, bytes, sent: now, caller });
         let channel = self.line.channel.clone();
         let mut written = async move {
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
@@ -199,49 +206,48 @@ impl Window {
         lost.map_or(Ok(()), Err)
     }
 
-    /// When the next message, or the first of those that wait, is out of time.
+    /// When [`expire`](Self::expire) has something to do: a message that was sent is overdue, or one that waits is too late.
     pub(super) fn deadline(&self, waiting: Option<&Job>) -> Option<Instant> {
-        let twins = self.twins.values().flatten().map(|job| job.deadline);
-        let pending = self.deadlines.first().map(|(deadline, _)| *deadline);
-        pending.into_iter().chain(twins).chain(waiting.map(|job| job.deadline)).min()
+        let twins = self.twins.values().flatten().map(|job| job.latest);
+        let overdue = self.prompt.first().map(|(at, _)| *at);
+        let oldest = self.pending.first_key_value().map(|(_, pending)| pending.sent + LONGEST_CONFIRM);
+        let sent = overdue.into_iter().chain(oldest);
+        sent.chain(twins).chain(waiting.map(|job| job.latest)).min()
     }
 
-    /// Tells the callers whose time is over.
+    /// Tells the callers of messages that were not sent in time. Those of messages that were sent wait on: only the end of the
+    /// channel can leave it open what became of them.
     ///
     /// # Errors
-    /// Where so much was never answered that there is hardly room for more: another channel is needed.
+    /// Where so much is overdue that there is hardly room for more, or something for so long that no confirm will come:
+    /// another channel is needed.
     pub(super) fn expire(&mut self) -> Result<(), BrokerError> {
         let now = Instant::now();
-        while let Some((deadline, message)) = self.deadlines.first().copied()
-            && deadline <= now
-        {
-            self.deadlines.pop_first();
-            if let Some(pending) = self.pending.get_mut(&message) {
-                let error = no_confirm(&pending.queue);
-                pending.tell(Err(PublishError::Unknown(error)));
-            }
+        while self.prompt.first().is_some_and(|(at, _)| *at <= now) {
+            self.prompt.pop_first();
         }
         for twins in self.twins.values_mut() {
-            while twins.front().is_some_and(|job| job.deadline <= now) {
-                twins.pop_front().into_iter().for_each(|job| {
-                    let error = no_confirm(job.queue.as_str());
-                    job.refuse(PublishError::NotSent(error));
-                });
+            while let Some(job) = twins.pop_front_if(|job| job.latest <= now) {
+                let error = no_confirm(job.queue.as_str());
+                job.refuse(PublishError::NotSent(error));
             }
         }
         self.twins.retain(|_, twins| !twins.is_empty());
-        let unanswered = self.pending.len() - self.deadlines.len();
-        if unanswered > self.in_flight / 2 {
-            return Err(BrokerError::Unreachable(format!("{unanswered} messages were never confirmed")));
+        let overdue = self.pending.len() - self.prompt.len();
+        if overdue > self.in_flight / 2 {
+            return Err(BrokerError::Unreachable(format!("{overdue} messages were not confirmed in time")));
         }
-        Ok(())
+        match self.pending.values().next() {
+            Some(oldest) if oldest.sent + LONGEST_CONFIRM <= now => Err(no_confirm(&oldest.queue)),
+            _ => Ok(()),
+        }
     }
 
     /// Waits for the confirms of what is under way, and closes the connection.
     pub(super) async fn finish(mut self, grace: Duration) {
         let deadline = Instant::now() + grace;
         let mut released = VecDeque::new();
-        while !self.deadlines.is_empty()
+        while !self.prompt.is_empty()
             && let Ok(answers) = tokio::time::timeout_at(deadline, self.answers()).await
             && self.settle(answers, &mut released).is_ok()
         {}
@@ -266,7 +272,7 @@ impl Window {
         self.most = self.most.min(limit.unwrap_or(usize::MAX));
         // Permission is asked before anything else, and for each message alike.
         let denied = matches!(reason, BrokerError::Denied(_)) && !self.confirmed;
-        for (message, mut pending) in std::mem::take(&mut self.pending) {
+        for (message, pending) in std::mem::take(&mut self.pending) {
             let error = if limit.is_some() && pending.bytes > self.most {
                 PublishError::TooLarge { bytes: pending.bytes, most: self.most }
             } else if denied || self.unsent.contains(&message) {
@@ -274,7 +280,7 @@ impl Window {
             } else {
                 PublishError::Unknown(reason.clone())
             };
-            pending.tell(Err(error));
+            tell(pending.caller, Err(error));
         }
         self.line.link().close().await;
         self.most
@@ -305,31 +311,30 @@ impl Window {
     }
 
     fn decide(&mut self, message: u64, outcome: Outcome) -> Option<Job> {
-        let mut pending = self.pending.remove(&message)?;
-        self.deadlines.remove(&(pending.deadline, message));
+        let pending = self.pending.remove(&message)?;
+        self.prompt.remove(&(pending.sent + self.overdue_after, message));
         self.bytes -= pending.bytes;
-        let queue = pending.queue.clone();
-        pending.tell(match outcome {
-            Outcome::Taken => Ok(()),
-            Outcome::Returned => Err(PublishError::Unroutable(queue)),
-            Outcome::Refused => Err(PublishError::Refused(queue)),
-        });
-        let twins = self.twins.get_mut(&pending.look)?;
+        let Pending { look, queue, caller, .. } = pending;
+        tell(
+            caller,
+            match outcome {
+                Outcome::Taken => Ok(()),
+                Outcome::Returned => Err(PublishError::Unroutable(queue)),
+                Outcome::Refused => Err(PublishError::Refused(queue)),
+            },
+        );
+        let twins = self.twins.get_mut(&look)?;
         let next = twins.pop_front();
         if twins.is_empty() {
-            self.twins.remove(&pending.look);
+            self.twins.remove(&look);
         }
         next
     }
 }
 
-impl Pending {
-    fn tell(&mut self, result: Result<(), PublishError>) {
-        if let Some(caller) = self.caller.take() {
-            // The caller may have gone away, which is its right.
-            let _ = caller.send(result);
-        }
-    }
+fn tell(caller: oneshot::Sender<Result<(), PublishError>>, result: Result<(), PublishError>) {
+    // The caller may have gone away, which is its right.
+    let _ = caller.send(result);
 }
 
 fn refuse(jobs: VecDeque<Job>, error: &BrokerError) {

@@ -12,7 +12,7 @@ use super::{Harness, Kill};
 use crate::{Broker, Consumer, ConsumerChannel, Delivery, PublishError, QueueState};
 
 /// Longer than anything takes that works, on a busy machine too.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 /// How long between two looks at a condition that only the broker knows of.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// After which queues go that a failed case left behind.

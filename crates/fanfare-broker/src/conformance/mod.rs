@@ -93,6 +93,7 @@ suite! { $
         a_message_to_a_missing_queue_comes_back
         each_of_many_publishes_gets_its_own_outcome
         any_number_of_publishes_may_be_under_way
+        a_message_that_comes_too_late_is_not_sent
         a_message_that_is_too_large_is_not_sent
         a_full_queue_refuses_messages;
     queues:

@@ -3,8 +3,9 @@ use std::collections::BTreeSet;
 use fanfare_protocol::queue::Argument;
 use fanfare_protocol::{HeaderValue, Headers, Message, Properties, limits};
 use futures_util::future::join_all;
+use tokio::time::Instant;
 
-use super::bench::{Bench, consume, message, next, number, numbers, take, within};
+use super::bench::{Bench, PATIENCE, consume, message, next, number, numbers, take, within};
 use crate::PublishError;
 
 pub(super) async fn a_message_arrives_as_it_was_published(bench: &Bench<'_>) {
@@ -89,6 +90,17 @@ pub(super) async fn any_number_of_publishes_may_be_under_way(bench: &Bench<'_>) 
     within("all confirms", bench.fill_at_once(&queue, MESSAGES)).await;
     let state = bench.broker.inspect(&queue).await.unwrap().unwrap();
     assert_eq!(state.messages, MESSAGES as u64);
+}
+
+pub(super) async fn a_message_that_comes_too_late_is_not_sent(bench: &Bench<'_>) {
+    let queue = bench.declare("q", "classic", &[]).await;
+    let now = Instant::now();
+    let outcome = bench.broker.publish_by(&queue, message(1), Some(now)).await;
+    assert!(matches!(outcome, Err(PublishError::NotSent(ref cause)) if cause.is_outage()), "{outcome:?}");
+    bench.broker.publish_by(&queue, message(2), Some(now + PATIENCE)).await.unwrap();
+    let (_channel, mut consumer) = consume(&bench.broker, &queue, 10).await;
+    assert_eq!(number(&next(&mut consumer).await), 2);
+    assert_eq!(bench.broker.inspect(&queue).await.unwrap().unwrap().messages, 0);
 }
 
 pub(super) async fn a_message_that_is_too_large_is_not_sent(bench: &Bench<'_>) {

@@ -86,6 +86,11 @@ impl MemoryBroker {
         self.server.with(|state, _| state.isolate(self.client, false));
     }
 
+    /// Takes no bodies of more than so many bytes from now on, as a broker whose operator has lowered the limit.
+    pub fn limit_messages(&self, most_bytes: usize) {
+        self.server.with(|state, _| state.most_bytes = most_bytes);
+    }
+
     fn client_of(server: Arc<Server>) -> Self {
         let client = server.with(|state, _| state.connect());
         Self { server, client }
@@ -100,8 +105,13 @@ impl MemoryBroker {
 
 #[async_trait]
 impl Broker for MemoryBroker {
-    async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError> {
-        self.step(|state, client, now| state.publish(client, queue, message, now)).await
+    async fn publish_by(
+        &self,
+        queue: &str,
+        message: Message,
+        latest: Option<Instant>,
+    ) -> Result<(), PublishError> {
+        self.step(|state, client, now| state.publish(client, queue, message, latest, now)).await
     }
 
     async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {

@@ -20,8 +20,10 @@ macro_rules! id {
 id!(ClientId, ChannelId, QueueId, ConsumerId);
 
 /// Everything that the server knows. Each method is one step, taken under the server's lock; none waits.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct State {
+    /// Bytes of the largest body that it takes.
+    pub(super) most_bytes: usize,
     clients: BTreeMap<ClientId, Client>,
     channels: BTreeMap<ChannelId, Channel>,
     queues: BTreeMap<QueueId, Queue>,
@@ -31,6 +33,21 @@ pub(super) struct State {
     /// When which queue has to be looked at.
     alarms: BTreeSet<(Instant, QueueId)>,
     last_id: u64,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            most_bytes: limits::MESSAGE_BYTES,
+            clients: BTreeMap::new(),
+            channels: BTreeMap::new(),
+            queues: BTreeMap::new(),
+            names: BTreeMap::new(),
+            stranded: BTreeMap::new(),
+            alarms: BTreeSet::new(),
+            last_id: 0,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -114,13 +131,18 @@ impl State {
         client: ClientId,
         name: &str,
         message: Message,
+        latest: Option<Instant>,
         now: Instant,
     ) -> Result<(), PublishError> {
-        let (bytes, most) = (message.body.len(), limits::MESSAGE_BYTES);
+        let (bytes, most) = (message.body.len(), self.most_bytes);
         if bytes > most {
             return Err(PublishError::TooLarge { bytes, most });
         }
         self.check(client).map_err(PublishError::NotSent)?;
+        if latest.is_some_and(|latest| latest <= now) {
+            let (queue, reason) = (name.to_owned(), "it is too late to send the message".to_owned());
+            return Err(PublishError::NotSent(BrokerError::Unavailable { queue, reason }));
+        }
         let Some((id, queue)) = self.named(name) else {
             return Err(PublishError::Unroutable(name.to_owned()));
         };

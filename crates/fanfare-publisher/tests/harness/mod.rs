@@ -11,6 +11,7 @@ use fanfare_broker::{
 };
 use fanfare_protocol::{Message, QueueNames, QueueSpec, ServiceName, WireTime};
 use fanfare_publisher::{Config, Publisher};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 /// The time never passes, and ids count up.
@@ -45,6 +46,8 @@ pub(crate) enum Fault {
     Fails(PublishError),
     /// It fails, and the message is in its queue nevertheless.
     TakenBut(PublishError),
+    /// The broker takes no messages: it fails when it is too late to send the message.
+    Blocks,
     /// It never ends.
     Hangs,
 }
@@ -137,14 +140,23 @@ impl Faulty {
 
 #[async_trait]
 impl Broker for Faulty {
-    async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError> {
+    async fn publish_by(
+        &self,
+        queue: &str,
+        message: Message,
+        latest: Option<Instant>,
+    ) -> Result<(), PublishError> {
         self.note("publish", queue);
         match self.fault(queue) {
-            None => self.memory.publish(queue, message).await,
+            None => self.memory.publish_by(queue, message, latest).await,
             Some(Fault::Fails(error)) => Err(error),
             Some(Fault::TakenBut(error)) => {
-                self.memory.publish(queue, message).await?;
+                self.memory.publish_by(queue, message, latest).await?;
                 Err(error)
+            }
+            Some(Fault::Blocks) => {
+                tokio::time::sleep_until(latest.expect("it may wait for some time only")).await;
+                Err(PublishError::NotSent(BrokerError::Unreachable("blocked".to_owned())))
             }
             Some(Fault::Hangs) => std::future::pending().await,
         }

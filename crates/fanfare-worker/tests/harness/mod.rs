@@ -18,6 +18,7 @@ use fanfare_publisher::Publisher;
 use fanfare_worker::{Config, Registration, Worker, WorkerError};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 /// Longer than anything here takes; the tests' time is paused.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -177,7 +178,12 @@ impl Flaky {
 
 #[async_trait]
 impl Broker for Flaky {
-    async fn publish(&self, queue: &str, message: Message) -> Result<(), PublishError> {
+    async fn publish_by(
+        &self,
+        queue: &str,
+        message: Message,
+        latest: Option<Instant>,
+    ) -> Result<(), PublishError> {
         let failure = {
             let mut failures = self.failures.lock().unwrap();
             let next = failures.iter().position(|(of, _)| of == queue);
@@ -185,7 +191,7 @@ impl Broker for Flaky {
         };
         match failure {
             Some(error) => Err(error),
-            None => self.memory.publish(queue, message).await,
+            None => self.memory.publish_by(queue, message, latest).await,
         }
     }
 
