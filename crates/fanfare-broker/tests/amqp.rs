@@ -145,7 +145,10 @@ async fn message_whose_confirm_is_late_is_waited_for_and_not_sent_twice() {
     // It looks like the one before, waits for that, and is not sent in time.
     let twin = broker.publish(&queue, message(2)).await;
     assert!(matches!(&twin, Err(PublishError::NotSent(BrokerError::Unavailable { .. }))), "{twin:?}");
-    assert!(poll!(&mut sent).is_pending(), "only the end of its channel leaves open what became of a message");
+    assert!(
+        poll!(&mut sent).is_pending(),
+        "only the end of its channel leaves open what became of a message"
+    );
     proxy.restore();
     within("the late confirm", sent).await.unwrap();
     assert_eq!(broker.inspect(&queue).await.unwrap().unwrap().messages, 2);

@@ -158,12 +158,20 @@ fn heard_while_deleting(
 /// Opens a channel and consumes the queue on it. `None` where the queue is proven not to exist; an outage is waited for.
 async fn consume(outbox: Outbox, queue: String, window: u16) -> Option<(Arc<dyn ConsumerChannel>, Consumer)> {
     let mut backoff = Backoff::default();
+    let mut refused = false;
     loop {
         match try_to_consume(&*outbox.broker, &queue, window).await {
             Ok(consuming) => return Some(consuming),
             Err(BrokerError::NoQueue(_)) if outbox.is_gone(&queue).await => return None,
             Err(BrokerError::Closed) => pending().await,
-            Err(error) => tracing::debug!(queue, %error, "cannot consume; trying again"),
+            Err(error) if error.is_outage() || matches!(error, BrokerError::NoQueue(_)) => {
+                tracing::debug!(queue, %error, "cannot consume; trying again");
+            }
+            // Only an operator can heal this, and should hear of it, once.
+            Err(error) if !std::mem::replace(&mut refused, true) => {
+                tracing::error!(queue, %error, "consuming is refused, and this fan-out waits for it; trying on");
+            }
+            Err(error) => tracing::debug!(queue, %error, "consuming is still refused"),
         }
         backoff.wait(&*outbox.environment).await;
     }

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::aggregation_queue::{AggregationQueue, Heard};
 use crate::delivery::Tag;
-use crate::outbox::{Absence, Outbox};
+use crate::outbox::{Absence, Outbox, Outcome};
 
 /// The task of one fan-out, from the manifest's arrival to its last ack.
 pub(crate) struct FanOut {
@@ -24,7 +24,7 @@ pub(crate) struct FanOut {
     started: Instant,
     stop: CancellationToken,
     queue: AggregationQueue,
-    publishing: FuturesUnordered<BoxFuture<'static, PublicationId>>,
+    publishing: FuturesUnordered<BoxFuture<'static, (PublicationId, Outcome)>>,
     parking: FuturesUnordered<BoxFuture<'static, ()>>,
 }
 
@@ -64,7 +64,10 @@ impl FanOut {
         loop {
             let timeout = self.machine.next_timeout().map(|at| self.started + at);
             let event = tokio::select! {
-                Some(id) = self.publishing.next() => Event::Confirmed(id),
+                Some((id, outcome)) = self.publishing.next() => match outcome {
+                    Outcome::Safe => Event::Confirmed(id),
+                    Outcome::TooLarge(most) => Event::TooLarge { id, most },
+                },
                 heard = self.queue.next() => event_of(heard, &self.machine),
                 Some(()) = self.parking.next() => continue,
                 Some(tag) = self.inbox.recv() => Event::ManifestArrived { tag },
@@ -114,10 +117,7 @@ impl FanOut {
     fn publish(&mut self, id: PublicationId, publication: Publication) {
         let (queue, message, absence) = self.address(publication);
         let outbox = self.outbox.clone();
-        self.publishing.push(Box::pin(async move {
-            outbox.publish(&queue, message, absence).await;
-            id
-        }));
+        self.publishing.push(Box::pin(async move { (id, outbox.publish(&queue, message, absence).await) }));
     }
 
     /// Turns a publication into a message and the queue that it goes to.

@@ -19,6 +19,16 @@ pub(crate) enum Absence {
     Declares,
 }
 
+/// What became of a message, at last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// It is safe, or as good as: nobody is there any more whom it could reach.
+    Safe,
+    /// It is in no queue, and never will be: the broker takes bodies of so many bytes. The protocol's own limit is kept to by
+    /// all that a coordinator publishes; this is an operator's, which is lower.
+    TooLarge(usize),
+}
+
 /// A cheap handle on the way out.
 #[derive(Debug, Clone)]
 pub(crate) struct Outbox {
@@ -29,17 +39,17 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
-    /// Returns when the message is safe, however long that takes.
-    pub(crate) async fn publish(&self, queue: &str, message: Message, absence: Absence) {
+    /// Returns when the message is safe, however long that takes, or cannot be.
+    pub(crate) async fn publish(&self, queue: &str, message: Message, absence: Absence) -> Outcome {
         let mut backoff = Backoff::default();
         let mut told = false;
         loop {
             let error = match self.broker.publish(queue, message.clone()).await {
-                Ok(()) => return,
+                Ok(()) => return Outcome::Safe,
                 Err(error) => error,
             };
             match (&error, absence) {
-                (PublishError::Unroutable(_), Absence::Drops) => return,
+                (PublishError::Unroutable(_), Absence::Drops) => return Outcome::Safe,
                 (PublishError::Unroutable(_), Absence::Parks) if self.is_gone(queue).await => {
                     tracing::warn!(
                         queue,
@@ -49,19 +59,24 @@ impl Outbox {
                     let reason = format!(
                         "queue `{queue}` does not exist: no worker has declared it, or it was deleted"
                     );
-                    return Box::pin(self.park(message, queue, &reason)).await;
+                    Box::pin(self.park(message, queue, &reason)).await;
+                    return Outcome::Safe;
                 }
                 (PublishError::Unroutable(_), Absence::Declares) => self.declare_own(queue).await,
-                (PublishError::TooLarge { .. }, _) => {
-                    // Every message that a coordinator builds is kept within the limit; only an operator's lower
-                    // limit at the broker comes here, and nothing that is sent again would fare better.
-                    tracing::error!(queue, message_id = message.properties.message_id, %error, "message dropped");
-                    return;
+                (PublishError::TooLarge { most, .. }, _) => {
+                    let message_id = message.properties.message_id.as_deref();
+                    tracing::error!(queue, message_id, %error, "a message is too large for this broker: raise its max_message_size");
+                    return Outcome::TooLarge(*most);
                 }
                 _ => {}
             }
             if !std::mem::replace(&mut told, true) {
-                tracing::debug!(queue, message_id = message.properties.message_id, %error, "publishing again until it is safe");
+                let message_id = message.properties.message_id.as_deref();
+                if is_refusal(&error) {
+                    tracing::error!(queue, message_id, %error, "a message is refused; publishing it again until it is taken");
+                } else {
+                    tracing::debug!(queue, message_id, %error, "publishing again until it is safe");
+                }
             }
             backoff.wait(&*self.environment).await;
         }
@@ -77,7 +92,16 @@ impl Outbox {
             message.body.truncate(limits::RESULT_BYTES);
             reason = format!("cut from {bytes} to {} bytes; {reason}", limits::RESULT_BYTES);
         }
-        self.publish(&parked, message.parked(from, &reason), Absence::Declares).await;
+        let mut copy = message.parked(from, &reason);
+        while let Outcome::TooLarge(most) = self.publish(&parked, copy.clone(), Absence::Declares).await
+            && !copy.body.is_empty()
+        {
+            // What is kept is that it was there, and why.
+            let reason =
+                format!("{reason}; its body of {bytes} bytes is left out, since this broker takes {most}");
+            copy.body.clear();
+            copy = copy.parked(from, &reason);
+        }
     }
 
     /// Whether a queue is proven to be gone. An outage proves nothing.
@@ -105,5 +129,13 @@ impl Outbox {
                 tracing::warn!(queue, %error, "cannot declare");
             }
         }
+    }
+}
+
+/// Whether nothing but an operator can make this message pass.
+fn is_refusal(error: &PublishError) -> bool {
+    match error {
+        PublishError::NotSent(cause) | PublishError::Unknown(cause) => !cause.is_outage(),
+        _ => false,
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanfare_protocol::{Checkpoint, CheckpointEntry, Manifest, RunId, limits};
 
-use crate::gathered::{Calls, CheckpointId, Gathered, HeldCheckpoint, Home};
+use crate::gathered::{Calls, CheckpointId, Entry, Gathered, HeldCheckpoint, Home};
 use crate::{Limits, Time};
 
 /// Checkpoints of one level that are folded into one of the next: each result is then written again at most once for
@@ -26,6 +26,8 @@ pub(crate) struct Checkpoints<T> {
     limits: Limits,
     next_number: u64,
     writing: Option<Writing<T>>,
+    /// Bytes of results that one checkpoint gathers.
+    most_bytes: usize,
     /// Set where folding may have become possible since it was last looked at.
     fold: bool,
     next_sweep: Time,
@@ -58,6 +60,7 @@ impl<T: Clone> Checkpoints<T> {
             limits,
             next_number: 0,
             writing: None,
+            most_bytes: limits::CHECKPOINT_BYTES,
             fold: false,
             next_sweep: now + sweep_every(limits.renewal),
         }
@@ -106,7 +109,9 @@ impl<T: Clone> Checkpoints<T> {
 
     fn window_is_filling(&self, gathered: &Gathered<T>) -> Option<Vec<usize>> {
         let filling = gathered.plain >= usize::from(self.limits.window) / 2;
-        filling.then(|| gathered.places(|entry| matches!(entry.home, Home::Result { .. })))
+        filling
+            .then(|| gathered.places(|entry| matches!(entry.home, Home::Result { .. }) && !entry.pinned))
+            .filter(|places| !places.is_empty())
     }
 
     fn enough_to_settle(
@@ -140,9 +145,8 @@ impl<T: Clone> Checkpoints<T> {
         if !std::mem::take(&mut self.fold) {
             return None;
         }
-        let small = |held: &HeldCheckpoint<T>| {
-            held.called && held.tag.is_some() && held.bytes < limits::CHECKPOINT_BYTES / 2
-        };
+        let small =
+            |held: &HeldCheckpoint<T>| held.called && held.tag.is_some() && held.bytes < self.most_bytes / 2;
         let of_level = |level| {
             let at =
                 move |(_, held): &(&CheckpointId, &HeldCheckpoint<T>)| small(held) && held.level == level;
@@ -162,16 +166,16 @@ impl<T: Clone> Checkpoints<T> {
         let old = |since: Time| now.saturating_sub(since) >= self.limits.renewal / 2;
         let aged: Vec<CheckpointId> =
             gathered.checkpoints.iter().filter(|(_, held)| old(held.since)).map(|(id, _)| *id).collect();
-        let is_old = |home: &Home<T>| match home {
-            Home::Result { since, .. } => old(*since),
+        let is_old = |entry: &Entry<T>| match &entry.home {
+            Home::Result { since, .. } => old(*since) && !entry.pinned,
             Home::Checkpoint(id) => aged.binary_search(id).is_ok(),
             Home::Nowhere => false,
         };
-        let confirmed = gathered.places(|entry| entry.calls == Calls::Confirmed && is_old(&entry.home));
+        let confirmed = gathered.places(|entry| entry.calls == Calls::Confirmed && is_old(entry));
         if !confirmed.is_empty() {
             return Some((confirmed, true, 0));
         }
-        let waiting = gathered.places(|entry| entry.calls != Calls::Confirmed && is_old(&entry.home));
+        let waiting = gathered.places(|entry| entry.calls != Calls::Confirmed && is_old(entry));
         if !waiting.is_empty() {
             return Some((waiting, false, 0));
         }
@@ -194,7 +198,7 @@ impl<T: Clone> Checkpoints<T> {
             let body = &gathered.entry(place)?.body;
             // A key's control characters are excluded, so escaping at most doubles it.
             let size = body.len() + 2 * manifest.targets[place].key.as_str().len() + ENTRY_OVERHEAD_BYTES;
-            if bytes + size > limits::CHECKPOINT_BYTES && !entries.is_empty() {
+            if bytes + size > self.most_bytes && !entries.is_empty() {
                 break;
             }
             bytes += size;
@@ -245,6 +249,22 @@ impl<T: Clone> Checkpoints<T> {
         freed.tags.extend(release_if_empty(gathered, id));
         self.fold = true;
         freed
+    }
+
+    /// The broker takes messages of `most` bytes, and the checkpoint being written has more: the next ones hold less. What does
+    /// not fit alone stays in its own delivery, and counts as settled where it was to be: a crash repeats its on-target
+    /// callbacks, which nothing can prevent then. Returns how many were settled by that.
+    pub(crate) fn too_large(&mut self, gathered: &mut Gathered<T>, most: usize) -> usize {
+        self.most_bytes = self.most_bytes.min(most / 2);
+        self.fold = true;
+        let Some(Writing { entries, called, .. }) = self.writing.take() else { return 0 };
+        let [(place, _)] = entries[..] else { return 0 };
+        gathered.pin(place);
+        let settles = called && gathered.entry(place).is_some_and(|entry| !entry.settled);
+        if settles {
+            gathered.settle(place);
+        }
+        usize::from(settles)
     }
 
     /// A checkpoint of this hold came back to it. Returns its delivery where that is not needed.

@@ -27,6 +27,13 @@ pub enum Event<T> {
     },
     /// A publication is safe in its queue, or where its queue is gone, safe among the parked messages.
     Confirmed(PublicationId),
+    /// A publication is in no queue, and never will be: its operator has told the broker to take smaller messages only.
+    TooLarge {
+        /// The publication.
+        id: PublicationId,
+        /// Bytes that a body may have.
+        most: usize,
+    },
     /// The broker cancelled the consumer, and the aggregation queue is proven to be gone.
     QueueGone,
     /// The queue was deleted as asked, and the consumer has ended by it.

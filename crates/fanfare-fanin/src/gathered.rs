@@ -41,6 +41,8 @@ pub(crate) struct Entry<T> {
     pub(crate) calls: Calls,
     /// Whether a confirmed checkpoint says that the on-target callbacks are confirmed.
     pub(crate) settled: bool,
+    /// Whether the broker takes no checkpoint that holds it.
+    pub(crate) pinned: bool,
 }
 
 /// A checkpoint that this hold wrote and saw confirmed, or read.
@@ -133,7 +135,7 @@ impl<T: Clone> Gathered<T> {
         if matches!(home, Home::Result { .. }) {
             self.plain += 1;
         }
-        self.insert(place, Entry { body, ok, home, calls: Calls::Waiting, settled: false });
+        self.insert(place, Entry { body, ok, home, calls: Calls::Waiting, settled: false, pinned: false });
         true
     }
 
@@ -163,9 +165,10 @@ impl<T: Clone> Gathered<T> {
         let mut released = None;
         match &self.entries[place] {
             None => {
+                let home = Home::Checkpoint(id);
                 self.insert(
                     place,
-                    Entry { body, ok, home: Home::Checkpoint(id), calls: Calls::Waiting, settled: false },
+                    Entry { body, ok, home, calls: Calls::Waiting, settled: false, pinned: false },
                 );
             }
             Some(entry) if self.rank(entry) < rank && self.is_untouched(entry) => {
@@ -249,6 +252,11 @@ impl<T: Clone> Gathered<T> {
             self.uncalled -= 1;
         }
         self.known(place).settled = true;
+    }
+
+    /// The broker takes no checkpoint that holds an entry, not even alone: it stays where it is for good.
+    pub(crate) fn pin(&mut self, place: usize) {
+        self.known(place).pinned = true;
     }
 
     /// Places whose result lives in one of these checkpoints, given in their order, in the manifest's order.

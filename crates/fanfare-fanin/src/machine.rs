@@ -4,7 +4,7 @@ mod outgoing;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fanfare_protocol::{Manifest, Message, RunId};
+use fanfare_protocol::{Manifest, Message, RunId, limits};
 
 use crate::checkpoints::Checkpoints;
 use crate::gathered::Gathered;
@@ -66,6 +66,8 @@ pub struct FanIn<T> {
     read_anything: bool,
     queue_gone: bool,
     stopping: bool,
+    /// Bytes that a message's body may have.
+    most_bytes: usize,
     /// When what is missing is to fail; none where there is no deadline, or it has passed.
     deadline: Option<Time>,
     gathered: Gathered<T>,
@@ -106,13 +108,20 @@ enum FenceState {
 
 #[derive(Debug, Clone, Copy)]
 enum Pending {
-    OnTarget { place: usize },
-    OnFinal,
+    OnTarget {
+        callback: usize,
+        place: usize,
+    },
+    /// To a final callback, by its place in the manifest, or to the caller who waits.
+    OnFinal(Option<usize>),
     Checkpoint,
     Fence,
     Renewal,
     Expired,
-    ParkedManifest,
+    ParkedManifest {
+        /// Whether the results stay in the queue, for the manifest to be replayed.
+        results_stay: bool,
+    },
 }
 
 impl<T: Clone> FanIn<T> {
@@ -130,6 +139,7 @@ impl<T: Clone> FanIn<T> {
             read_anything: false,
             queue_gone: false,
             stopping: false,
+            most_bytes: limits::MESSAGE_BYTES,
             deadline: None,
             gathered: Gathered::new(&manifest),
             checkpoints: Checkpoints::new(hold.token, limits, now),
@@ -199,6 +209,7 @@ impl<T: Clone> FanIn<T> {
             }
             Event::ManifestArrived { tag } => self.manifest_arrived(tag, now, &mut out),
             Event::Confirmed(id) => self.confirmed(id, now, &mut out),
+            Event::TooLarge { id, most } => self.too_large(id, most, now, &mut out),
             Event::QueueGone => self.lose_queue(&mut out),
             Event::Deleted => self.deleted(&mut out),
             Event::ChannelLost => self.abandon(&mut out),

@@ -40,6 +40,17 @@ impl<T> Manifests<T> {
         self.renewing.take()
     }
 
+    /// The copy could not be published. The delivery is held on as if it had just come, unless a further one has: then it is
+    /// returned, and not needed.
+    pub(crate) fn not_renewed(&mut self, now: Time) -> Option<T> {
+        let kept = self.renewing.take()?;
+        if self.newest.is_some() {
+            return Some(kept);
+        }
+        self.newest = Some((kept, now));
+        None
+    }
+
     /// Takes all that is held, in the order in which it arrived.
     pub(crate) fn take(&mut self) -> Vec<T> {
         self.renewing.take().into_iter().chain(self.newest.take().map(|(tag, _)| tag)).collect()

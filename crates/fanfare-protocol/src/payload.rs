@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::name::TargetKey;
-use crate::{Malformed, Manifest, ManifestTarget, TargetResult, limits};
+use crate::{Malformed, Manifest, ManifestTarget, TargetResult};
 
 /// What a final callback receives: every target's result, by key, in the order in which the caller gave the targets.
 ///
@@ -251,24 +251,24 @@ impl<'a> FinalPayloadBuilder<'a> {
 
     /// The body of the final callbacks.
     ///
-    /// Where it would be larger than [`limits::MESSAGE_BYTES`], the largest results are replaced by failed ones that
-    /// say so, largest first and by the manifest's order among equals, until it fits: the outcome depends on the results
-    /// alone, so every coordinator comes to the same bytes.
+    /// Where it would be larger than `most` bytes ([`limits::MESSAGE_BYTES`] unless the broker takes less), the largest results
+    /// are replaced by failed ones that say so, largest first and by the manifest's order among equals, until it fits or
+    /// none is left: the outcome depends on the results alone, so every coordinator comes to the same bytes.
     #[must_use]
-    pub fn finish(&self) -> Bytes {
+    pub fn finish(&self, most: usize) -> Bytes {
         debug_assert_eq!(self.results.len(), self.manifest.targets.len(), "one result for each target");
         let whole = self.encode(&BTreeMap::new());
-        if whole.len() <= limits::MESSAGE_BYTES {
+        if whole.len() <= most {
             return whole.into();
         }
-        let mut excess = whole.len() - limits::MESSAGE_BYTES;
+        let mut excess = whole.len() - most;
         let mut largest: Vec<usize> = (0..self.results.len()).collect();
         largest.sort_by_key(|place| std::cmp::Reverse(self.results[*place].get().len()));
         let mut replaced: BTreeMap<usize, Box<RawValue>> = BTreeMap::new();
         for place in largest {
             let was = self.results[place].get();
             let Some(smaller) =
-                self.left_out(place, was, whole.len()).filter(|raw| raw.get().len() < was.len())
+                self.left_out(place, was, whole.len(), most).filter(|raw| raw.get().len() < was.len())
             else {
                 continue;
             };
@@ -284,13 +284,12 @@ impl<'a> FinalPayloadBuilder<'a> {
 
     /// The failed result that takes the place of one for which there is no room. Its size has a limit, on which
     /// [`Manifest::least_payload_bytes`] relies: it takes no text from the result but the start of its exception.
-    fn left_out(&self, place: usize, body: &str, bytes: usize) -> Option<Box<RawValue>> {
+    fn left_out(&self, place: usize, body: &str, bytes: usize, most: usize) -> Option<Box<RawValue>> {
         let result: TargetResult = serde_json::from_str(body).ok()?;
         let exception = match &result.exception {
             Some(exception) => shortened(exception).to_owned(),
             None => format!(
-                "the response was left out: all results have {bytes} bytes, a message holds {}, this one had {}",
-                limits::MESSAGE_BYTES,
+                "the response was left out: all results have {bytes} bytes, a message holds {most}, this one had {}",
                 body.len()
             ),
         };

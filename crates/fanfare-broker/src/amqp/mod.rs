@@ -87,9 +87,8 @@ impl AmqpBroker {
 
     fn publishing(&self) -> &Publishing {
         let Config { send_timeout, in_flight, .. } = self.config;
-        self.publishing.get_or_init(|| {
-            Publishing::start(self.connections.clone(), send_timeout, in_flight, &self.tasks)
-        })
+        self.publishing
+            .get_or_init(|| Publishing::start(self.connections.clone(), send_timeout, in_flight, &self.tasks))
     }
 }
 

@@ -7,6 +7,10 @@ use crate::gathered::{CheckpointId, HeldCheckpoint, Home};
 use crate::read::failure;
 use crate::{Effect, Item, Publication, PublicationId};
 
+/// Why a fan-out is given up whose queue is gone.
+const NO_QUEUE: &str = "the fan-out's aggregation queue does not exist: it has completed, or its results are lost; no callback \
+                        was published for this copy of the manifest";
+
 impl<T: Clone> FanIn<T> {
     pub(super) fn delivered(
         &mut self,
@@ -106,12 +110,12 @@ impl<T: Clone> FanIn<T> {
     pub(super) fn confirmed(&mut self, id: PublicationId, now: Time, out: &mut Vec<Effect<T>>) {
         let Some(pending) = self.pending.remove(&id) else { return };
         match pending {
-            Pending::OnTarget { place } => {
+            Pending::OnTarget { place, .. } => {
                 if self.gathered.confirm_call(place) && self.queue_gone {
                     self.at_risk -= self.manifest.on_target.len();
                 }
             }
-            Pending::OnFinal => {
+            Pending::OnFinal(_) => {
                 if let Phase::Finalizing(open) = &mut self.phase {
                     *open -= 1;
                 }
@@ -124,7 +128,49 @@ impl<T: Clone> FanIn<T> {
             }
             Pending::Fence | Pending::Expired => {}
             Pending::Renewal => out.extend(self.manifests.renewed().map(Effect::Ack)),
-            Pending::ParkedManifest => self.end(false, out),
+            Pending::ParkedManifest { results_stay } => self.given_up(results_stay, out),
+        }
+    }
+
+    /// The broker takes less than the protocol allows. Something smaller goes in the publication's place, and what has none
+    /// stays in the messages that it was to replace.
+    pub(super) fn too_large(&mut self, id: PublicationId, most: usize, now: Time, out: &mut Vec<Effect<T>>) {
+        self.most_bytes = self.most_bytes.min(most);
+        let Some(pending) = self.pending.remove(&id) else { return };
+        match pending {
+            Pending::OnTarget { callback, place } => {
+                let body = self.gathered.entry(place).map_or(0, |entry| entry.body.len());
+                let reason =
+                    format!("the result has {body} bytes, and {most} is the most that this broker takes");
+                let body = failure(&self.manifest, place, reason, None);
+                if body.len() <= most {
+                    self.publish(pending, Publication::OnTarget { callback, place, body }, out);
+                } else {
+                    // Nothing that says anything would be taken.
+                    self.pending.insert(id, pending);
+                    self.confirmed(id, now, out);
+                }
+            }
+            Pending::OnFinal(callback) if matches!(self.phase, Phase::Finalizing(_)) => {
+                let body = self.final_payload();
+                if body.len() <= self.most_bytes {
+                    self.publish_final(callback, body, out);
+                } else {
+                    let reason = format!(
+                        "the final payload has {} bytes without any response, and {most} is the most that this broker takes; \
+                         raise its max_message_size and replay this manifest",
+                        body.len()
+                    );
+                    self.give_up(&reason, true, out);
+                }
+            }
+            Pending::Checkpoint => {
+                let settled = self.checkpoints.too_large(&mut self.gathered, most);
+                self.at_risk -= settled * self.manifest.on_target.len();
+            }
+            Pending::Renewal => out.extend(self.manifests.not_renewed(now).map(Effect::Ack)),
+            Pending::OnFinal(_) | Pending::Fence | Pending::Expired => {}
+            Pending::ParkedManifest { results_stay } => self.given_up(results_stay, out),
         }
     }
 
@@ -135,9 +181,9 @@ impl<T: Clone> FanIn<T> {
             Phase::Deleting => self.end(true, out),
             // It has waited for its turn, and knows by that that the fan-out has completed.
             Phase::Gathering if self.hold.take_over && !self.read_anything => self.end(false, out),
-            Phase::Gathering if self.is_fenced() || !self.read_anything => self.give_up(out),
+            Phase::Gathering if self.is_fenced() || !self.read_anything => self.give_up(NO_QUEUE, false, out),
             Phase::Gathering | Phase::Finalizing(_) => self.go_on_without_queue(out),
-            Phase::Opening => self.give_up(out),
+            Phase::Opening => self.give_up(NO_QUEUE, false, out),
             Phase::GivingUp | Phase::Done => {}
         }
     }
@@ -165,7 +211,7 @@ impl<T: Clone> FanIn<T> {
 
     pub(super) fn never_opened(&mut self, out: &mut Vec<Effect<T>>) {
         if self.phase == Phase::Opening {
-            self.give_up(out);
+            self.give_up(NO_QUEUE, false, out);
         }
     }
 
@@ -175,11 +221,21 @@ impl<T: Clone> FanIn<T> {
         }
     }
 
-    fn give_up(&mut self, out: &mut Vec<Effect<T>>) {
+    fn give_up(&mut self, reason: &str, results_stay: bool, out: &mut Vec<Effect<T>>) {
         self.phase = Phase::GivingUp;
-        let reason = "the fan-out's aggregation queue does not exist: it has completed, or its results are lost; no callback \
-                      was published for this copy of the manifest";
-        self.publish(Pending::ParkedManifest, Publication::ParkedManifest { reason: reason.to_owned() }, out);
+        let publication = Publication::ParkedManifest { reason: reason.to_owned() };
+        self.publish(Pending::ParkedManifest { results_stay }, publication, out);
+    }
+
+    /// The copy of the manifest is parked.
+    fn given_up(&mut self, results_stay: bool, out: &mut Vec<Effect<T>>) {
+        if results_stay {
+            self.phase = Phase::Done;
+            out.extend(self.manifests.take().into_iter().map(Effect::Ack));
+            out.push(Effect::Abandon { manifests: Vec::new() });
+        } else {
+            self.end(false, out);
+        }
     }
 
     pub(super) fn abandon(&mut self, out: &mut Vec<Effect<T>>) {

@@ -85,7 +85,7 @@ impl<T: Clone> FanIn<T> {
             self.at_risk += callbacks;
             for callback in 0..callbacks {
                 let publication = Publication::OnTarget { callback, place, body: body.clone() };
-                self.publish(Pending::OnTarget { place }, publication, out);
+                self.publish(Pending::OnTarget { callback, place }, publication, out);
             }
         }
     }
@@ -106,33 +106,36 @@ impl<T: Clone> FanIn<T> {
         if self.is_fenced() || !self.gathered.is_complete() {
             return;
         }
-        let failed = self.gathered.failed();
-        self.summary.failed = failed;
-        let waits = self.manifest.waiter.is_some();
-        let callbacks = self.manifest.on_final.len();
-        self.phase = Phase::Finalizing(callbacks + usize::from(waits));
-        if callbacks == 0 && !waits {
+        self.summary.failed = self.gathered.failed();
+        let waiter = self.manifest.waiter.as_ref().map(|_| None);
+        let receivers: Vec<Option<usize>> =
+            (0..self.manifest.on_final.len()).map(Some).chain(waiter).collect();
+        self.phase = Phase::Finalizing(receivers.len());
+        if receivers.is_empty() {
             return;
         }
         let body = self.final_payload();
-        for callback in 0..callbacks {
-            self.publish(
-                Pending::OnFinal,
-                Publication::OnFinal { callback, body: body.clone(), failed },
-                out,
-            );
-        }
-        if waits {
-            self.publish(Pending::OnFinal, Publication::Waiter { body, failed }, out);
+        for callback in receivers {
+            self.publish_final(callback, body.clone(), out);
         }
     }
 
-    fn final_payload(&self) -> Bytes {
+    /// Publishes the final payload to a callback, or to the caller who waits.
+    pub(super) fn publish_final(&mut self, callback: Option<usize>, body: Bytes, out: &mut Vec<Effect<T>>) {
+        let failed = self.summary.failed;
+        let publication = match callback {
+            Some(callback) => Publication::OnFinal { callback, body, failed },
+            None => Publication::Waiter { body, failed },
+        };
+        self.publish(Pending::OnFinal(callback), publication, out);
+    }
+
+    pub(super) fn final_payload(&self) -> Bytes {
         let mut payload = FinalPayloadBuilder::new(&self.manifest);
         for body in self.gathered.bodies() {
             payload.push(body).expect("a result that counted is JSON");
         }
-        payload.finish()
+        payload.finish(self.most_bytes)
     }
 
     pub(super) fn renew(&mut self, now: Time, out: &mut Vec<Effect<T>>) {

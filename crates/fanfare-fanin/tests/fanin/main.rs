@@ -11,5 +11,6 @@ mod properties;
 mod reading;
 mod renewal;
 mod samples;
+mod small_messages;
 mod story;
 mod take_over;

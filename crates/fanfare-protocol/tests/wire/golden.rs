@@ -214,7 +214,7 @@ fn a_final_payload_holds_the_results_byte_for_byte_in_the_callers_order() {
     let mut builder = FinalPayloadBuilder::new(&manifest);
     builder.push(RESULT.as_bytes()).unwrap();
     builder.push(spaced.as_bytes()).unwrap();
-    let body = String::from_utf8(builder.finish().to_vec()).unwrap();
+    let body = String::from_utf8(builder.finish(fanfare_protocol::limits::MESSAGE_BYTES).to_vec()).unwrap();
     assert_eq!(
         body,
         format!(
@@ -228,7 +228,7 @@ fn a_final_payload_holds_the_results_byte_for_byte_in_the_callers_order() {
 #[test]
 fn without_on_target_callbacks_the_payload_has_the_empty_string_and_readers_take_either() {
     let empty = Manifest { targets: Vec::new(), on_target: Vec::new(), ..manifest() };
-    let body = FinalPayloadBuilder::new(&empty).finish();
+    let body = FinalPayloadBuilder::new(&empty).finish(fanfare_protocol::limits::MESSAGE_BYTES);
     let expected = r#"{"source":"fanout1.my-service","req_ts_utc":"2025-01-19 19:55:45","on_target":"","on_final":["my.cb1","helpers.input-logger"],"data":{}}"#;
     assert_eq!(body, expected);
     for body in [expected.to_owned(), expected.replace(r#""on_target":"""#, r#""on_target":[]"#)] {

@@ -42,9 +42,9 @@ fn targets(count: usize) -> Manifest {
 fn payload(manifest: &Manifest, bodies: &[bytes::Bytes]) -> FinalPayload {
     let mut builder = FinalPayloadBuilder::new(manifest);
     bodies.iter().for_each(|body| builder.push(body).unwrap());
-    let body = builder.finish();
+    let body = builder.finish(limits::MESSAGE_BYTES);
     assert!(body.len() <= limits::MESSAGE_BYTES, "{}", body.len());
-    assert_eq!(body, builder.finish(), "it is the same every time");
+    assert_eq!(body, builder.finish(limits::MESSAGE_BYTES), "it is the same every time");
     serde_json::from_slice(&body).unwrap()
 }
 
