@@ -95,6 +95,17 @@ impl Stack {
         }
     }
 
+    /// The broker takes bodies of at most so many bytes from now on.
+    ///
+    /// # Panics
+    /// Where this stack is on RabbitMQ, whose limit is everybody's.
+    pub fn limit_messages(&self, most_bytes: usize) {
+        match &self.on {
+            On::Memory(broker) => broker.limit_messages(most_bytes),
+            On::RabbitMq(url) => panic!("the limit of {url} is not this test's to change"),
+        }
+    }
+
     /// Another connection to the broker.
     #[must_use]
     pub fn connect(&self) -> Arc<dyn Broker> {
