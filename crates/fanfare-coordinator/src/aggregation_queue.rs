@@ -132,6 +132,7 @@ async fn next_of_deletion(
         }
         (None, Some(consuming)) => heard_while_deleting(consuming.next().await, consumer),
         (Some(deleting), Some(consuming)) => tokio::select! {
+            biased;
             done = deleting => {
                 *deletion = None;
                 done.is_err().then_some(Heard::Lost)

@@ -71,6 +71,8 @@ impl Coordinator {
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
             tokio::select! {
+                // What has ended makes room for what comes, and there is never more of it than was taken.
+                biased;
                 () = &mut shutdown => break,
                 Some(conclusion) = self.tasks.join_next() => self.conclude(conclusion).await,
                 delivery = manifests.next() => match delivery {

@@ -64,18 +64,21 @@ impl FanOut {
         loop {
             let timeout = self.machine.next_timeout().map(|at| self.started + at);
             let event = tokio::select! {
-                Some((id, outcome)) = self.publishing.next() => match outcome {
-                    Outcome::Safe => Event::Confirmed(id),
-                    Outcome::TooLarge(most) => Event::TooLarge { id, most },
-                },
-                heard = self.queue.next() => event_of(heard, &self.machine),
-                Some(()) = self.parking.next() => continue,
-                Some(tag) = self.inbox.recv() => Event::ManifestArrived { tag },
-                () = sleep_until(timeout) => Event::TimePassed,
+                // The queue comes last: a flood of results must not keep anything else from happening, and all else comes
+                // to an end by itself.
+                biased;
                 () = self.stop.cancelled(), if !stopping => {
                     stopping = true;
                     Event::Stop
                 }
+                Some((id, outcome)) = self.publishing.next() => match outcome {
+                    Outcome::Safe => Event::Confirmed(id),
+                    Outcome::TooLarge(most) => Event::TooLarge { id, most },
+                },
+                Some(()) = self.parking.next() => continue,
+                () = sleep_until(timeout) => Event::TimePassed,
+                Some(tag) = self.inbox.recv() => Event::ManifestArrived { tag },
+                heard = self.queue.next() => event_of(heard, &self.machine),
             };
             let effects = self.machine.handle(event, self.started.elapsed());
             for effect in effects {

@@ -112,6 +112,7 @@ impl TestKit {
             }
         };
         tokio::select! {
+            biased;
             started = tokio::time::timeout(START_LIMIT, there) => started.expect("a worker starts in no time"),
             Some(ended) = self.tasks.join_next() => ended.expect("a registration breaks a rule"),
         }

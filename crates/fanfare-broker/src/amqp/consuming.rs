@@ -123,6 +123,7 @@ impl ConsumerChannel for ConsumingChannel {
 
     async fn ended(&self) {
         tokio::select! {
+            biased;
             () = self.closed.cancelled() => {}
             () = self.shared.line.ended() => {}
         }

@@ -70,6 +70,7 @@ async fn run_clock(server: Weak<Server>, alarm_changed: Arc<Notify>) {
         match next {
             Some(at) => {
                 tokio::select! {
+                    biased;
                     () = tokio::time::sleep_until(at) => {}
                     () = alarm_changed.notified() => {}
                 }
