@@ -6,6 +6,7 @@
 mod by_hand;
 mod log;
 mod mortal;
+pub mod oracle;
 mod recorder;
 mod running;
 pub mod services;

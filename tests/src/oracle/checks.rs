@@ -1,0 +1,401 @@
+use std::collections::{BTreeMap, BTreeSet};
+
+use fanfare_protocol::{FinalPayload, TargetResult};
+use serde_json::Value;
+
+use super::Rules;
+use super::history::{Call, FanOut, History, Left, Moment};
+use super::record::{Disturbance, Outcome, mark};
+use super::verdict::{Kind, Verdict};
+
+/// How a failed result begins that a coordinator wrote at the deadline.
+const BY_DEADLINE: &str = "the deadline of the fan-out passed";
+/// How a failed result begins that a coordinator put in the place of one that went with the queue.
+const BY_DELETION: &str = "the aggregation queue was deleted";
+/// How a failed result begins that a worker wrote for a target which took too long.
+const BY_TIME_OUT: &str = "timed out after";
+
+/// A callback message that a plan leads to.
+struct Expected<'a> {
+    callback: &'a str,
+    channel: &'static str,
+    key: Option<&'a str>,
+}
+
+/// One fan-out, and where its violations go.
+struct Case<'a, 'v> {
+    history: &'a History<'a>,
+    rules: Rules,
+    name: &'a str,
+    fan_out: &'a FanOut<'a>,
+    /// By `message_id`.
+    expected: BTreeMap<String, Expected<'a>>,
+    verdict: &'v mut Verdict,
+}
+
+pub(super) fn check(history: &History<'_>, rules: Rules, verdict: &mut Verdict) {
+    for disturbed in &history.disturbances {
+        let what = format!("{:?} {:?}", disturbed.role, disturbed.how).to_lowercase();
+        *verdict.counts.disturbances.entry(what).or_default() += 1;
+    }
+    for stranger in &history.strangers {
+        verdict.violated(Kind::Unexpected, stranger, "it was seen, and nobody invoked it");
+    }
+    for (name, fan_out) in &history.fan_outs {
+        let expected = expected_of(fan_out);
+        Case { history, rules, name, fan_out, expected, verdict }.check();
+    }
+    check_what_is_left(history, verdict);
+}
+
+/// What may be in no queue at the end, whichever fan-out it belongs to.
+fn check_what_is_left(history: &History<'_>, verdict: &mut Verdict) {
+    let of_run = |run: &str| history.fan_outs.iter().find(|(_, fan_out)| fan_out.runs.contains(run));
+    for left in &history.messages_left {
+        let owner = left.run.and_then(of_run);
+        let excuses = owner.map_or(&[][..], |(_, fan_out)| &fan_out.plan.excuses);
+        let reason = left.reason.unwrap_or_default();
+        let excused = excuses.iter().any(|excuse| reason.contains(excuse.as_str()));
+        let name = owner.map_or("of no known invocation", |(name, _)| name);
+        match (left.queue, left.kind) {
+            ("parked", "fanfare.manifest") => verdict.counts.parked += 1,
+            // Whether its callback was invoked before is what counts.
+            ("parked", "fanfare.callback") => {}
+            ("parked" | "dead", kind) if !excused => {
+                let what = format!(
+                    "{kind} {} is in queue `{}`: {reason}",
+                    left.message_id.unwrap_or("?"),
+                    left.queue
+                );
+                verdict.violated(Kind::Unexpected, name, what);
+            }
+            ("fanin", kind) if owner.is_none() => {
+                verdict.violated(Kind::NeverEnded, name, format!("{kind} is left in queue `fanin`"));
+            }
+            _ => {}
+        }
+    }
+}
+
+fn expected_of<'a>(fan_out: &FanOut<'a>) -> BTreeMap<String, Expected<'a>> {
+    let plan = fan_out.plan;
+    let cid = &plan.cid;
+    let channel = if plan.parallel { "parallel-exec-on-target" } else { "fanout-on-target" };
+    let on_target = plan.targets.iter().enumerate().flat_map(|(place, target)| {
+        plan.on_target.iter().map(move |callback| {
+            let id = format!("{cid}/{place}/on-target/{callback}");
+            (id, Expected { callback, channel, key: Some(&target.key) })
+        })
+    });
+    let on_final = plan.on_final.iter().map(|callback| {
+        let id = format!("{cid}/on-final/{callback}");
+        (id, Expected { callback, channel: "fanout-on-final", key: None })
+    });
+    on_target.chain(on_final).collect()
+}
+
+impl<'a> Case<'a, '_> {
+    fn check(&mut self) {
+        let fan_out = self.fan_out;
+        let counts = &mut self.verdict.counts;
+        counts.invoked += 1;
+        match fan_out.outcome {
+            Some(Outcome::Accepted { .. }) => counts.accepted += 1,
+            Some(Outcome::NotAccepted) => counts.not_accepted += 1,
+            Some(Outcome::Unknown { .. }) | None => counts.unknown += 1,
+        }
+        counts.executions += fan_out.executions.len();
+        counts.calls += fan_out.calls.len();
+
+        if fan_out.runs.len() > 1 {
+            let what = format!("one invocation has the runs {:?}", fan_out.runs);
+            self.violated(Kind::Unexpected, what);
+        }
+        if matches!(fan_out.outcome, Some(Outcome::NotAccepted)) && fan_out.exists() {
+            self.violated(Kind::Unexpected, "it was not accepted, and exists all the same");
+        }
+        self.check_calls();
+        self.check_payloads();
+        self.check_order();
+        self.check_repeated_executions();
+        self.check_repeated_messages();
+        self.check_end();
+    }
+
+    fn violated(&mut self, kind: Kind, what: impl Into<String>) {
+        self.verdict.violated(kind, self.name, what);
+    }
+
+    /// Every call is one that the plan leads to.
+    fn check_calls(&mut self) {
+        for call in &self.fan_out.calls {
+            let planned = self.expected.get(call.message_id).is_some_and(|expected| {
+                (expected.callback, expected.channel, expected.key) == (call.callback, call.channel, call.key)
+            });
+            if !planned || call.cid != self.fan_out.plan.cid {
+                let Call { callback, channel, key, message_id, .. } = call;
+                let what = format!("`{callback}` was invoked by {channel} with {message_id}, key {key:?}");
+                self.violated(Kind::Unexpected, what);
+            }
+        }
+    }
+
+    /// What callbacks saw is what targets answered, all of it, and the same for everyone.
+    fn check_payloads(&mut self) {
+        let fan_out = self.fan_out;
+        let mut seen: BTreeMap<&str, BTreeMap<String, Value>> = BTreeMap::new();
+        let (finals, on_target): (Vec<&Call<'_>>, Vec<&Call<'_>>) =
+            fan_out.calls.iter().partition(|call| call.key.is_none());
+        let mut bodies = BTreeSet::new();
+        for call in &finals {
+            if bodies.insert(call.body) {
+                self.check_payload(call.body, call.at_ms, &mut seen);
+            }
+        }
+        if let [one, other, ..] = bodies.iter().collect::<Vec<_>>()[..] {
+            let what = format!("final callbacks saw {} different payloads: {one} and {other}", bodies.len());
+            self.violated(Kind::Contradicted, what);
+        }
+        for waited in &fan_out.waited {
+            let same = |body: &&str| json(body) == json(waited.payload);
+            if bodies.iter().any(|body| !same(body)) {
+                self.violated(
+                    Kind::Contradicted,
+                    "the caller who waited saw another payload than the callbacks",
+                );
+            }
+            self.check_payload(waited.payload, waited.at_ms, &mut seen);
+        }
+        let mut checked = BTreeSet::new();
+        for call in &on_target {
+            let Some(key) = call.key.filter(|key| checked.insert((*key, call.body))) else { continue };
+            match TargetResult::from_body(call.body.as_bytes()) {
+                Ok(result) => self.check_result(key, &result, call.at_ms),
+                Err(error) => self.violated(Kind::Unexpected, format!("key {key:?}: {error}")),
+            }
+            seen.entry(key).or_default().insert(call.body.to_owned(), json(call.body));
+        }
+        for (key, results) in &seen {
+            let distinct: BTreeSet<String> = results.values().map(Value::to_string).collect();
+            if distinct.len() > 1 {
+                let what = format!("callbacks saw different results of key {key:?}: {distinct:?}");
+                self.violated(Kind::Contradicted, what);
+            }
+        }
+    }
+
+    fn check_payload(
+        &mut self,
+        body: &str,
+        at_ms: u64,
+        seen: &mut BTreeMap<&'a str, BTreeMap<String, Value>>,
+    ) {
+        let payload: FinalPayload = match serde_json::from_str(body) {
+            Ok(payload) => payload,
+            Err(error) => {
+                return self.violated(Kind::Unexpected, format!("no final payload: {error}: {body}"));
+            }
+        };
+        let keys: Vec<&str> = payload.data.iter().map(|(key, _)| key).collect();
+        let planned: Vec<&str> = self.fan_out.plan.targets.iter().map(|target| target.key.as_str()).collect();
+        if let Some(missing) = planned.iter().find(|key| !keys.contains(key)) {
+            self.violated(Kind::Early, format!("a final payload is without a result of key {missing:?}"));
+        } else if keys != planned {
+            self.violated(
+                Kind::Unexpected,
+                format!("a final payload has the keys {keys:?}, not {planned:?}"),
+            );
+        }
+        for key in planned {
+            let Some(result) = payload.data.get(key) else { continue };
+            self.check_result(key, result, at_ms);
+            let value = serde_json::to_value(result).unwrap_or_default();
+            seen.entry(key).or_default().insert(value.to_string(), value);
+        }
+    }
+
+    /// A result is one of the target's own, or something explains it.
+    fn check_result(&mut self, key: &str, result: &TargetResult, at_ms: u64) {
+        let fan_out = self.fan_out;
+        if result.cid.as_str() != fan_out.plan.cid {
+            self.violated(Kind::Unexpected, format!("key {key:?} has a result of CID {}", result.cid));
+        }
+        let text = result.exception.as_deref().unwrap_or(result.response.get());
+        let mut executions = fan_out.executions.iter().filter(|execution| execution.key == key);
+        if executions.clone().any(|execution| text.contains(&mark(execution.name))) {
+            return;
+        }
+        let explained = !result.ok
+            && match text {
+                _ if fan_out.plan.excuses.iter().any(|excuse| text.contains(excuse.as_str())) => true,
+                _ if text.starts_with(BY_TIME_OUT) => executions.next().is_some(),
+                _ if text.starts_with(BY_DELETION) => {
+                    fan_out.runs.iter().any(|run| self.history.deleted_queues.contains(run))
+                }
+                _ if text.starts_with(BY_DEADLINE) => match fan_out.plan.deadline_ms {
+                    Some(deadline) if at_ms < fan_out.invoked_ms + deadline => {
+                        let what =
+                            format!("key {key:?} failed by the deadline {at_ms} ms, before it had passed");
+                        return self.violated(Kind::Early, what);
+                    }
+                    deadline => deadline.is_some(),
+                },
+                _ => false,
+            };
+        if !explained {
+            self.violated(Kind::Unexpected, format!("key {key:?} has a result that no target gave: {text}"));
+        }
+    }
+
+    /// No final callback is published before every on-target callback is.
+    fn check_order(&mut self) {
+        let plan = self.fan_out.plan;
+        let first = |wanted: &str| {
+            self.fan_out.published.iter().find(|(_, message_id)| *message_id == wanted).map(|(at, _)| *at)
+        };
+        let finals = self.expected.iter().filter(|(_, expected)| expected.key.is_none());
+        let Some(earliest) = finals.filter_map(|(id, _)| first(id)).min() else { return };
+        let on_target = self.expected.iter().filter(|(_, expected)| expected.key.is_some());
+        let late: Vec<&String> =
+            on_target.map(|(id, _)| id).filter(|id| first(id).is_none_or(|at| at > earliest)).collect();
+        if let Some(one) = late.first() {
+            let what = format!(
+                "a final callback was published before {} of {} on-target callbacks, {one} among them",
+                late.len(),
+                plan.targets.len() * plan.on_target.len()
+            );
+            self.violated(Kind::Early, what);
+        }
+    }
+
+    /// A target runs again only where something was disturbed.
+    fn check_repeated_executions(&mut self) {
+        let mut runs: BTreeMap<(&str, u32), usize> = BTreeMap::new();
+        for execution in &self.fan_out.executions {
+            let before = runs.entry((execution.key, execution.attempt)).or_default();
+            *before += 1;
+            if *before == 1 {
+                continue;
+            }
+            self.verdict.counts.repeated_executions += 1;
+            let disturbed = self.history.disturbed(self.fan_out.invoked, execution.at).count();
+            if disturbed < *before - 1 {
+                let what = format!(
+                    "target {:?} ran {before} times, and {disturbed} disturbances explain it",
+                    execution.key
+                );
+                self.verdict.violated(Kind::Duplicated, self.name, what);
+            }
+        }
+    }
+
+    /// Callback messages are repeated only where a coordinator was disturbed, and on-target ones only so often.
+    fn check_repeated_messages(&mut self) {
+        let fan_out = self.fan_out;
+        let copies: Vec<(Moment, &str)> = if self.history.sees_publications {
+            fan_out.published.clone()
+        } else {
+            let own = fan_out.calls.iter().filter(|call| !call.redelivered);
+            own.map(|call| (call.at, call.message_id)).collect()
+        };
+        let mut of_message: BTreeMap<&str, Vec<Moment>> = BTreeMap::new();
+        for (at, message_id) in copies {
+            of_message.entry(message_id).or_default().push(at);
+        }
+        let mut on_target = Vec::new();
+        for (message_id, moments) in &of_message {
+            let first = if self.history.sees_publications { moments[0] } else { fan_out.invoked };
+            for (before, again) in moments.iter().enumerate().skip(1) {
+                let disturbed = self.history.disturbed(first, *again);
+                let explained = disturbed.filter(|disturbed| disturbed.concerns_coordinators()).count();
+                if explained < before {
+                    let what = format!(
+                        "{message_id} was published {} times, and {explained} disturbances explain it",
+                        before + 1
+                    );
+                    self.violated(Kind::Duplicated, what);
+                }
+            }
+            let repeats = moments.len() - 1;
+            match self.expected.get(*message_id).map(|expected| expected.key.is_some()) {
+                Some(true) => on_target.extend(&moments[1..]),
+                Some(false) => self.verdict.counts.repeated_on_final += repeats,
+                None => {}
+            }
+        }
+        self.verdict.counts.repeated_on_target += on_target.len();
+        let Some(last) = on_target.iter().max() else { return };
+        let (mut crashes, mut confirms) = (0, 0);
+        for disturbed in self.history.disturbed(fan_out.invoked, *last) {
+            match disturbed.how {
+                Disturbance::ConfirmLost => confirms += 1,
+                _ if disturbed.concerns_coordinators() => crashes += 1,
+                _ => {}
+            }
+        }
+        let most = crashes * self.rules.calls_at_risk + confirms;
+        if on_target.len() > most {
+            let what = format!(
+                "{} on-target callbacks were repeated, and {crashes} crashes and {confirms} lost confirms explain {most}",
+                on_target.len()
+            );
+            self.violated(Kind::Duplicated, what);
+        }
+    }
+
+    /// Whether everything that is owed has come.
+    fn check_end(&mut self) {
+        let fan_out = self.fan_out;
+        let left = |queue: &'static str| {
+            move |left: &&Left<'_>| {
+                left.queue == queue && left.run.is_some_and(|run| fan_out.runs.contains(run))
+            }
+        };
+        let messages = &self.history.messages_left;
+        let manifest_left = messages.iter().any(|message| left("fanin")(&message));
+        let queue_left = fan_out.runs.iter().any(|run| self.history.queues_left.contains(run));
+        if !fan_out.exists() && !manifest_left {
+            return;
+        }
+        let called: BTreeSet<&str> = fan_out.calls.iter().map(|call| call.message_id).collect();
+        let missing: Vec<&String> = self.expected.keys().filter(|id| !called.contains(id.as_str())).collect();
+        let waiting = |id: &&&String| {
+            messages.iter().any(|message| {
+                message.queue.starts_with("service.")
+                    && message.message_id == Some(id.as_str())
+                    && message.run.is_some_and(|run| fan_out.runs.contains(run))
+            })
+        };
+        let (of, first) = (self.expected.len(), missing.first().map_or("", |id| id.as_str()));
+        let some_waiting = missing.iter().any(|id| waiting(&id));
+        let manifest_parked =
+            messages.iter().filter(left("parked")).any(|message| message.kind == "fanfare.manifest");
+        let queue_deleted = fan_out.runs.iter().any(|run| self.history.deleted_queues.contains(run));
+        let missing = missing.len();
+        if manifest_left || queue_left {
+            let what = match (manifest_left, queue_left) {
+                (true, true) => "its manifest and its queue are",
+                (true, false) => "its manifest is",
+                _ => "its queue is",
+            };
+            self.violated(
+                Kind::NeverEnded,
+                format!("{what} left, and {missing} of {of} callbacks are missing"),
+            );
+        } else if some_waiting {
+            self.violated(
+                Kind::NeverEnded,
+                format!("{first} is in its queue, and its callback was not invoked"),
+            );
+        } else if missing > 0 && !(queue_deleted && manifest_parked) {
+            let what = format!("{missing} of {of} callbacks were never invoked, {first} among them");
+            self.violated(Kind::Lost, what);
+        } else {
+            self.verdict.counts.ended += 1;
+        }
+    }
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_default()
+}
