@@ -10,7 +10,7 @@ use fanfare_broker::{
     Acknowledge, Broker, BrokerError, Consumer, ConsumerChannel, Delivery, PublishError, QueueState, Receipt,
     ServerInfo,
 };
-use fanfare_protocol::{Message, QueueSpec};
+use fanfare_protocol::{ExchangeSpec, Message, QueueSpec};
 use futures_util::{StreamExt, stream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -20,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 pub enum Step {
     /// A message is published and confirmed.
     Publish,
-    /// A queue is declared, looked at, or consumed, or a channel is opened: nothing that another process would notice.
+    /// A queue or an exchange is declared, a queue looked at, bound or consumed, or a channel opened: nothing that another process would notice.
     Prepare,
-    /// A queue is deleted.
+    /// A queue or an exchange is deleted.
     Delete,
     /// A delivery is acked or put back, a consumer cancelled or a channel closed.
     Settle,
@@ -167,6 +167,28 @@ impl Broker for Mortal {
         self.life.take(Step::Delete, self.inner.delete(queue)).await
     }
 
+    async fn publish_through(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Message,
+    ) -> Result<(), PublishError> {
+        let publish = self.inner.publish_through(exchange, routing_key, message);
+        self.life.take(Step::Publish, publish).await
+    }
+
+    async fn declare_exchange(&self, exchange: &ExchangeSpec) -> Result<(), BrokerError> {
+        self.life.take(Step::Prepare, self.inner.declare_exchange(exchange)).await
+    }
+
+    async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
+        self.life.take(Step::Prepare, self.inner.bind(queue, exchange)).await
+    }
+
+    async fn delete_exchange(&self, exchange: &str) -> Result<(), BrokerError> {
+        self.life.take(Step::Delete, self.inner.delete_exchange(exchange)).await
+    }
+
     async fn open(&self) -> Result<Arc<dyn ConsumerChannel>, BrokerError> {
         let inner = self.life.take(Step::Prepare, self.inner.open()).await?;
         let held = Arc::new(Held { life: Arc::clone(&self.life), deliveries: Mutex::default() });
@@ -215,6 +237,10 @@ impl ConsumerChannel for MortalChannel {
 
     async fn declare_exclusive(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
         self.held.life.take(Step::Prepare, self.inner.declare_exclusive(queue)).await
+    }
+
+    async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
+        self.held.life.take(Step::Prepare, self.inner.bind(queue, exchange)).await
     }
 
     async fn cancel(&self, consumer: &str) -> Result<(), BrokerError> {

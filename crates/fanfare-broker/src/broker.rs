@@ -2,7 +2,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use fanfare_protocol::{Message, QueueSpec};
+use fanfare_protocol::{ExchangeSpec, Message, QueueSpec};
 use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::time::Instant;
@@ -40,6 +40,21 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
         latest: Option<Instant>,
     ) -> Result<(), PublishError>;
 
+    /// Publishes one message to a fanout exchange, as [`publish`](Self::publish) does to a queue. When this returns `Ok`, the
+    /// message is safe in every queue that is bound to the exchange. It keeps its routing key, which names the queue that
+    /// takes it when one of those dead-letters it to the default exchange without a key of its own.
+    ///
+    /// # Errors
+    /// [`PublishError::NoExchange`] and [`PublishError::Unbound`] instead of [`PublishError::Unroutable`]. Where an
+    /// exchange is deleted while messages are on their way to it, these are [`PublishError::Unknown`]; messages to queues are
+    /// not touched by that.
+    async fn publish_through(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Message,
+    ) -> Result<(), PublishError>;
+
     /// Declares a queue; one that exists with the same arguments is left as it is.
     ///
     /// # Errors
@@ -57,6 +72,24 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// Where the broker cannot say that it is gone.
     async fn delete(&self, queue: &str) -> Result<(), BrokerError>;
+
+    /// Declares an exchange; one that exists is left as it is.
+    ///
+    /// # Errors
+    /// [`BrokerError::Refused`] where one of this name is of another kind.
+    async fn declare_exchange(&self, exchange: &ExchangeSpec) -> Result<(), BrokerError>;
+
+    /// Binds a durable queue to an exchange: it takes what is published to that from now on. To bind it again changes nothing.
+    ///
+    /// # Errors
+    /// [`BrokerError::NoQueue`] and [`BrokerError::NoExchange`] where one of them is missing.
+    async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError>;
+
+    /// Deletes an exchange and its bindings. Deleting one that does not exist succeeds.
+    ///
+    /// # Errors
+    /// Where the broker cannot say that it is gone.
+    async fn delete_exchange(&self, exchange: &str) -> Result<(), BrokerError>;
 
     /// Opens a channel to consume on. What it hands out belongs to it.
     ///
@@ -78,8 +111,9 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
 /// A channel that consumes. When it ends, for whatever reason, what it handed out and was not acked goes back to its
 /// queue. Dropping the last handle closes it.
 ///
-/// An error of [`consume`](ConsumerChannel::consume) or [`delete`](ConsumerChannel::delete) can end the channel with all
-/// its consumers: where many share one, look first, with [`Broker::inspect`].
+/// An error of [`consume`](ConsumerChannel::consume), [`bind`](ConsumerChannel::bind) or
+/// [`delete`](ConsumerChannel::delete) can end the channel with all its consumers: where many share one, look first, with
+/// [`Broker::inspect`].
 #[async_trait]
 pub trait ConsumerChannel: Send + Sync + fmt::Debug {
     /// Starts to consume a queue. At most `prefetch` deliveries of this consumer are unacked at any time; 0 is refused.
@@ -93,6 +127,12 @@ pub trait ConsumerChannel: Send + Sync + fmt::Debug {
     /// # Errors
     /// [`BrokerError::Locked`] where another connection has it.
     async fn declare_exclusive(&self, queue: &QueueSpec) -> Result<(), BrokerError>;
+
+    /// Binds a queue to an exchange, as [`Broker::bind`] does: for an exclusive queue, which only its own connection may bind.
+    ///
+    /// # Errors
+    /// [`BrokerError::NoQueue`] and [`BrokerError::NoExchange`] where one of them is missing.
+    async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError>;
 
     /// Stops a consumer, by its [tag](Consumer::tag). Its stream ends after what was on its way; what it handed out stays
     /// with this channel.

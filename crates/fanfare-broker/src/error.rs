@@ -16,6 +16,9 @@ pub enum BrokerError {
     /// The broker answered `NOT_FOUND - no queue`. Once is no proof: see [`absence`](crate::absence).
     #[error("there is no queue `{0}`")]
     NoQueue(String),
+    /// The broker answered `NOT_FOUND - no exchange`.
+    #[error("there is no exchange `{0}`")]
+    NoExchange(String),
     /// The queue exists with other arguments: an operator has to look at it.
     #[error(
         "queue `{queue}` exists with other arguments than Fanfare's: {reason}; delete it, or use another prefix"
@@ -59,8 +62,14 @@ pub enum PublishError {
     /// [`absence`](crate::absence) tells. It is in no queue.
     #[error("the message came back: no queue `{0}` could take it")]
     Unroutable(String),
+    /// There is no exchange of this name. It is in no queue.
+    #[error("there is no exchange `{0}`")]
+    NoExchange(String),
+    /// It came back: no queue that is bound to this exchange could take it. It is in no queue.
+    #[error("the message came back: exchange `{0}` leads to no queue that could take it")]
+    Unbound(String),
     /// The broker refused it (a full queue, or one that is down). It is in no queue as far as the broker knows.
-    #[error("queue `{0}` did not take the message")]
+    #[error("`{0}` did not take the message")]
     Refused(String),
     /// It is larger than the broker takes.
     #[error("the message has {bytes} bytes, and {most} is the most")]

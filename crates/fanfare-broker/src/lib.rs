@@ -1,7 +1,7 @@
 //! What Fanfare needs of a message broker: [`Broker`], on RabbitMQ ([`amqp`]) and in this process ([`memory`]).
 //!
-//! Three things make up the whole of it. A [`Broker`] publishes one message and knows what became of it, and declares,
-//! inspects and deletes queues. A [`ConsumerChannel`] hands out deliveries; what it handed out and was not acked goes
+//! Three things make up the whole of it. A [`Broker`] publishes one message, to a queue or through a fanout exchange, and knows
+//! what became of it; and it declares, inspects and deletes queues. A [`ConsumerChannel`] hands out deliveries; what it handed out and was not acked goes
 //! back to its queue, in order, when it ends. A [`Subscription`] consumes one queue for as long as its owner lives,
 //! through every reconnect.
 //!

@@ -5,7 +5,7 @@
 //! `docs/protocol.md`; workers and publishers in other languages are written from that page.
 //!
 //! - [`name`]: services, sources, CIDs, keys, runs. Parsed once, at the edge.
-//! - [`queue`]: the queues, their names and their arguments.
+//! - [`queue`]: the queues and exchanges, their names and their arguments.
 //! - [`message`]: a broker-neutral message: properties, headers, body.
 //! - [`Request`], [`Callback`]: what a service queue holds; [`Invocation`] is either of them, decoded.
 //! - [`TargetResult`]: what a target answered; [`FinalPayload`]: what a final callback receives.
@@ -38,7 +38,7 @@ pub use message::{HeaderValue, Headers, Message, Properties};
 pub use metadata::{InvalidMetadata, Metadata};
 pub use name::{Cid, InvalidName, Prefix, RunId, ServiceName, Source, TargetKey};
 pub use payload::{FinalPayload, FinalPayloadBuilder, PayloadError, TargetFailure};
-pub use queue::{QueueNames, QueueSpec};
+pub use queue::{ExchangeSpec, QueueNames, QueueSpec};
 pub use request::{Request, TargetOf};
 pub use result::{TargetResult, key_of, place_of};
 pub use time::WireTime;

@@ -1,4 +1,4 @@
-//! The queues: their names, and the arguments that everyone declares them with.
+//! The queues and exchanges: their names, and the arguments that everyone declares them with.
 
 use std::collections::BTreeMap;
 
@@ -35,6 +35,14 @@ pub struct QueueSpec {
     pub exclusive: bool,
     /// Its `x-` arguments.
     pub arguments: BTreeMap<&'static str, Argument>,
+}
+
+/// A durable fanout exchange: a message published to it goes to every queue that is bound to it, and keeps its routing key,
+/// which names another queue for later.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExchangeSpec {
+    /// The exchange's name.
+    pub name: String,
 }
 
 /// The value of a queue argument.

@@ -54,7 +54,8 @@ async fn conclude(broker: &MemoryBroker, manifest: &Manifest, response: &str) {
     let mut payload = FinalPayloadBuilder::new(manifest);
     payload.push(&result).unwrap();
     let kind = CallbackKind::OnFinal { callback: None, failed: 0 };
-    let message = Callback { manifest, kind, body: payload.finish() }.encode();
+    let message =
+        Callback { manifest, kind, body: payload.finish(fanfare_protocol::limits::MESSAGE_BYTES) }.encode();
     broker.publish(manifest.waiter.as_deref().unwrap(), message).await.unwrap();
 }
 

@@ -44,7 +44,7 @@ async fn gather(channel: &dyn ConsumerChannel, manifest: &Manifest) -> Message {
         payload.push(body.as_ref().unwrap()).unwrap();
     }
     let kind = CallbackKind::OnFinal { callback: None, failed: 0 };
-    Callback { manifest, kind, body: payload.finish() }.encode()
+    Callback { manifest, kind, body: payload.finish(fanfare_protocol::limits::MESSAGE_BYTES) }.encode()
 }
 
 #[tokio::test(start_paused = true)]

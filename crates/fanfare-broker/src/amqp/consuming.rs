@@ -11,7 +11,7 @@ use fanfare_protocol::QueueSpec;
 use futures_util::{Stream, StreamExt};
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
-    QueueDeclareOptions, QueueDeleteOptions,
+    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::FieldTable;
 use tokio::sync::Semaphore;
@@ -50,8 +50,17 @@ impl ConsumingChannel {
         queue: &str,
         operation: impl Future<Output = lapin::Result<T>> + Send,
     ) -> Result<T, BrokerError> {
+        self.answer_or(queue, |error| failure::on_queue(error, queue), operation).await
+    }
+
+    async fn answer_or<T>(
+        &self,
+        queue: &str,
+        failure: impl FnOnce(&lapin::Error) -> BrokerError + Send,
+        operation: impl Future<Output = lapin::Result<T>> + Send,
+    ) -> Result<T, BrokerError> {
         match tokio::time::timeout(OPERATION_TIMEOUT, operation).await {
-            Ok(result) => result.map_err(|error| self.connections.reason(failure::on_queue(&error, queue))),
+            Ok(result) => result.map_err(|error| self.connections.reason(failure(&error))),
             Err(_) => {
                 self.shut();
                 Err(no_answer(queue))
@@ -99,6 +108,13 @@ impl ConsumerChannel for ConsumingChannel {
         let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
         let declared = self.shared.line.channel.queue_declare(name, options, wire::arguments(queue));
         self.answer(&queue.name, declared).await.map(drop)
+    }
+
+    async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
+        let (from, to) = (wire::short("exchange", exchange)?, wire::short("queue", queue)?);
+        let options = QueueBindOptions::default();
+        let bound = self.shared.line.channel.queue_bind(to, from, "".into(), options, FieldTable::default());
+        self.answer_or(queue, |error| failure::on_binding(error, queue, exchange), bound).await
     }
 
     async fn cancel(&self, consumer: &str) -> Result<(), BrokerError> {

@@ -1,13 +1,16 @@
-//! Declaring, inspecting and deleting queues.
+//! Declaring, inspecting and deleting queues, and the exchanges that lead to them.
 
+use std::collections::BTreeSet;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fanfare_protocol::QueueSpec;
-use lapin::Channel;
-use lapin::options::{QueueDeclareOptions, QueueDeleteOptions};
+use fanfare_protocol::{ExchangeSpec, QueueSpec};
+use lapin::options::{
+    ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
 use lapin::types::FieldTable;
+use lapin::{Channel, ExchangeKind};
 use tokio::sync::Semaphore;
 
 use super::trunk::{Connections, Line, Trunk};
@@ -21,10 +24,12 @@ const OPERATIONS_PER_CHANNEL: u32 = 1_000;
 /// How long one operation may take.
 pub(super) const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Works on queues through channels of its own. An error ends a channel, and these have no consumers to lose.
+/// Works on queues and exchanges through channels of its own. An error ends a channel, and these have no consumers to lose.
 #[derive(Debug)]
 pub(super) struct Declaring {
     channels: Arc<Channels>,
+    /// Exchanges that were there when they were last looked at. A process uses a handful.
+    exchanges: Mutex<BTreeSet<String>>,
 }
 
 #[derive(Debug)]
@@ -49,25 +54,74 @@ impl Declaring {
             slots: Semaphore::new(CHANNELS),
             idle: Mutex::default(),
         };
-        Self { channels: Arc::new(channels) }
+        Self { channels: Arc::new(channels), exchanges: Mutex::default() }
     }
 
     pub(super) async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
         let name = wire::short("queue", &queue.name)?;
         let arguments = wire::arguments(queue);
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        self.run(&queue.name, move |channel: Channel| async move {
+        self.on_queue(&queue.name, move |channel: Channel| async move {
             channel.queue_declare(name, options, arguments).await
         })
         .await
         .map(drop)
     }
 
+    pub(super) async fn declare_exchange(&self, exchange: &ExchangeSpec) -> Result<(), BrokerError> {
+        let options = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+        self.exchange(&exchange.name, options).await
+    }
+
+    /// Makes sure, without declaring it, that an exchange is there: to publish to one that is missing ends the channel, with
+    /// everything that is under way on it.
+    pub(super) async fn expect_exchange(&self, exchange: &str) -> Result<(), BrokerError> {
+        if self.exchanges().contains(exchange) {
+            return Ok(());
+        }
+        let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+        self.exchange(exchange, options).await
+    }
+
+    /// The exchange may be gone: look again before it is next published to.
+    pub(super) fn doubt_exchange(&self, exchange: &str) {
+        self.exchanges().remove(exchange);
+    }
+
+    pub(super) async fn delete_exchange(&self, exchange: &str) -> Result<(), BrokerError> {
+        self.doubt_exchange(exchange);
+        let name = wire::short("exchange", exchange)?;
+        let deleted = self
+            .on_exchange(exchange, move |channel: Channel| async move {
+                channel.exchange_delete(name, ExchangeDeleteOptions::default()).await
+            })
+            .await;
+        match deleted {
+            Ok(()) | Err(BrokerError::NoExchange(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    pub(super) async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
+        let (from, to) = (wire::short("exchange", exchange)?, wire::short("queue", queue)?);
+        let (queue_name, exchange_name) = (queue.to_owned(), exchange.to_owned());
+        self.run(
+            queue,
+            move |error| failure::on_binding(error, &queue_name, &exchange_name),
+            move |channel: Channel| async move {
+                channel
+                    .queue_bind(to, from, "".into(), QueueBindOptions::default(), FieldTable::default())
+                    .await
+            },
+        )
+        .await
+    }
+
     pub(super) async fn inspect(&self, queue: &str) -> Result<Option<QueueState>, BrokerError> {
         let name = wire::short("queue", queue)?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let looked = self
-            .run(queue, move |channel: Channel| async move {
+            .on_queue(queue, move |channel: Channel| async move {
                 channel.queue_declare(name, options, FieldTable::default()).await
             })
             .await;
@@ -84,7 +138,7 @@ impl Declaring {
     pub(super) async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         let name = wire::short("queue", queue)?;
         let deleted = self
-            .run(queue, move |channel: Channel| async move {
+            .on_queue(queue, move |channel: Channel| async move {
                 channel.queue_delete(name, QueueDeleteOptions::default()).await
             })
             .await;
@@ -109,9 +163,21 @@ impl Declaring {
         self.channels.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// Runs an operation to its end, also where the caller goes before: to drop a channel while the broker closes it because
-    /// of an error ends its connection, since lapin then closes it twice.
-    async fn run<T, F>(
+    async fn exchange(&self, exchange: &str, options: ExchangeDeclareOptions) -> Result<(), BrokerError> {
+        let name = wire::short("exchange", exchange)?;
+        self.on_exchange(exchange, move |channel: Channel| async move {
+            channel.exchange_declare(name, ExchangeKind::Fanout, options, FieldTable::default()).await
+        })
+        .await?;
+        self.exchanges().insert(exchange.to_owned());
+        Ok(())
+    }
+
+    fn exchanges(&self) -> MutexGuard<'_, BTreeSet<String>> {
+        self.exchanges.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn on_queue<T, F>(
         &self,
         queue: &str,
         operation: impl FnOnce(Channel) -> F + Send + 'static,
@@ -120,9 +186,37 @@ impl Declaring {
         T: Send + 'static,
         F: Future<Output = lapin::Result<T>> + Send + 'static,
     {
-        let (channels, name) = (self.channels.clone(), queue.to_owned());
+        let name = queue.to_owned();
+        self.run(queue, move |error| failure::on_queue(error, &name), operation).await
+    }
+
+    async fn on_exchange<F>(
+        &self,
+        exchange: &str,
+        operation: impl FnOnce(Channel) -> F + Send + 'static,
+    ) -> Result<(), BrokerError>
+    where
+        F: Future<Output = lapin::Result<()>> + Send + 'static,
+    {
+        let name = exchange.to_owned();
+        self.run(exchange, move |error| failure::on_exchange(error, &name), operation).await
+    }
+
+    /// Runs an operation to its end, also where the caller goes before: to drop a channel while the broker closes it because
+    /// of an error ends its connection, since lapin then closes it twice.
+    async fn run<T, F>(
+        &self,
+        name: &str,
+        failure: impl FnOnce(&lapin::Error) -> BrokerError + Send + 'static,
+        operation: impl FnOnce(Channel) -> F + Send + 'static,
+    ) -> Result<T, BrokerError>
+    where
+        T: Send + 'static,
+        F: Future<Output = lapin::Result<T>> + Send + 'static,
+    {
+        let (channels, name) = (self.channels.clone(), name.to_owned());
         let work = async move {
-            let work = channels.run(&name, operation);
+            let work = channels.run(failure, operation);
             tokio::time::timeout(OPERATION_TIMEOUT, work).await.unwrap_or_else(|_| Err(no_answer(&name)))
         };
         // An error means that the runtime ends.
@@ -131,7 +225,11 @@ impl Declaring {
 }
 
 impl Channels {
-    async fn run<T, F>(&self, queue: &str, operation: impl FnOnce(Channel) -> F) -> Result<T, BrokerError>
+    async fn run<T, F>(
+        &self,
+        failure: impl FnOnce(&lapin::Error) -> BrokerError,
+        operation: impl FnOnce(Channel) -> F,
+    ) -> Result<T, BrokerError>
     where
         F: Future<Output = lapin::Result<T>>,
     {
@@ -141,7 +239,7 @@ impl Channels {
         // On an error, the broker has closed the channel.
         let result = operation(used.line.channel.clone())
             .await
-            .map_err(|error| self.connections.reason(failure::on_queue(&error, queue)))?;
+            .map_err(|error| self.connections.reason(failure(&error)))?;
         self.keep(used);
         Ok(result)
     }

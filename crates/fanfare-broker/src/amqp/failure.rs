@@ -40,6 +40,29 @@ pub(super) fn on_queue(error: &Error, queue: &str) -> BrokerError {
     }
 }
 
+/// An operation on an exchange failed.
+pub(super) fn on_exchange(error: &Error, exchange: &str) -> BrokerError {
+    match reply(error) {
+        Some((NOT_FOUND, reason)) if is_no_exchange(&reason, exchange) => {
+            BrokerError::NoExchange(exchange.to_owned())
+        }
+        Some((PRECONDITION_FAILED, reason)) => BrokerError::Refused(reason),
+        _ => plain(error),
+    }
+}
+
+/// To bind a queue to an exchange failed.
+pub(super) fn on_binding(error: &Error, queue: &str, exchange: &str) -> BrokerError {
+    match on_exchange(error, exchange) {
+        missing @ BrokerError::NoExchange(_) => missing,
+        _ => on_queue(error, queue),
+    }
+}
+
+fn is_no_exchange(reason: &str, exchange: &str) -> bool {
+    reason.starts_with("NOT_FOUND - no exchange") && names(reason, exchange)
+}
+
 /// A connection, or something that concerns no queue, failed.
 pub(super) fn plain(error: &Error) -> BrokerError {
     match (reply(error), error.kind()) {
@@ -62,10 +85,10 @@ pub(super) fn reply(error: &Error) -> Option<(u16, String)> {
     }
 }
 
-/// Whether the broker speaks of this queue. It cuts its texts at 255 bytes.
-fn names(reason: &str, queue: &str) -> bool {
-    let shown = queue.get(..200).unwrap_or(queue);
-    let quote = if shown.len() == queue.len() { "'" } else { "" };
+/// Whether the broker speaks of this queue or exchange. It cuts its texts at 255 bytes.
+fn names(reason: &str, name: &str) -> bool {
+    let shown = name.get(..200).unwrap_or(name);
+    let quote = if shown.len() == name.len() { "'" } else { "" };
     reason.contains(&format!("'{shown}{quote}"))
 }
 
@@ -95,6 +118,17 @@ mod tests {
             let error = on_queue(&from_broker(404, text), "a.b");
             assert!(matches!(error, BrokerError::Unavailable { .. }), "{error}");
         }
+    }
+
+    #[test]
+    fn a_failed_binding_tells_what_is_missing() {
+        let queue = from_broker(404, "NOT_FOUND - no queue 'a' in vhost '/'");
+        assert!(matches!(on_binding(&queue, "a", "b"), BrokerError::NoQueue(name) if name == "a"));
+        let exchange = from_broker(404, "NOT_FOUND - no exchange 'b' in vhost '/'");
+        assert!(matches!(on_binding(&exchange, "a", "b"), BrokerError::NoExchange(name) if name == "b"));
+        assert!(matches!(on_exchange(&exchange, "b"), BrokerError::NoExchange(_)));
+        // A queue and an exchange may have one name.
+        assert!(!matches!(on_queue(&exchange, "b"), BrokerError::NoQueue(_)));
     }
 
     #[test]

@@ -13,8 +13,8 @@
 //! # }
 //! ```
 //!
-//! Each role has connections of its own, from one pool, made when they are first needed. One task publishes
-//! (`publishing`), in a window of messages under way (`window`) whose answers it pairs (`ledger`). A few channels
+//! Each role has connections of its own, from one pool, made when they are first needed. One task publishes to queues, and
+//! another to exchanges, where to publish to one that is missing ends the channel (`publishing`), in a window of messages under way (`window`) whose answers it pairs (`ledger`). A few channels
 //! declare and inspect queues, and are replaced when an error closes them (`declaring`). Others consume (`consuming`), many
 //! on one connection (`trunk`). lapin's own recovery is off: it would bring back queues that were deleted, and it does
 //! not tell what became of a message. Whoever lost a channel opens another.
@@ -38,7 +38,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fanfare_protocol::{Message, QueueSpec};
+use fanfare_protocol::{ExchangeSpec, Message, QueueSpec};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -63,7 +63,10 @@ pub struct AmqpBroker {
     connections: Arc<Connections>,
     declaring: Declaring,
     consuming: Trunk,
+    /// To queues.
     publishing: OnceLock<Publishing>,
+    /// To exchanges.
+    publishing_through: OnceLock<Publishing>,
     tasks: TaskTracker,
     /// What the broker said about itself, by the address that it said it at.
     server: Mutex<Option<ServerInfo>>,
@@ -80,14 +83,15 @@ impl AmqpBroker {
             consuming: Trunk::new(connections.clone(), CHANNELS_PER_CONNECTION),
             connections,
             publishing: OnceLock::new(),
+            publishing_through: OnceLock::new(),
             tasks: TaskTracker::new(),
             server: Mutex::default(),
         }
     }
 
-    fn publishing(&self) -> &Publishing {
+    fn started<'a>(&self, publishing: &'a OnceLock<Publishing>) -> &'a Publishing {
         let Config { send_timeout, in_flight, .. } = self.config;
-        self.publishing
+        publishing
             .get_or_init(|| Publishing::start(self.connections.clone(), send_timeout, in_flight, &self.tasks))
     }
 }
@@ -100,7 +104,26 @@ impl Broker for AmqpBroker {
         message: Message,
         latest: Option<Instant>,
     ) -> Result<(), PublishError> {
-        self.publishing().publish(queue, message, latest).await
+        self.started(&self.publishing).publish("", queue, message, latest).await
+    }
+
+    async fn publish_through(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Message,
+    ) -> Result<(), PublishError> {
+        match self.declaring.expect_exchange(exchange).await {
+            Ok(()) => {}
+            Err(BrokerError::NoExchange(name)) => return Err(PublishError::NoExchange(name)),
+            Err(error) => return Err(PublishError::NotSent(error)),
+        }
+        let publishing = self.started(&self.publishing_through);
+        let outcome = publishing.publish(exchange, routing_key, message, None).await;
+        if matches!(outcome, Err(PublishError::Unknown(_) | PublishError::NotSent(_))) {
+            self.declaring.doubt_exchange(exchange);
+        }
+        outcome
     }
 
     async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
@@ -113,6 +136,18 @@ impl Broker for AmqpBroker {
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         self.declaring.delete(queue).await
+    }
+
+    async fn declare_exchange(&self, exchange: &ExchangeSpec) -> Result<(), BrokerError> {
+        self.declaring.declare_exchange(exchange).await
+    }
+
+    async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
+        self.declaring.bind(queue, exchange).await
+    }
+
+    async fn delete_exchange(&self, exchange: &str) -> Result<(), BrokerError> {
+        self.declaring.delete_exchange(exchange).await
     }
 
     async fn open(&self) -> Result<Arc<dyn ConsumerChannel>, BrokerError> {

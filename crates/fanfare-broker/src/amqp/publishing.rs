@@ -35,7 +35,9 @@ pub(super) struct Publishing {
 /// A message to publish, and whom to tell.
 #[derive(Debug)]
 pub(super) struct Job {
-    pub(super) queue: ShortString,
+    pub(super) exchange: ShortString,
+    /// A queue's name, where the exchange is the default one.
+    pub(super) routing_key: ShortString,
     pub(super) properties: BasicProperties,
     pub(super) body: Bytes,
     pub(super) look: Look,
@@ -47,7 +49,8 @@ pub(super) struct Job {
 /// What tells a message from all others under way, and is still there when it comes back.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Look {
-    queue: String,
+    exchange: String,
+    routing_key: String,
     message_id: Option<String>,
     correlation_id: Option<String>,
     kind: Option<String>,
@@ -96,9 +99,11 @@ impl Publishing {
         Self { jobs, send_timeout }
     }
 
+    /// Publishes to an exchange; the default one has no name, and its routing keys are the names of queues.
     pub(super) async fn publish(
         &self,
-        queue: &str,
+        exchange: &str,
+        routing_key: &str,
         message: Message,
         latest: Option<Instant>,
     ) -> Result<(), PublishError> {
@@ -110,9 +115,10 @@ impl Publishing {
         let latest = latest.map_or(patience, |latest| latest.min(patience));
         let (caller, outcome) = oneshot::channel();
         let job = Job {
-            queue: wire::short("queue", queue).map_err(PublishError::NotSent)?,
+            exchange: wire::short("exchange", exchange).map_err(PublishError::NotSent)?,
+            routing_key: wire::short("queue", routing_key).map_err(PublishError::NotSent)?,
             properties: wire::properties(&message).map_err(PublishError::NotSent)?,
-            look: Look::of(queue, &message),
+            look: Look::of(exchange, routing_key, &message),
             body: message.body,
             latest,
             caller,
@@ -120,17 +126,18 @@ impl Publishing {
         match tokio::time::timeout_at(latest, self.jobs.send(job)).await {
             Ok(Ok(())) => {}
             Ok(Err(_)) => return Err(PublishError::NotSent(BrokerError::Closed)),
-            Err(_) => return Err(PublishError::NotSent(no_room(queue))),
+            Err(_) => return Err(PublishError::NotSent(no_room(routing_key))),
         }
         outcome.await.unwrap_or(Err(PublishError::Unknown(BrokerError::Closed)))
     }
 }
 
 impl Look {
-    pub(super) fn of(queue: &str, message: &Message) -> Self {
+    pub(super) fn of(exchange: &str, routing_key: &str, message: &Message) -> Self {
         let header = |name| message.text(name).map(str::to_owned);
         Self {
-            queue: queue.to_owned(),
+            exchange: exchange.to_owned(),
+            routing_key: routing_key.to_owned(),
             message_id: message.properties.message_id.clone(),
             correlation_id: message.properties.correlation_id.clone(),
             kind: message.properties.kind.clone(),
@@ -142,6 +149,12 @@ impl Look {
 }
 
 impl Job {
+    /// What is said to hold the message.
+    pub(super) fn destination(&self) -> &str {
+        let exchange = self.exchange.as_str();
+        if exchange.is_empty() { self.routing_key.as_str() } else { exchange }
+    }
+
     /// Tells the caller that the message was never sent.
     pub(super) fn refuse(self, error: PublishError) {
         // The caller may have gone away, which is its right.
@@ -228,7 +241,7 @@ impl Publisher {
                 _ = events.changed() => {}
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     while let Some(job) = waiting.pop_front_if(|job| job.latest <= Instant::now()) {
-                        let error = no_room(job.queue.as_str());
+                        let error = no_room(job.destination());
                         job.refuse(PublishError::NotSent(error));
                     }
                     if let Err(reason) = window.expire() {
@@ -262,7 +275,7 @@ pub(super) fn no_room(queue: &str) -> BrokerError {
 /// The message that came back with a confirm.
 pub(super) fn returned(confirmation: Confirmation) -> Option<Look> {
     let returned = confirmation.take_message()?;
-    let queue = returned.routing_key.to_string();
+    let (exchange, routing_key) = (returned.exchange.to_string(), returned.routing_key.to_string());
     let message = wire::message(&returned.delivery.properties, returned.delivery.data);
-    Some(Look::of(&queue, &message))
+    Some(Look::of(&exchange, &routing_key, &message))
 }

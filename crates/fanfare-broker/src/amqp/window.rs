@@ -58,7 +58,9 @@ pub(super) struct Window {
 
 struct Pending {
     look: Look,
-    queue: String,
+    /// The exchange, or the queue where the exchange is the default one.
+    destination: String,
+    through_exchange: bool,
     bytes: usize,
     sent: Instant,
     caller: oneshot::Sender<Result<(), PublishError>>,
@@ -116,7 +118,7 @@ impl Window {
         }
         let now = Instant::now();
         if job.latest <= now {
-            let error = no_room(job.queue.as_str());
+            let error = no_room(job.destination());
             return job.refuse(PublishError::NotSent(error));
         }
         let bytes = job.body.len();
@@ -127,18 +129,20 @@ impl Window {
             self.twins.entry(job.look.clone()).or_default().push_back(job);
             return;
         }
-        let Job { queue, properties, body, look, caller, .. } = job;
+        let destination = job.destination().to_owned();
+        let Job { exchange, routing_key, properties, body, look, caller, .. } = job;
+        let through_exchange = !exchange.as_str().is_empty();
         let message = self.next;
         self.next += 1;
         self.bytes += bytes;
         self.ledger.send(message, look.clone());
         self.prompt.insert((now + self.overdue_after, message));
-        let name = queue.to_string();
-        self.pending.insert(message, Pending { look, queue: name, bytes, sent: now, caller });
+        let pending = Pending { look, destination, through_exchange, bytes, sent: now, caller };
+        self.pending.insert(message, pending);
         let channel = self.line.channel.clone();
         let mut written = async move {
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            channel.basic_publish("".into(), queue, options, &body, properties).await
+            channel.basic_publish(exchange, routing_key, options, &body, properties).await
         }
         .boxed();
         // The first poll queues the frames, so that messages are written in the order in which they came.
@@ -228,7 +232,7 @@ impl Window {
         }
         for twins in self.twins.values_mut() {
             while let Some(job) = twins.pop_front_if(|job| job.latest <= now) {
-                let error = no_confirm(job.queue.as_str());
+                let error = no_confirm(job.destination());
                 job.refuse(PublishError::NotSent(error));
             }
         }
@@ -238,7 +242,7 @@ impl Window {
             return Err(BrokerError::Unreachable(format!("{overdue} messages were not confirmed in time")));
         }
         match self.pending.values().next() {
-            Some(oldest) if oldest.sent + LONGEST_CONFIRM <= now => Err(no_confirm(&oldest.queue)),
+            Some(oldest) if oldest.sent + LONGEST_CONFIRM <= now => Err(no_confirm(&oldest.destination)),
             _ => Ok(()),
         }
     }
@@ -314,13 +318,14 @@ impl Window {
         let pending = self.pending.remove(&message)?;
         self.prompt.remove(&(pending.sent + self.overdue_after, message));
         self.bytes -= pending.bytes;
-        let Pending { look, queue, caller, .. } = pending;
+        let Pending { look, destination, through_exchange, caller, .. } = pending;
         tell(
             caller,
             match outcome {
                 Outcome::Taken => Ok(()),
-                Outcome::Returned => Err(PublishError::Unroutable(queue)),
-                Outcome::Refused => Err(PublishError::Refused(queue)),
+                Outcome::Returned if through_exchange => Err(PublishError::Unbound(destination)),
+                Outcome::Returned => Err(PublishError::Unroutable(destination)),
+                Outcome::Refused => Err(PublishError::Refused(destination)),
             },
         );
         let twins = self.twins.get_mut(&look)?;

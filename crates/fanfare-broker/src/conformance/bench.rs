@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use fanfare_protocol::queue::{Argument, DELIVERY_LIMIT};
-use fanfare_protocol::{Message, QueueSpec};
+use fanfare_protocol::{ExchangeSpec, Message, QueueSpec};
 use futures_util::future::join_all;
 use uuid::Uuid;
 
@@ -27,18 +27,22 @@ pub(super) struct Bench<'a> {
     pub(super) broker: Arc<dyn Broker>,
     prefix: String,
     queues: Mutex<Vec<String>>,
+    exchanges: Mutex<Vec<String>>,
 }
 
 impl<'a> Bench<'a> {
     pub(super) async fn new(harness: &'a dyn Harness) -> Self {
         let broker = harness.connect().await;
         let prefix = format!("fanfare-conformance.{}", Uuid::new_v4().simple());
-        Self { harness, broker, prefix, queues: Mutex::default() }
+        Self { harness, broker, prefix, queues: Mutex::default(), exchanges: Mutex::default() }
     }
 
     pub(super) async fn finish(self) {
         for queue in self.queues.into_inner().unwrap_or_else(PoisonError::into_inner) {
             self.broker.delete(&queue).await.unwrap();
+        }
+        for exchange in self.exchanges.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            self.broker.delete_exchange(&exchange).await.unwrap();
         }
         self.broker.close().await;
     }
@@ -75,6 +79,14 @@ impl<'a> Bench<'a> {
     pub(super) async fn declare(&self, name: &str, kind: &str, more: &[(&'static str, Argument)]) -> String {
         let spec = self.spec(name, kind, more);
         self.broker.declare(&spec).await.unwrap();
+        spec.name
+    }
+
+    /// Declares an exchange.
+    pub(super) async fn declare_exchange(&self, name: &str) -> String {
+        let spec = ExchangeSpec { name: self.name(name) };
+        self.exchanges.lock().unwrap_or_else(PoisonError::into_inner).push(spec.name.clone());
+        self.broker.declare_exchange(&spec).await.unwrap();
         spec.name
     }
 

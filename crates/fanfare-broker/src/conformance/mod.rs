@@ -31,6 +31,7 @@
 mod bench;
 mod consuming;
 mod dead_letters;
+mod exchanges;
 mod publishing;
 mod queues;
 mod redelivery;
@@ -138,4 +139,13 @@ suite! { $
         what_waited_too_long_is_dead_lettered
         a_message_expires_by_its_own_expiration
         what_came_back_too_often_is_dead_lettered;
+    exchanges:
+        every_queue_bound_to_an_exchange_takes_what_is_published_to_it
+        declaring_an_exchange_again_keeps_its_bindings
+        a_message_to_an_exchange_without_bindings_comes_back
+        a_missing_exchange_is_told_and_hurts_no_other_message
+        a_deleted_exchange_is_missing_and_hurts_no_message_to_a_queue
+        binding_tells_what_is_missing
+        an_exclusive_queue_is_bound_on_its_channel_and_by_nobody_else
+        what_expires_behind_an_exchange_goes_to_the_queue_of_its_routing_key;
 }

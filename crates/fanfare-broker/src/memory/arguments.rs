@@ -27,8 +27,8 @@ pub(super) struct Arguments {
 /// Where dead letters of a queue go.
 #[derive(Debug, Clone)]
 pub(super) struct DeadLetterTo {
-    /// A queue, through the default exchange.
-    pub(super) queue: String,
+    /// A queue, through the default exchange; without one, that which the message's own routing key names.
+    pub(super) queue: Option<String>,
     /// Whether they are kept while that queue is missing. Else they are dropped then.
     pub(super) at_least_once: bool,
 }
@@ -69,8 +69,7 @@ impl Arguments {
             }
         }
         if exchange {
-            let queue = routing_key.unwrap_or_else(|| spec.name.clone());
-            read.dead_letter = Some(DeadLetterTo { queue, at_least_once });
+            read.dead_letter = Some(DeadLetterTo { queue: routing_key, at_least_once });
         }
         let conflict = if read.quorum && spec.exclusive {
             Some("a quorum queue cannot be exclusive")
@@ -122,7 +121,7 @@ mod tests {
         }
         let read = Arguments::read(&service).unwrap();
         assert!(read.quorum);
-        assert_eq!(read.dead_letter.unwrap().queue, "fanfare.dead");
+        assert_eq!(read.dead_letter.unwrap().queue.as_deref(), Some("fanfare.dead"));
     }
 
     #[test]

@@ -69,6 +69,10 @@ impl ConsumerChannel for MemoryChannel {
         self.step(|state, client, now| state.declare(client, &queue, now)).await
     }
 
+    async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
+        self.step(|state, client, _| state.bind(client, queue, exchange)).await
+    }
+
     async fn cancel(&self, consumer: &str) -> Result<(), BrokerError> {
         let id = self.link.id;
         self.step(|state, _, now| {

@@ -1,5 +1,7 @@
 use fanfare_protocol::{HeaderValue, Headers, Message};
 
+use super::queue::Route;
+
 const DEATHS: &str = "x-death";
 const FIRST_REASON: &str = "x-first-death-reason";
 const FIRST_QUEUE: &str = "x-first-death-queue";
@@ -23,7 +25,7 @@ impl Death {
 
 /// The message as it is dead-lettered: with headers that say where and why it died, and without its own expiration, so
 /// that it does not expire again.
-pub(super) fn died(mut message: Message, queue: &str, death: Death) -> Message {
+pub(super) fn died(mut message: Message, queue: &str, route: &Route, death: Death) -> Message {
     message.properties.expiration = None;
     let reason = death.as_header();
     let mut deaths = deaths(&message).to_vec();
@@ -34,13 +36,15 @@ pub(super) fn died(mut message: Message, queue: &str, death: Death) -> Message {
     };
     let entry = Headers::from([
         ("count".to_owned(), HeaderValue::Int(count)),
-        ("exchange".to_owned(), "".into()),
+        ("exchange".to_owned(), route.exchange.as_str().into()),
         ("queue".to_owned(), queue.into()),
         ("reason".to_owned(), reason.into()),
+        ("routing-keys".to_owned(), HeaderValue::List(vec![route.key.as_str().into()])),
     ]);
     deaths.insert(0, HeaderValue::Table(entry));
     message.headers.insert(DEATHS.to_owned(), HeaderValue::List(deaths));
-    for (name, value) in [(FIRST_REASON, reason), (FIRST_QUEUE, queue), (FIRST_EXCHANGE, "")] {
+    let first = [(FIRST_REASON, reason), (FIRST_QUEUE, queue), (FIRST_EXCHANGE, route.exchange.as_str())];
+    for (name, value) in first {
         message.headers.entry(name.to_owned()).or_insert_with(|| value.into());
     }
     message
@@ -77,9 +81,10 @@ mod tests {
 
     #[test]
     fn a_dead_letter_says_where_it_died_first_and_how_often() {
-        let once = died(Message::default(), "a", Death::Expired);
-        let twice = died(once, "b", Death::DeliveryLimit);
-        let thrice = died(twice, "a", Death::Expired);
+        let route = Route::to_queue("a");
+        let once = died(Message::default(), "a", &route, Death::Expired);
+        let twice = died(once, "b", &route, Death::DeliveryLimit);
+        let thrice = died(twice, "a", &route, Death::Expired);
         assert_eq!(thrice.text(FIRST_REASON), Some("expired"));
         assert_eq!(thrice.text(FIRST_QUEUE), Some("a"));
         let HeaderValue::Table(last) = &deaths(&thrice)[0] else { panic!("an entry is a table") };
@@ -88,7 +93,7 @@ mod tests {
 
     #[test]
     fn a_letter_never_goes_back_to_where_it_died() {
-        let letter = died(Message::default(), "a", Death::Expired);
+        let letter = died(Message::default(), "a", &Route::to_queue("a"), Death::Expired);
         assert!(would_cycle(&letter, "a"));
         assert!(!would_cycle(&letter, "b"));
     }

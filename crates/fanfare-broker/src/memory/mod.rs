@@ -15,6 +15,7 @@
 mod arguments;
 mod channel;
 mod dead_letter;
+mod exchange;
 mod queue;
 mod server;
 mod state;
@@ -23,10 +24,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use fanfare_protocol::{Message, QueueSpec};
+use fanfare_protocol::{ExchangeSpec, Message, QueueSpec};
 use tokio::time::Instant;
 
 use self::channel::MemoryChannel;
+use self::queue::Route;
 use self::server::Server;
 use self::state::{ClientId, State};
 use crate::{Broker, BrokerError, ConsumerChannel, PublishError, QueueState, ServerInfo};
@@ -130,6 +132,28 @@ impl Broker for MemoryBroker {
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         self.step(|state, client, _| state.delete(client, queue)).await
+    }
+
+    async fn publish_through(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Message,
+    ) -> Result<(), PublishError> {
+        let route = Route { exchange: exchange.to_owned(), key: routing_key.to_owned() };
+        self.step(|state, client, now| state.publish_through(client, &route, &message, now)).await
+    }
+
+    async fn declare_exchange(&self, exchange: &ExchangeSpec) -> Result<(), BrokerError> {
+        self.step(|state, client, _| state.declare_exchange(client, &exchange.name)).await
+    }
+
+    async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
+        self.step(|state, client, _| state.bind(client, queue, exchange)).await
+    }
+
+    async fn delete_exchange(&self, exchange: &str) -> Result<(), BrokerError> {
+        self.step(|state, client, _| state.delete_exchange(client, exchange)).await
     }
 
     async fn open(&self) -> Result<Arc<dyn ConsumerChannel>, BrokerError> {

@@ -28,10 +28,27 @@ pub(super) struct Queue {
     unused_since: Option<Instant>,
 }
 
+/// How a message came into a queue.
+#[derive(Debug, Clone)]
+pub(super) struct Route {
+    /// The exchange that it was published to; the default one has no name.
+    pub(super) exchange: String,
+    /// Its routing key.
+    pub(super) key: String,
+}
+
+impl Route {
+    /// Through the default exchange.
+    pub(super) fn to_queue(name: &str) -> Self {
+        Self { exchange: String::new(), key: name.to_owned() }
+    }
+}
+
 /// A message in a queue.
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub(super) message: Message,
+    pub(super) route: Route,
     /// How often it was handed out and came back.
     pub(super) returns: u64,
     expires: Option<Instant>,
@@ -93,19 +110,19 @@ impl Queue {
     }
 
     /// Appends a message.
-    pub(super) fn push(&mut self, message: Message, now: Instant) {
+    pub(super) fn push(&mut self, message: Message, route: Route, now: Instant) {
         let own = message.properties.expiration.as_deref().and_then(|ms| ms.parse().ok());
         let ttl = own.map(Duration::from_millis).into_iter().chain(self.arguments.message_ttl).min();
         let expires = ttl.and_then(|ttl| now.checked_add(ttl));
-        self.ready.insert(self.next_place, Waiting { message, returns: 0, expires });
+        self.ready.insert(self.next_place, Waiting { message, route, returns: 0, expires });
         self.next_place += 1;
     }
 
     /// Puts a message back where it was, or gives it out where it came back too often.
-    pub(super) fn put_back(&mut self, place: u64, mut waiting: Waiting) -> Option<Message> {
+    pub(super) fn put_back(&mut self, place: u64, mut waiting: Waiting) -> Option<Waiting> {
         waiting.returns += 1;
         if self.arguments.delivery_limit.is_some_and(|limit| waiting.returns > limit) {
-            return Some(waiting.message);
+            return Some(waiting);
         }
         self.ready.insert(place, waiting);
         None
@@ -113,10 +130,10 @@ impl Queue {
 
     /// Takes out what expired at the head. As on RabbitMQ, a message behind one that still waits expires when it gets to
     /// the head.
-    pub(super) fn take_expired(&mut self, now: Instant) -> Option<Message> {
+    pub(super) fn take_expired(&mut self, now: Instant) -> Option<Waiting> {
         let head = self.ready.first_entry()?;
         let is_due = head.get().expires.is_some_and(|at| at <= now);
-        is_due.then(|| head.remove().message)
+        is_due.then(|| head.remove())
     }
 
     /// The next message and the consumer whose turn it is; nothing where either is missing.

@@ -8,7 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::arguments::Arguments;
 use super::dead_letter::{Death, died, would_cycle};
-use super::queue::{Handed, Queue, Subscriber, Waiting};
+use super::exchange::Exchanges;
+use super::queue::{Handed, Queue, Route, Subscriber, Waiting};
 use crate::{BrokerError, PublishError, QueueState};
 
 macro_rules! id {
@@ -28,6 +29,8 @@ pub(super) struct State {
     channels: BTreeMap<ChannelId, Channel>,
     queues: BTreeMap<QueueId, Queue>,
     names: BTreeMap<String, QueueId>,
+    /// The fanout exchanges, and what is bound to them.
+    exchanges: Exchanges,
     /// Dead letters that wait for their queue to be declared, by its name.
     stranded: BTreeMap<String, Vec<Message>>,
     /// When which queue has to be looked at.
@@ -43,6 +46,7 @@ impl Default for State {
             channels: BTreeMap::new(),
             queues: BTreeMap::new(),
             names: BTreeMap::new(),
+            exchanges: Exchanges::default(),
             stranded: BTreeMap::new(),
             alarms: BTreeSet::new(),
             last_id: 0,
@@ -134,11 +138,7 @@ impl State {
         latest: Option<Instant>,
         now: Instant,
     ) -> Result<(), PublishError> {
-        let (bytes, most) = (message.body.len(), self.most_bytes);
-        if bytes > most {
-            return Err(PublishError::TooLarge { bytes, most });
-        }
-        self.check(client).map_err(PublishError::NotSent)?;
+        self.check_sending(client, &message)?;
         if latest.is_some_and(|latest| latest <= now) {
             let (queue, reason) = (name.to_owned(), "it is too late to send the message".to_owned());
             return Err(PublishError::NotSent(BrokerError::Unavailable { queue, reason }));
@@ -149,8 +149,69 @@ impl State {
         if queue.is_full() {
             return Err(PublishError::Refused(name.to_owned()));
         }
-        queue.push(message, now);
+        queue.push(message, Route::to_queue(name), now);
         self.advance(id, now);
+        Ok(())
+    }
+
+    pub(super) fn publish_through(
+        &mut self,
+        client: ClientId,
+        route: &Route,
+        message: &Message,
+        now: Instant,
+    ) -> Result<(), PublishError> {
+        self.check_sending(client, message)?;
+        let name = &route.exchange;
+        let Some(bound) = self.exchanges.bound_to(name) else {
+            return Err(PublishError::NoExchange(name.clone()));
+        };
+        let bound = bound.clone();
+        if bound.is_empty() {
+            return Err(PublishError::Unbound(name.clone()));
+        }
+        let mut refused = false;
+        for id in bound {
+            let Some(queue) = self.queues.get_mut(&id) else { continue };
+            if queue.is_full() {
+                refused = true;
+                continue;
+            }
+            queue.push(message.clone(), route.clone(), now);
+            self.advance(id, now);
+        }
+        if refused { Err(PublishError::Refused(name.clone())) } else { Ok(()) }
+    }
+
+    fn check_sending(&self, client: ClientId, message: &Message) -> Result<(), PublishError> {
+        let (bytes, most) = (message.body.len(), self.most_bytes);
+        if bytes > most {
+            return Err(PublishError::TooLarge { bytes, most });
+        }
+        self.check(client).map_err(PublishError::NotSent)
+    }
+
+    pub(super) fn declare_exchange(&mut self, client: ClientId, name: &str) -> Result<(), BrokerError> {
+        self.check(client)?;
+        self.exchanges.declare(name);
+        Ok(())
+    }
+
+    pub(super) fn bind(&mut self, client: ClientId, queue: &str, exchange: &str) -> Result<(), BrokerError> {
+        self.check(client)?;
+        let Some((id, _)) = self.accessible(client, queue)? else {
+            return Err(BrokerError::NoQueue(queue.to_owned()));
+        };
+        if self.exchanges.bind(exchange, id) {
+            Ok(())
+        } else {
+            Err(BrokerError::NoExchange(exchange.to_owned()))
+        }
+    }
+
+    pub(super) fn delete_exchange(&mut self, client: ClientId, name: &str) -> Result<(), BrokerError> {
+        self.check(client)?;
+        self.exchanges.delete(name);
         Ok(())
     }
 
@@ -177,7 +238,7 @@ impl State {
         }
         let mut queue = Queue::new(spec.clone(), arguments, owner, now);
         for letter in self.stranded.remove(&spec.name).unwrap_or_default() {
-            queue.push(letter, now);
+            queue.push(letter, Route::to_queue(&spec.name), now);
         }
         self.names.insert(spec.name.clone(), id);
         self.queues.insert(id, queue);
@@ -338,8 +399,8 @@ impl State {
         let Unacked { queue: id, consumer, place, waiting } = unacked;
         let Some(queue) = self.queues.get_mut(&id) else { return };
         queue.settled(consumer);
-        if requeue && let Some(message) = queue.put_back(place, waiting) {
-            let targets = self.bury(id, message, Death::DeliveryLimit, now);
+        if requeue && let Some(given_up) = queue.put_back(place, waiting) {
+            let targets = self.bury(id, given_up, Death::DeliveryLimit, now);
             targets.into_iter().for_each(|target| self.advance(target, now));
         }
     }
@@ -349,8 +410,8 @@ impl State {
     fn advance(&mut self, id: QueueId, now: Instant) {
         let mut touched = VecDeque::from([id]);
         while let Some(id) = touched.pop_front() {
-            while let Some(message) = self.queues.get_mut(&id).and_then(|queue| queue.take_expired(now)) {
-                touched.extend(self.bury(id, message, Death::Expired, now));
+            while let Some(expired) = self.queues.get_mut(&id).and_then(|queue| queue.take_expired(now)) {
+                touched.extend(self.bury(id, expired, Death::Expired, now));
             }
             let Some(queue) = self.queues.get_mut(&id) else { continue };
             hand_out(id, queue, &mut self.channels);
@@ -365,19 +426,20 @@ impl State {
     }
 
     /// Dead-letters a message, and returns the queue that took it.
-    fn bury(&mut self, from: QueueId, message: Message, death: Death, now: Instant) -> Option<QueueId> {
+    fn bury(&mut self, from: QueueId, given_up: Waiting, death: Death, now: Instant) -> Option<QueueId> {
         let queue = self.queues.get(&from)?;
         let to = queue.arguments.dead_letter.clone()?;
-        let letter = died(message, &queue.spec.name, death);
-        if would_cycle(&letter, &to.queue) {
+        let letter = died(given_up.message, &queue.spec.name, &given_up.route, death);
+        let name = to.queue.unwrap_or(given_up.route.key);
+        if would_cycle(&letter, &name) {
             return None;
         }
-        if let Some((id, queue)) = self.named(&to.queue) {
-            queue.push(letter, now);
+        if let Some((id, queue)) = self.named(&name) {
+            queue.push(letter, Route::to_queue(&name), now);
             return Some(id);
         }
         if to.at_least_once {
-            self.stranded.entry(to.queue).or_default().push(letter);
+            self.stranded.entry(name).or_default().push(letter);
         }
         None
     }
@@ -387,6 +449,7 @@ impl State {
     fn remove(&mut self, id: QueueId) {
         let Some(queue) = self.queues.remove(&id) else { return };
         self.names.remove(&queue.spec.name);
+        self.exchanges.forget(id);
         if let Some(at) = queue.alarm {
             self.alarms.remove(&(at, id));
         }

@@ -9,7 +9,7 @@ use fanfare_broker::memory::MemoryBroker;
 use fanfare_broker::{
     Broker, BrokerError, ConsumerChannel, Environment, PublishError, QueueState, ServerInfo,
 };
-use fanfare_protocol::{Message, QueueNames, QueueSpec, ServiceName, WireTime};
+use fanfare_protocol::{ExchangeSpec, Message, QueueNames, QueueSpec, ServiceName, WireTime};
 use fanfare_publisher::{Config, Publisher};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -175,6 +175,27 @@ impl Broker for Faulty {
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         self.note("delete", queue);
         self.memory.delete(queue).await
+    }
+
+    async fn publish_through(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Message,
+    ) -> Result<(), PublishError> {
+        self.memory.publish_through(exchange, routing_key, message).await
+    }
+
+    async fn declare_exchange(&self, exchange: &ExchangeSpec) -> Result<(), BrokerError> {
+        self.memory.declare_exchange(exchange).await
+    }
+
+    async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
+        self.memory.bind(queue, exchange).await
+    }
+
+    async fn delete_exchange(&self, exchange: &str) -> Result<(), BrokerError> {
+        self.memory.delete_exchange(exchange).await
     }
 
     async fn open(&self) -> Result<Arc<dyn ConsumerChannel>, BrokerError> {

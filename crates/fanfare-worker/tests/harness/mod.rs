@@ -11,8 +11,8 @@ use fanfare_broker::{
     Broker, BrokerError, ConsumerChannel, Delivery, PublishError, QueueState, ServerInfo, System,
 };
 use fanfare_protocol::{
-    Cid, Message, QueueNames, QueueSpec, Request, RunId, ServiceName, Source, TargetOf, TargetResult,
-    WireTime,
+    Cid, ExchangeSpec, Message, QueueNames, QueueSpec, Request, RunId, ServiceName, Source, TargetOf,
+    TargetResult, WireTime,
 };
 use fanfare_publisher::Publisher;
 use fanfare_worker::{Config, Registration, Worker, WorkerError};
@@ -205,6 +205,27 @@ impl Broker for Flaky {
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         self.memory.delete(queue).await
+    }
+
+    async fn publish_through(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Message,
+    ) -> Result<(), PublishError> {
+        self.memory.publish_through(exchange, routing_key, message).await
+    }
+
+    async fn declare_exchange(&self, exchange: &ExchangeSpec) -> Result<(), BrokerError> {
+        self.memory.declare_exchange(exchange).await
+    }
+
+    async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
+        self.memory.bind(queue, exchange).await
+    }
+
+    async fn delete_exchange(&self, exchange: &str) -> Result<(), BrokerError> {
+        self.memory.delete_exchange(exchange).await
     }
 
     async fn open(&self) -> Result<Arc<dyn ConsumerChannel>, BrokerError> {
