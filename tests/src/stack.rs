@@ -7,6 +7,7 @@ use fanfare_broker::amqp::{self, AmqpBroker};
 use fanfare_broker::memory::MemoryBroker;
 use fanfare_broker::{Broker, QueueState, System};
 use fanfare_coordinator::Coordinator;
+use fanfare_protocol::queue::DELAY_STEPS;
 use fanfare_protocol::{Message, Prefix, QueueNames, ServiceName};
 use fanfare_publisher::{Accepted, Publisher};
 use fanfare_worker::{Registration, Worker};
@@ -33,6 +34,8 @@ enum On {
 #[derive(Debug, Default)]
 struct Shared {
     services: BTreeSet<String>,
+    /// Whether there may be delay queues.
+    retries: bool,
     connections: Vec<Arc<dyn Broker>>,
     /// For what the test itself looks at and publishes.
     bystander: Option<Arc<dyn Broker>>,
@@ -282,13 +285,18 @@ impl Stack {
         self.shared().services.insert(service.to_owned());
     }
 
+    /// Says that this test retries, so that the delay queues are taken away in the end.
+    pub fn note_retries(&self) {
+        self.shared().retries = true;
+    }
+
     fn shared(&self) -> std::sync::MutexGuard<'_, Shared> {
         self.shared.lock().expect("no test panics while it holds this lock")
     }
 
     async fn clean_up(&self) {
         // First everyone goes, or those that still run would declare again what is deleted.
-        let Shared { services, connections, .. } = std::mem::take(&mut *self.shared());
+        let Shared { services, retries, connections, .. } = std::mem::take(&mut *self.shared());
         join_all(connections.iter().map(|connection| connection.close())).await;
         let broker = self.connect();
         let services = services.iter().filter_map(|name| ServiceName::new(name.as_str()).ok());
@@ -296,6 +304,10 @@ impl Stack {
         queues.extend([self.names.fanin(), self.names.dead(), self.names.parked()].map(|queue| queue.name));
         for queue in queues {
             let _ = broker.delete(&queue).await;
+        }
+        for seconds in DELAY_STEPS.into_iter().filter(|_| retries) {
+            let _ = broker.delete(&self.names.delay(seconds).name).await;
+            let _ = broker.delete_exchange(&self.names.delay_exchange(seconds).name).await;
         }
         broker.close().await;
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fanfare_protocol::{FinalPayload, TargetResult};
 use fanfare_publisher::Accepted;
 use fanfare_tests::{Recorder, Stack, answer, on_both_brokers, services};
-use fanfare_worker::{Context, Registration, service};
+use fanfare_worker::{Context, Registration, Retry, service};
 use serde_json::{Value, json};
 
 on_both_brokers!(
@@ -107,6 +107,7 @@ async fn a_failing_callback_does_not_hinder_the_others_and_is_parked_with_its_ex
     let refuse = |_: Context, _: Value| async { Err::<(), _>("the disk is full".into()) };
     let panic = |_: Context, _: Value| async { panic!("no way") as fanfare_worker::Result<()> };
     let failing = [service("fails.callback", refuse), service("panics.callback", panic)];
+    let failing = failing.map(|service| service.retry(Retry::exponential(1)));
     let worker = stack.worker(failing.into_iter().chain([services::echo()])).await;
     let coordinator = stack.coordinator();
     let fanout = stack.publisher().fanout("my.source").target("test.echo", 1);

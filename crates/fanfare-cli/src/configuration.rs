@@ -26,6 +26,8 @@ pub(crate) struct Configuration {
     pub(crate) publisher: Publisher,
     #[serde(default)]
     pub(crate) services: BTreeMap<ServiceName, Service>,
+    #[serde(default)]
+    pub(crate) stock: BTreeMap<ServiceName, Stock>,
 }
 
 /// One URL, several divided by commas, or a list.
@@ -78,6 +80,26 @@ pub(crate) struct Service {
     pub(crate) timeout: Option<Written>,
     pub(crate) concurrency: Option<usize>,
     pub(crate) prefetch: Option<u16>,
+    pub(crate) retry: Option<Retries>,
+}
+
+/// How a stock service is run.
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Stock {
+    pub(crate) timeout: Option<Written>,
+    pub(crate) concurrency: Option<usize>,
+    pub(crate) prefetch: Option<u16>,
+    pub(crate) retry: Option<Retries>,
+}
+
+/// How often a failed invocation is run again.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Retries {
+    pub(crate) attempts: u32,
+    pub(crate) first_delay: Option<Written>,
+    pub(crate) longest_delay: Option<Written>,
 }
 
 /// What a service of the configuration does.
@@ -98,13 +120,14 @@ struct WrittenService {
     timeout: Option<Written>,
     concurrency: Option<usize>,
     prefetch: Option<u16>,
+    retry: Option<Retries>,
 }
 
 impl TryFrom<WrittenService> for Service {
     type Error = String;
 
     fn try_from(written: WrittenService) -> Result<Self, String> {
-        let WrittenService { exec, http, directory, env, timeout, concurrency, prefetch } = written;
+        let WrittenService { exec, http, directory, env, timeout, concurrency, prefetch, retry } = written;
         let work = match (exec, http) {
             (Some(command), None) => Work::Exec { command, directory, env },
             (None, Some(_)) if directory.is_some() || !env.is_empty() => {
@@ -121,7 +144,7 @@ impl TryFrom<WrittenService> for Service {
                 );
             }
         };
-        Ok(Self { work, timeout, concurrency, prefetch })
+        Ok(Self { work, timeout, concurrency, prefetch, retry })
     }
 }
 
@@ -223,8 +246,14 @@ mod tests {
             timeout = "30s"
             concurrency = 2
             prefetch = 4
+            retry = { attempts = 5, first_delay = "2s", longest_delay = "10m" }
             [services."stock.check"]
             http = "http://stock/check"
+            [stock."helpers.echo"]
+            timeout = "10s"
+            concurrency = 4
+            prefetch = 8
+            retry = { attempts = 3 }
             "#,
         )
         .unwrap();
@@ -262,6 +291,7 @@ mod tests {
             ("\n[services.a]\ntimeout = \"5s\"", 2, "needs `exec"),
             ("[services.a]\nexec = [\"x\"]\ntimout = \"5s\"", 3, "did you mean `timeout`?"),
             ("\n[services.\"a b\"]\nexec = [\"x\"]", 2, "service name \"a b\" is not allowed"),
+            ("[stock.a]\nretry = { attempt = 5 }", 2, "did you mean `attempts`?"),
             ("broker = 5", 1, "expected a URL or a list of URLs"),
             ("[worker\n", 1, ""),
         ] {

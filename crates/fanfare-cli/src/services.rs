@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 
 use anyhow::{Context, Result, bail};
 use fanfare::services::{self, ExecService, HttpService};
-use fanfare::{Registration, ServiceName};
+use fanfare::{Registration, Retry, ServiceName};
 
-use crate::configuration::{Configuration, Service, Work};
+use crate::configuration::{Configuration, Retries, Service, Stock, Work};
 
 /// All services by name. `prefetch` is for those that have none of their own.
 pub(crate) fn offered(
@@ -17,8 +17,16 @@ pub(crate) fn offered(
     let mut offered = BTreeMap::new();
     if stock {
         for (name, registration) in services::STOCK {
-            offered.insert(ServiceName::new(name)?, with_prefetch(registration(), prefetch));
+            let name = ServiceName::new(name)?;
+            let settings = file.stock.get(&name).cloned().unwrap_or_default();
+            offered.insert(name, as_set(registration(), &settings, prefetch));
         }
+    }
+    if let Some(unknown) =
+        file.stock.keys().find(|name| services::STOCK.iter().all(|(is, _)| name.as_str() != *is))
+    {
+        let all = services::STOCK.map(|(name, _)| name).join(", ");
+        bail!("[stock.\"{unknown}\"]: `{unknown}` is not a stock service; there are {all}");
     }
     for (name, service) in &file.services {
         let registration =
@@ -34,7 +42,7 @@ pub(crate) fn offered(
 
 fn configured(name: &ServiceName, service: &Service, prefetch: Option<u16>) -> Result<Registration> {
     let timeout = service.timeout.map_or(services::DEFAULT_TIMEOUT, |timeout| timeout.0);
-    let mut registration = match &service.work {
+    let registration = match &service.work {
         Work::Exec { command, directory, env } => {
             let mut exec = ExecService::new(command)?.timeout(timeout);
             if let Some(directory) = directory {
@@ -45,17 +53,37 @@ fn configured(name: &ServiceName, service: &Service, prefetch: Option<u16>) -> R
         }
         Work::Http(url) => Registration::new(name, HttpService::new(url)?.timeout(timeout)),
     };
-    if let Some(concurrency) = service.concurrency {
-        registration = registration.concurrency(concurrency);
-    }
-    Ok(with_prefetch(registration, service.prefetch.or(prefetch)))
+    // A program or a request ends by itself at its time-out.
+    let Service { concurrency, prefetch: own, retry, .. } = service;
+    let settings = Stock { timeout: None, concurrency: *concurrency, prefetch: *own, retry: *retry };
+    Ok(as_set(registration, &settings, prefetch))
 }
 
-fn with_prefetch(registration: Registration, prefetch: Option<u16>) -> Registration {
-    match prefetch {
-        Some(prefetch) => registration.prefetch(prefetch),
-        None => registration,
+fn as_set(mut registration: Registration, settings: &Stock, prefetch: Option<u16>) -> Registration {
+    if let Some(timeout) = settings.timeout {
+        registration = registration.timeout(timeout.0);
     }
+    if let Some(concurrency) = settings.concurrency {
+        registration = registration.concurrency(concurrency);
+    }
+    if let Some(prefetch) = settings.prefetch.or(prefetch) {
+        registration = registration.prefetch(prefetch);
+    }
+    if let Some(retries) = settings.retry {
+        registration = registration.retry(policy(retries));
+    }
+    registration
+}
+
+fn policy(Retries { attempts, first_delay, longest_delay }: Retries) -> Retry {
+    let mut retry = Retry::exponential(attempts);
+    if let Some(first) = first_delay {
+        retry = retry.first_delay(first.0);
+    }
+    if let Some(longest) = longest_delay {
+        retry = retry.longest_delay(longest.0);
+    }
+    retry
 }
 
 #[cfg(test)]
@@ -80,6 +108,14 @@ mod tests {
         let file = "[services.\"helpers.echo\"]\nexec = [\"cat\"]";
         assert!(names(file, true).unwrap_err().to_string().contains("is a stock service"));
         assert_eq!(names(file, false).unwrap(), ["helpers.echo"]);
+    }
+
+    #[test]
+    fn stock_service_is_set_by_its_name_and_by_no_other() {
+        let set = "[stock.\"helpers.echo\"]\nretry = { attempts = 3 }";
+        assert_eq!(names(set, true).unwrap().len(), 3);
+        let error = names("[stock.\"helpers.ecco\"]\nconcurrency = 1", true).unwrap_err().to_string();
+        assert!(error.contains("`helpers.ecco` is not a stock service; there are helpers.echo"), "{error}");
     }
 
     #[test]

@@ -22,6 +22,7 @@ and only what is named there can ever be run:
   [services.\"image.resize\"]
   exec = [\"python3\", \"resize.py\"]     # JSON on standard input, JSON on standard output
   timeout = \"30s\"
+  retry = { attempts = 5 }              # first_delay = \"1s\", longest_delay = \"5m\"
   [services.\"stock.check\"]
   http = \"http://stock.internal/check\"  # POST, JSON both ways
 

@@ -32,6 +32,12 @@ pub const PARKED_FROM: &str = "fanfare-parked-from";
 pub const TARGETS: &str = "fanfare-targets";
 /// On a final callback: how many of its targets failed.
 pub const FAILED: &str = "fanfare-failed";
+/// Set by a broker that dead-letters: where and why the message died, the latest death first.
+pub const DEATHS: &str = "x-death";
+/// Set by a broker that dead-letters: why the message died first.
+pub const FIRST_DEATH_REASON: &str = "x-first-death-reason";
+/// Set by a broker that dead-letters: the queue in which the message died first.
+pub const FIRST_DEATH_QUEUE: &str = "x-first-death-queue";
 /// Set by a quorum queue: how often the message was delivered before.
 pub const DELIVERY_COUNT: &str = "x-delivery-count";
 
@@ -47,3 +53,12 @@ pub const TYPE_CALLBACK: &str = "fanfare.callback";
 pub const TYPE_CHECKPOINT: &str = "fanfare.checkpoint";
 /// `type` of a fence.
 pub const TYPE_FENCE: &str = "fanfare.fence";
+
+/// Whether a broker sets this header for the delivery at hand. A copy that is published anew must not carry it: a consumer
+/// would take it for what the broker says about the copy.
+#[must_use]
+pub fn is_of_delivery(name: &str) -> bool {
+    [DEATHS, DELIVERY_COUNT, "x-acquired-count"].contains(&name)
+        || name.starts_with("x-first-death-")
+        || name.starts_with("x-last-death-")
+}

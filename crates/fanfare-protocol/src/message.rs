@@ -110,6 +110,20 @@ impl Message {
         self.with_header(header::REASON, reason).with_header(header::PARKED_FROM, from)
     }
 
+    /// The message to publish anew in place of this one: the same, but for what a broker has added to it.
+    #[must_use]
+    pub fn anew(mut self) -> Self {
+        self.headers.retain(|name, _| !header::is_of_delivery(name));
+        self.properties.expiration = None;
+        self
+    }
+
+    /// The message that brings a failed invocation back, for its second, third, ... attempt.
+    #[must_use]
+    pub fn retried(self, attempt: u32) -> Self {
+        self.anew().with_header(header::ATTEMPT, i64::from(attempt))
+    }
+
     /// `type`, or the empty string.
     #[must_use]
     pub fn kind(&self) -> &str {

@@ -12,6 +12,13 @@ pub const DELIVERY_LIMIT: i64 = 2_147_483_647;
 /// Milliseconds that an aggregation queue outlives its last use: seven days.
 pub const AGGREGATION_EXPIRES_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 
+/// Seconds that a retry can wait. Each step has a delay queue of its own, which is declared when it is first used; they are close
+/// enough for a wait to be spread over two or three of them, and few enough for all to exist.
+pub const DELAY_STEPS: [u32; 30] = [
+    1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096,
+    6144, 8192, 12288, 16384, 24576, 32768,
+];
+
 /// Names the queues of one prefix.
 ///
 /// ```
@@ -124,6 +131,26 @@ impl QueueNames {
     #[must_use]
     pub fn parked(&self) -> QueueSpec {
         self.internal("parked")
+    }
+
+    /// Retries that wait so long, and then go to the queue that their routing key names. Bound to
+    /// [`delay_exchange`](Self::delay_exchange), so that this key can be that of the service's queue.
+    #[must_use]
+    pub fn delay(&self, seconds: u32) -> QueueSpec {
+        let mut queue = self.internal(&format!("delay.{seconds}"));
+        queue.arguments.extend([
+            ("x-message-ttl", (i64::from(seconds) * 1000).into()),
+            ("x-dead-letter-exchange", "".into()),
+            ("x-dead-letter-strategy", "at-least-once".into()),
+            ("x-overflow", "reject-publish".into()),
+        ]);
+        queue
+    }
+
+    /// Leads to the delay queue of the same name.
+    #[must_use]
+    pub fn delay_exchange(&self, seconds: u32) -> ExchangeSpec {
+        ExchangeSpec { name: self.named(&format!("delay.{seconds}")) }
     }
 
     /// Results and checkpoints of one fan-out.

@@ -28,7 +28,7 @@ const CHUNK_BYTES: usize = 16 * 1024;
 /// `FANFARE_MESSAGE_ID` and `FANFARE_ATTEMPT`.
 ///
 /// Exit code 0 is success; no output at all then answers `null`. Anything else is a failure, with the last 16 KiB of
-/// standard error in `exception`. At its time-out, and when its invocation is cancelled, the program is killed with all that it
+/// standard error in `exception`; exit code 65 (`EX_DATAERR`, the input is wrong) is one that is not retried. At its time-out, and when its invocation is cancelled, the program is killed with all that it
 /// started (its process group); what it started is also killed when it exits.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExecService {
@@ -97,6 +97,16 @@ pub enum ExecError {
         /// The last of its standard error.
         stderr: String,
     },
+}
+
+impl ExecError {
+    /// What `sysexits.h` calls `EX_DATAERR`.
+    const DATA_ERROR: i32 = 65;
+
+    /// Whether the program says that its input is wrong, so that another attempt would only repeat the failure.
+    pub(crate) fn is_fatal(&self) -> bool {
+        matches!(self, Self::Failed { status, .. } if status.code() == Some(Self::DATA_ERROR))
+    }
 }
 
 /// A command is empty.

@@ -30,7 +30,7 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// `Fanfare-Source`, `Fanfare-Channel`, `Fanfare-Message-Id` and `Fanfare-Attempt`.
 ///
 /// A 2xx status is success; an empty body then answers `null`. Any other status is a failure with the start of the body in
-/// `exception`. For `https`, the certificates that the system trusts are trusted.
+/// `exception`; one of 4xx is not retried, but for 408, 425 and 429, which say that it was only too early. For `https`, the certificates that the system trusts are trusted.
 #[derive(Debug, Clone)]
 pub struct HttpService {
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
@@ -110,6 +110,15 @@ pub enum HttpError {
         /// What does not fit.
         source: NotJson,
     },
+}
+
+impl HttpError {
+    /// Whether the server says that the request is wrong, so that another attempt would only repeat the failure.
+    pub(crate) fn is_fatal(&self) -> bool {
+        const PASSING: [StatusCode; 3] =
+            [StatusCode::REQUEST_TIMEOUT, StatusCode::TOO_EARLY, StatusCode::TOO_MANY_REQUESTS];
+        matches!(self, Self::Status { status, .. } if status.is_client_error() && !PASSING.contains(status))
+    }
 }
 
 impl HttpService {

@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use fanfare_worker::{Context, Result, Service};
+use fanfare_worker::{Context, Result, Service, ServiceError};
 use serde_json::value::RawValue;
 
 use crate::{ExecService, HttpService};
@@ -19,7 +19,9 @@ impl Service for ExecService {
             "FANFARE_ATTEMPT",
             "FANFARE_KEY",
         ];
-        Ok(self.run(bytes_of(payload), &told(names, &context)).await?)
+        self.run(bytes_of(payload), &told(names, &context))
+            .await
+            .map_err(|error| if error.is_fatal() { ServiceError::fatal(error) } else { error.into() })
     }
 }
 
@@ -35,7 +37,9 @@ impl Service for HttpService {
             "fanfare-attempt",
             "fanfare-key",
         ];
-        Ok(self.run(bytes_of(payload), &told(names, &context)).await?)
+        self.run(bytes_of(payload), &told(names, &context))
+            .await
+            .map_err(|error| if error.is_fatal() { ServiceError::fatal(error) } else { error.into() })
     }
 }
 

@@ -1,10 +1,10 @@
 use std::sync::Arc;
 
-use fanfare_broker::{Backoff, Broker, Environment, PublishError, absence};
+use fanfare_broker::{Backoff, Broker, BrokerError, Environment, PublishError, absence};
 use fanfare_protocol::{Message, QueueNames, ReplyAddress, TargetResult, WireTime};
 use serde_json::value::RawValue;
 
-/// Brings into queues what a worker has to say: results, and messages to park. It does not give up: the delivery that a
+/// Brings into queues what a worker has to say: results, retries, and messages to park. It does not give up: the delivery that a
 /// message answers stays unacked meanwhile, and whoever stops the worker drops the attempt.
 #[derive(Debug, Clone)]
 pub(crate) struct Answers {
@@ -35,6 +35,47 @@ impl Answers {
             tracing::warn!(cid = %to.cid, message_id = to.message_id, %error, "publishing a result again");
             backoff.wait(&*self.environment).await;
         }
+    }
+
+    /// Lets a message wait so long and come back to its queue then, for another attempt. False where the broker will not
+    /// have that, which no waiting changes: this attempt was the last then.
+    pub(crate) async fn retry(&self, message: Message, queue: &str, seconds: u32) -> bool {
+        let exchange = self.names.delay_exchange(seconds).name;
+        let mut backoff = Backoff::default();
+        let mut declared = false;
+        loop {
+            let error = match self.broker.publish_through(&exchange, queue, message.clone()).await {
+                Ok(()) => return true,
+                Err(error) => error,
+            };
+            match &error {
+                PublishError::NoExchange(_) | PublishError::Unbound(_) => {
+                    match self.declare_delay(seconds).await {
+                        Ok(()) if !std::mem::replace(&mut declared, true) => continue,
+                        Err(error) if !error.is_outage() => {
+                            tracing::error!(queue, exchange, %error, "a failed invocation cannot be retried");
+                            return false;
+                        }
+                        _ => {}
+                    }
+                }
+                PublishError::TooLarge { .. } => {
+                    tracing::error!(queue, exchange, %error, "a failed invocation cannot be retried");
+                    return false;
+                }
+                _ => {}
+            }
+            tracing::warn!(queue, exchange, %error, "publishing a retry again");
+            backoff.wait(&*self.environment).await;
+        }
+    }
+
+    /// The first retry that ever waits so long finds neither queue nor exchange.
+    async fn declare_delay(&self, seconds: u32) -> Result<(), BrokerError> {
+        let (queue, exchange) = (self.names.delay(seconds), self.names.delay_exchange(seconds));
+        self.broker.declare(&queue).await?;
+        self.broker.declare_exchange(&exchange).await?;
+        self.broker.bind(&queue.name, &exchange.name).await
     }
 
     /// Parks a message for a person to look at.

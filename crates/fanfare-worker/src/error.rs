@@ -28,17 +28,42 @@ pub type Result<T, E = ServiceError> = std::result::Result<T, E>;
 pub struct ServiceError {
     context: Option<&'static str>,
     cause: Box<dyn Error + Send + Sync>,
+    fatal: bool,
 }
 
 impl ServiceError {
-    pub(crate) fn caused(context: &'static str, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
-        Self { context: Some(context), cause: cause.into() }
+    /// An error that another attempt would only repeat: it is not retried, whatever the service's
+    /// [`Retry`](crate::Retry) says.
+    ///
+    /// ```
+    /// use fanfare_worker::{Result, ServiceError};
+    ///
+    /// fn parse(text: &str) -> Result<u32> {
+    ///     text.parse().map_err(ServiceError::fatal)
+    /// }
+    ///
+    /// assert!(parse("x").unwrap_err().is_fatal());
+    /// ```
+    #[must_use]
+    pub fn fatal(cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { context: None, cause: cause.into(), fatal: true }
+    }
+
+    /// Whether another attempt would only repeat it.
+    #[must_use]
+    pub const fn is_fatal(&self) -> bool {
+        self.fatal
+    }
+
+    /// What neither the service nor another attempt can help.
+    pub(crate) fn unusable(context: &'static str, cause: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self { context: Some(context), cause: cause.into(), fatal: true }
     }
 }
 
 impl<E: Into<Box<dyn Error + Send + Sync>>> From<E> for ServiceError {
     fn from(cause: E) -> Self {
-        Self { context: None, cause: cause.into() }
+        Self { context: None, cause: cause.into(), fatal: false }
     }
 }
 
@@ -98,6 +123,14 @@ pub enum WorkerError {
     Nothing {
         /// The service.
         service: ServiceName,
+    },
+    /// A service's retries cannot be as they are to be.
+    #[error("service `{service}` cannot be retried: {rule}")]
+    Retry {
+        /// The service.
+        service: ServiceName,
+        /// The rule that is broken, and with what.
+        rule: String,
     },
     /// The worker could never run anything.
     #[error("the worker has a concurrency of 0 and would never run anything: give 1 or more")]

@@ -29,9 +29,24 @@ impl Exception {
     }
 }
 
-impl From<ServiceError> for Exception {
+/// A service failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    pub(crate) exception: Exception,
+    /// Another attempt would only repeat it.
+    pub(crate) fatal: bool,
+}
+
+impl Failure {
+    /// Another attempt may do better.
+    fn passing(text: impl Into<String>) -> Self {
+        Self { exception: Exception::new(text), fatal: false }
+    }
+}
+
+impl From<ServiceError> for Failure {
     fn from(error: ServiceError) -> Self {
-        Self::new(error.to_string())
+        Self { exception: Exception::new(error.to_string()), fatal: error.is_fatal() }
     }
 }
 
@@ -41,9 +56,9 @@ pub(crate) async fn execute(
     registered: &Registered,
     context: Context,
     payload: &[u8],
-) -> Result<Box<RawValue>, Exception> {
+) -> Result<Box<RawValue>, Failure> {
     let payload: &RawValue = serde_json::from_slice(payload)
-        .map_err(|error| Exception::new(format!("the payload is not JSON: {error}")))?;
+        .map_err(|error| ServiceError::unusable("the payload is not JSON", error))?;
     let unfinished = context.cancellation().clone().drop_guard();
     // The service's state is its own affair: what it shares must stand a panic, as with any thread.
     let call = AssertUnwindSafe(async { registered.service.call(context, payload).await }).catch_unwind();
@@ -51,13 +66,13 @@ pub(crate) async fn execute(
         None => call.await,
         Some(limit) => match tokio::time::timeout(limit, call).await {
             Ok(outcome) => outcome,
-            Err(_) => return Err(Exception::new(timed_out(limit))),
+            Err(_) => return Err(Failure::passing(timed_out(limit))),
         },
     };
     unfinished.disarm();
     match outcome {
-        Ok(answer) => answer.map_err(Exception::from),
-        Err(panic) => Err(Exception::new(format!("the service panicked: {}", message_of(&*panic)))),
+        Ok(answer) => answer.map_err(Failure::from),
+        Err(panic) => Err(Failure::passing(format!("the service panicked: {}", message_of(&*panic)))),
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! [`service`] makes one of an async function, [`Worker`] consumes the queues of several and runs them, and [`Context`]
 //! is what a service is told beside its payload. A service that fails, panics, runs out of time or is given input that it
-//! cannot read is answered for with a failed result; the worker lives on.
+//! cannot read is answered for with a failed result; the worker lives on. [`Retry`] says how often a failure is tried again, and a
+//! request that kills its worker again and again is given up in the end.
 #![doc(test(attr(deny(warnings))))]
 
 mod answer;
@@ -12,6 +13,7 @@ mod execution;
 mod lane;
 mod pipeline;
 mod registration;
+mod retry;
 mod service;
 mod slot;
 mod worker;
@@ -19,5 +21,6 @@ mod worker;
 pub use context::Context;
 pub use error::{Result, ServiceError, WorkerError};
 pub use registration::{Registration, service};
+pub use retry::Retry;
 pub use service::Service;
 pub use worker::{Config, Worker};

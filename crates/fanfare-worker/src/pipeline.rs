@@ -9,11 +9,11 @@ use tracing::Instrument;
 
 use crate::Context;
 use crate::answer::Answers;
-use crate::execution::{Exception, execute};
+use crate::execution::{Exception, Failure, execute};
 use crate::registration::Registered;
 use crate::slot::Slot;
 
-/// Takes each delivery of one service from its queue to its ack: decode, run, answer, ack.
+/// Takes each delivery of one service from its queue to its ack: decode, run, answer or retry, ack.
 pub(crate) struct Pipeline {
     pub(crate) registered: Registered,
     /// The service's queue.
@@ -63,22 +63,56 @@ impl Pipeline {
                 return Fate::Done;
             }
         };
-        let reply = invocation.reply.clone();
         let outcome = self.run(invocation.clone(), slot).await;
         slot.finish();
-        match (reply, outcome) {
+        match outcome {
             // It was cut short by this worker and not by anything of its own: it deserves another run.
-            (_, Err(_)) if self.stop.cancel.is_cancelled() => return Fate::Requeued,
-            (Some(to), outcome) => {
-                self.publish_result(outcome, invocation.source.as_str(), invocation.requested_at, &to).await;
+            Err(_) if self.stop.cancel.is_cancelled() => return Fate::Requeued,
+            Err(failure) if self.retry(message, &invocation, &failure).await => {}
+            Err(Failure { exception, .. }) => self.fail(message, &invocation, exception).await,
+            Ok(response) => {
+                if let Some(to) = &invocation.reply {
+                    let (source, requested_at) = (invocation.source.as_str(), invocation.requested_at);
+                    self.publish_result(Ok(response), source, requested_at, to).await;
+                }
             }
-            (None, Err(exception)) => self.park_failed(message, &invocation, &exception).await,
-            (None, Ok(_nobody_asked)) => {}
         }
         Fate::Done
     }
 
-    async fn run(&self, invocation: Invocation, slot: &Slot) -> Result<Box<RawValue>, Exception> {
+    /// Sees to another attempt where one is due. The message that waits for it is confirmed by then.
+    async fn retry(&self, message: &Message, invocation: &Invocation, failure: &Failure) -> bool {
+        let policy = self.registered.retry(invocation.channel);
+        let attempt = invocation.attempt;
+        if failure.fatal || policy.is_last(attempt) {
+            return false;
+        }
+        let seconds = policy.delay_seconds(attempt, self.answers.environment.jitter());
+        tracing::warn!(
+            service = %self.registered.name,
+            channel = %invocation.channel,
+            cid = %invocation.cid,
+            message_id = invocation.message_id,
+            attempt,
+            exception = failure.exception.as_str(),
+            "the service failed, and is run again in {seconds} s"
+        );
+        let retry = message.clone().retried(attempt.saturating_add(1));
+        self.answers.retry(retry, &self.queue, seconds).await
+    }
+
+    /// Tells whoever waits that a target failed for good; parks what nobody waits for.
+    async fn fail(&self, message: &Message, invocation: &Invocation, exception: Exception) {
+        match &invocation.reply {
+            Some(to) => {
+                let (source, requested_at) = (invocation.source.as_str(), invocation.requested_at);
+                self.publish_result(Err(exception), source, requested_at, to).await;
+            }
+            None => self.park_failed(message, invocation, &exception).await,
+        }
+    }
+
+    async fn run(&self, invocation: Invocation, slot: &Slot) -> Result<Box<RawValue>, Failure> {
         let body = invocation.body.clone();
         let span = tracing::info_span!(
             "invocation",
@@ -150,10 +184,15 @@ impl Pipeline {
             cid = %invocation.cid,
             run = %invocation.run,
             message_id = invocation.message_id,
+            attempt = invocation.attempt,
             exception = exception.as_str(),
             "the service failed, and its message is parked"
         );
-        let reason = format!("{} failed: {}", self.registered.name, exception.as_str());
+        let attempts = match invocation.attempt {
+            1 => String::new(),
+            attempts => format!(" {attempts} times"),
+        };
+        let reason = format!("{} failed{attempts}: {}", self.registered.name, exception.as_str());
         self.answers.park(message, &self.queue, &reason).await;
     }
 }

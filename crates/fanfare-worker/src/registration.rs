@@ -2,12 +2,12 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_protocol::{InvalidName, ServiceName};
+use fanfare_protocol::{Channel, InvalidName, ServiceName};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::service::Function;
-use crate::{Context, Result, Service, WorkerError};
+use crate::{Context, Result, Retry, Service, WorkerError};
 
 /// Makes a service of an async function: any type that serde reads in, any that it writes out, and
 /// [`RawValue`](serde_json::value::RawValue) in a `Box` for JSON as it is.
@@ -43,6 +43,7 @@ pub struct Registration {
     concurrency: usize,
     prefetch: Option<u16>,
     timeout: Option<Duration>,
+    retry: Option<Retry>,
 }
 
 impl Registration {
@@ -57,6 +58,7 @@ impl Registration {
             concurrency: Self::DEFAULT_CONCURRENCY,
             prefetch: None,
             timeout: None,
+            retry: None,
         }
     }
 
@@ -86,10 +88,19 @@ impl Registration {
         Self { timeout: Some(timeout), ..self }
     }
 
+    /// Sets how often a failed invocation is run again, whether it is a target, a callback or a plain invocation. Without it,
+    /// targets have [one attempt](Retry::OF_TARGETS) and the others [five](Retry::OF_CALLBACKS).
+    pub fn retry(self, retry: Retry) -> Self {
+        Self { retry: Some(retry), ..self }
+    }
+
     pub(crate) fn check(self) -> std::result::Result<Registered, WorkerError> {
         let name = self.name?;
         if self.concurrency == 0 || self.prefetch == Some(0) {
             return Err(WorkerError::Nothing { service: name });
+        }
+        if let Some(rule) = self.retry.and_then(|retry| retry.broken_rule()) {
+            return Err(WorkerError::Retry { service: name, rule });
         }
         let twice = u16::try_from(self.concurrency.saturating_mul(2)).unwrap_or(u16::MAX);
         Ok(Registered {
@@ -98,6 +109,7 @@ impl Registration {
             concurrency: self.concurrency.min(tokio::sync::Semaphore::MAX_PERMITS),
             prefetch: self.prefetch.unwrap_or(twice),
             timeout: self.timeout,
+            retry: self.retry,
         })
     }
 }
@@ -115,4 +127,13 @@ pub(crate) struct Registered {
     pub(crate) concurrency: usize,
     pub(crate) prefetch: u16,
     pub(crate) timeout: Option<Duration>,
+    retry: Option<Retry>,
+}
+
+impl Registered {
+    /// The retries of an invocation through this channel.
+    pub(crate) fn retry(&self, channel: Channel) -> Retry {
+        let default = if channel.is_call() { Retry::OF_TARGETS } else { Retry::OF_CALLBACKS };
+        self.retry.unwrap_or(default)
+    }
 }

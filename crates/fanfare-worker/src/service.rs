@@ -17,7 +17,8 @@ pub trait Service: Send + Sync + 'static {
     /// [`message_id`](Context::message_id), and at the same time.
     ///
     /// # Errors
-    /// Whatever fails it. To a target it becomes a failed result; a failed callback is parked.
+    /// Whatever fails it. It is run again where its [`Retry`](crate::Retry) says so; then, to a target it becomes a failed
+    /// result, and a failed callback is parked.
     async fn call(&self, context: Context, payload: &RawValue) -> Result<Box<RawValue>>;
 }
 
@@ -43,9 +44,9 @@ where
 {
     async fn call(&self, context: Context, payload: &RawValue) -> Result<Box<RawValue>> {
         let input = serde_json::from_str(payload.get())
-            .map_err(|error| ServiceError::caused("the payload is not what this service takes", error))?;
+            .map_err(|error| ServiceError::unusable("the payload is not what this service takes", error))?;
         let output = (self.function)(context, input).await?;
         serde_json::value::to_raw_value(&output)
-            .map_err(|error| ServiceError::caused("the response cannot be written as JSON", error))
+            .map_err(|error| ServiceError::unusable("the response cannot be written as JSON", error))
     }
 }

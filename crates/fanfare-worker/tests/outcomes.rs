@@ -11,7 +11,7 @@ use fanfare_broker::Broker;
 use fanfare_protocol::{
     Callback, CallbackKind, Channel, Manifest, ManifestTarget, Message, Properties, ServiceName, header,
 };
-use fanfare_worker::{Config, Context, Registration, Worker, WorkerError, service};
+use fanfare_worker::{Config, Context, Registration, Retry, Worker, WorkerError, service};
 use harness::{Bench, within};
 use serde_json::value::RawValue;
 
@@ -202,7 +202,8 @@ async fn a_callback_that_fails_is_parked_with_its_exception_and_hinders_no_other
             Ok(())
         }
     })
-    .concurrency(1);
+    .concurrency(1)
+    .retry(Retry::exponential(1));
     for body in ["1", "2"] {
         bench.send("done", callback(&bench, "done", body)).await;
     }
@@ -298,6 +299,9 @@ async fn registrations_that_break_a_rule_are_refused_when_the_worker_starts() {
         run(Config::default(), vec![increment().concurrency(0)]).await,
         WorkerError::Nothing { .. }
     ));
+    let error = run(Config::default(), vec![increment().retry(Retry::exponential(0))]).await;
+    let expected = "service `increment` cannot be retried: 0 attempts would never run it: give 1 or more";
+    assert_eq!(error.to_string(), expected);
     let config = Config { concurrency: 0, ..Config::default() };
     assert!(matches!(run(config, vec![increment()]).await, WorkerError::NoConcurrency));
 }

@@ -65,7 +65,7 @@ pub use fanfare_publisher::{
 };
 pub use fanfare_services as services;
 pub use fanfare_worker::{
-    Config as WorkerConfig, Context, Registration, Result, Service, ServiceError, Worker, WorkerError,
+    Config as WorkerConfig, Context, Registration, Result, Retry, Service, ServiceError, Worker, WorkerError,
     service,
 };
 

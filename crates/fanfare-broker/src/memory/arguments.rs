@@ -113,6 +113,7 @@ mod tests {
             names.fanin(),
             names.dead(),
             names.parked(),
+            names.delay(1),
             names.aggregation(&cid, run),
             names.replicated_aggregation(&cid, run),
             names.wait(run),

@@ -1,10 +1,8 @@
+use fanfare_protocol::header::{DEATHS, FIRST_DEATH_QUEUE, FIRST_DEATH_REASON};
 use fanfare_protocol::{HeaderValue, Headers, Message};
 
 use super::queue::Route;
 
-const DEATHS: &str = "x-death";
-const FIRST_REASON: &str = "x-first-death-reason";
-const FIRST_QUEUE: &str = "x-first-death-queue";
 const FIRST_EXCHANGE: &str = "x-first-death-exchange";
 
 /// Why a queue gave a message up.
@@ -43,7 +41,8 @@ pub(super) fn died(mut message: Message, queue: &str, route: &Route, death: Deat
     ]);
     deaths.insert(0, HeaderValue::Table(entry));
     message.headers.insert(DEATHS.to_owned(), HeaderValue::List(deaths));
-    let first = [(FIRST_REASON, reason), (FIRST_QUEUE, queue), (FIRST_EXCHANGE, route.exchange.as_str())];
+    let first =
+        [(FIRST_DEATH_REASON, reason), (FIRST_DEATH_QUEUE, queue), (FIRST_EXCHANGE, route.exchange.as_str())];
     for (name, value) in first {
         message.headers.entry(name.to_owned()).or_insert_with(|| value.into());
     }
@@ -85,8 +84,8 @@ mod tests {
         let once = died(Message::default(), "a", &route, Death::Expired);
         let twice = died(once, "b", &route, Death::DeliveryLimit);
         let thrice = died(twice, "a", &route, Death::Expired);
-        assert_eq!(thrice.text(FIRST_REASON), Some("expired"));
-        assert_eq!(thrice.text(FIRST_QUEUE), Some("a"));
+        assert_eq!(thrice.text(FIRST_DEATH_REASON), Some("expired"));
+        assert_eq!(thrice.text(FIRST_DEATH_QUEUE), Some("a"));
         let HeaderValue::Table(last) = &deaths(&thrice)[0] else { panic!("an entry is a table") };
         assert_eq!((deaths(&thrice).len(), count_of(last)), (2, 2));
     }

@@ -323,7 +323,36 @@ fn a_callback_is_read_as_it_was_written_and_answers_nobody() {
 }
 
 #[test]
-fn a_retry_says_which_attempt_it_is() {
-    let message = request().encode().with_header("fanfare-attempt", 3);
-    assert_eq!(Invocation::decode(&message, &QueueNames::default()).unwrap().attempt, 3);
+fn a_retry_is_the_request_with_its_attempt_and_without_what_the_broker_added() {
+    let mut delivered = request()
+        .encode()
+        .with_header("x-delivery-count", 2)
+        .with_header("x-death", "a list")
+        .with_header("x-first-death-queue", "fanfare.delay.1")
+        .with_header("x-last-death-reason", "expired");
+    delivered.properties.expiration = Some("1000".to_owned());
+    let retry = delivered.retried(2);
+    check(
+        &retry,
+        "content_type: application/json\n\
+         correlation_id: 63e7c3a2ba616badecb125ce\n\
+         reply_to: fanfare.agg.63e7c3a2ba616badecb125ce.0123456789abcdef0123456789abcdef\n\
+         message_id: 63e7c3a2ba616badecb125ce/1\n\
+         type: fanfare.request\n\
+         app_id: fanout1.my-service\n\
+         timestamp: 1737316545\n\
+         fanfare-attempt = 2\n\
+         fanfare-channel = \"fanout-call\"\n\
+         fanfare-key = \"ключ 2\"\n\
+         fanfare-metadata = {order: \"7\"}\n\
+         fanfare-req-ts = \"2025-01-19 19:55:45\"\n\
+         fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+         fanfare-source = \"fanout1.my-service\"\n\
+         fanfare-target = \"my.service2\"\n\
+         fanfare-version = 1\n\
+         { \"untouched\":  1 }",
+    );
+    assert_eq!(Invocation::decode(&retry, &QueueNames::default()).unwrap().attempt, 2);
+    let next = retry.retried(3);
+    assert_eq!(Invocation::decode(&next, &QueueNames::default()).unwrap().attempt, 3);
 }

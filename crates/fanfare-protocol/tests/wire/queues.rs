@@ -42,6 +42,20 @@ fn the_queues_of_fanfare_itself() {
 }
 
 #[test]
+fn a_delay_queue_passes_on_by_routing_key_and_has_an_exchange_of_its_name() {
+    let names = QueueNames::default();
+    let mut arguments = internal();
+    arguments.extend([
+        ("x-message-ttl", 6_000.into()),
+        ("x-dead-letter-exchange", "".into()),
+        ("x-dead-letter-strategy", "at-least-once".into()),
+        ("x-overflow", "reject-publish".into()),
+    ]);
+    check(names.delay(6), "fanfare.delay.6", false, arguments);
+    assert_eq!(names.delay_exchange(6).name, "fanfare.delay.6");
+}
+
+#[test]
 fn an_aggregation_queue_and_its_replicated_kin() {
     let name = "fanfare.agg.63e7c3a2ba616badecb125ce.0123456789abcdef0123456789abcdef";
     let mut arguments = BTreeMap::from([

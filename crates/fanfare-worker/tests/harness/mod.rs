@@ -161,7 +161,7 @@ pub(crate) async fn within<T>(future: impl Future<Output = T>) -> T {
 #[derive(Debug)]
 pub(crate) struct Flaky {
     pub(crate) memory: MemoryBroker,
-    /// Queue, and the failures that its next publishes have.
+    /// Queue or exchange, and the failures that its next publishes have.
     failures: Mutex<Vec<(String, PublishError)>>,
 }
 
@@ -169,6 +169,12 @@ impl Flaky {
     pub(crate) fn fail(&self, queue: &str, errors: impl IntoIterator<Item = PublishError>) {
         let failures = errors.into_iter().map(|error| (queue.to_owned(), error));
         self.failures.lock().unwrap().extend(failures);
+    }
+
+    fn next_failure(&self, of: &str) -> Option<PublishError> {
+        let mut failures = self.failures.lock().unwrap();
+        let next = failures.iter().position(|(failing, _)| failing == of);
+        next.map(|at| failures.remove(at).1)
     }
 
     pub(crate) fn failures_left(&self) -> usize {
@@ -184,12 +190,7 @@ impl Broker for Flaky {
         message: Message,
         latest: Option<Instant>,
     ) -> Result<(), PublishError> {
-        let failure = {
-            let mut failures = self.failures.lock().unwrap();
-            let next = failures.iter().position(|(of, _)| of == queue);
-            next.map(|at| failures.remove(at).1)
-        };
-        match failure {
+        match self.next_failure(queue) {
             Some(error) => Err(error),
             None => self.memory.publish_by(queue, message, latest).await,
         }
@@ -213,7 +214,10 @@ impl Broker for Flaky {
         routing_key: &str,
         message: Message,
     ) -> Result<(), PublishError> {
-        self.memory.publish_through(exchange, routing_key, message).await
+        match self.next_failure(exchange) {
+            Some(error) => Err(error),
+            None => self.memory.publish_through(exchange, routing_key, message).await,
+        }
     }
 
     async fn declare_exchange(&self, exchange: &ExchangeSpec) -> Result<(), BrokerError> {
