@@ -111,6 +111,14 @@ impl Node {
         self.child.kill().await.expect("the process was running");
     }
 
+    /// Returns how the process ended, by itself.
+    ///
+    /// # Panics
+    /// Where its status cannot be read.
+    pub async fn ended(&mut self) -> ExitStatus {
+        self.child.wait().await.expect("its status can be read")
+    }
+
     /// Sends SIGTERM, and returns how the process ended.
     ///
     /// # Panics

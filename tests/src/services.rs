@@ -9,13 +9,24 @@ use serde_json::Value;
 /// All of them.
 #[must_use]
 pub fn all(concurrency: usize) -> Vec<Registration> {
-    let services = [echo(), fail(), sleep(), report(false)];
+    let services = [echo(), fail(), sleep(), report(false), mortal()];
     services.into_iter().map(|service| service.concurrency(concurrency)).collect()
 }
 
 /// `test.echo` answers with what it is given.
 pub fn echo() -> Registration {
     service("test.echo", |_: Context, payload: Value| async move { Ok(payload) })
+}
+
+/// `test.mortal` answers with what it is given, a little later, unless that is `"dies"`: of that its process dies.
+pub fn mortal() -> Registration {
+    service("test.mortal", |_: Context, payload: Value| async move {
+        if payload == "dies" {
+            std::process::abort();
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        Ok(payload)
+    })
 }
 
 /// `test.fail` fails, with its payload as the reason.

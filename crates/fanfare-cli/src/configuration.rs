@@ -52,6 +52,7 @@ pub(crate) struct Worker {
     pub(crate) concurrency: Option<usize>,
     pub(crate) prefetch: Option<u16>,
     pub(crate) shutdown_deadline: Option<Written>,
+    pub(crate) redelivery_limit: Option<u32>,
     pub(crate) stock: Option<bool>,
 }
 
@@ -229,6 +230,7 @@ mod tests {
             concurrency = 32
             prefetch = 8
             shutdown_deadline = "1m"
+            redelivery_limit = 50
             stock = false
             [coordinator]
             prefetch = 50

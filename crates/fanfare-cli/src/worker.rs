@@ -49,6 +49,11 @@ pub(crate) struct WorkerArguments {
     #[arg(long, env = "FANFARE_WORKER_PREFETCH", value_name = "N")]
     prefetch: Option<u16>,
 
+    /// How often a message may be delivered again, because its worker died or lost its connection, before it is given up
+    /// [default: 20]
+    #[arg(long, env = "FANFARE_WORKER_REDELIVERY_LIMIT", value_name = "N")]
+    redelivery_limit: Option<u32>,
+
     /// How long it may take to finish when it is to stop [default: 30s]
     #[arg(long, env = "FANFARE_WORKER_SHUTDOWN_DEADLINE", value_name = "DURATION", value_parser = durations::parse)]
     shutdown_deadline: Option<Duration>,
@@ -63,6 +68,10 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
             .shutdown_deadline
             .or(file.shutdown_deadline.map(|written| written.0))
             .unwrap_or(defaults.shutdown_deadline),
+        redelivery_limit: arguments
+            .redelivery_limit
+            .or(file.redelivery_limit)
+            .unwrap_or(defaults.redelivery_limit),
     };
     let stock = !arguments.no_stock && file.stock.unwrap_or(true);
     let offered = services::offered(&settings.file, stock, arguments.prefetch.or(file.prefetch));

@@ -6,6 +6,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::pipeline::Pipeline;
+use crate::risk::{self, Risk};
 use crate::slot::{Slot, Slots};
 
 /// Channels that one service's deliveries may take up. More than one are used only while invocations wait for fan-outs
@@ -16,6 +17,8 @@ const MOST_CHANNELS: usize = 100;
 pub(crate) struct Lane {
     pub(crate) queue: QueueSpec,
     pub(crate) slots: Slots,
+    /// How often a message may be delivered again before it is given up.
+    pub(crate) redelivery_limit: u32,
     pub(crate) stopping: CancellationToken,
     pub(crate) invocations: TaskTracker,
     pub(crate) pipeline: Arc<Pipeline>,
@@ -29,12 +32,61 @@ impl Lane {
             SubscriptionOptions { prefetch: self.pipeline.registered.prefetch, most_channels: MOST_CHANNELS };
         let (broker, environment) = (Arc::clone(&answers.broker), Arc::clone(&answers.environment));
         let mut subscription = Subscription::new(broker, environment, self.queue.clone(), options);
+        let mut told = false;
         while let Some(delivery) = self.next(&mut subscription).await {
-            if !self.start(delivery).await {
+            let goes_on = match Risk::of(&delivery, self.redelivery_limit) {
+                Risk::Poison { redeliveries } => self.give_up(delivery, redeliveries),
+                Risk::Suspect { redeliveries } => self.start_alone(delivery, redeliveries),
+                risk @ (Risk::None | Risk::Uncounted) => {
+                    if risk == Risk::Uncounted && !std::mem::replace(&mut told, true) {
+                        let queue = &self.queue.name;
+                        tracing::warn!(
+                            queue,
+                            "this queue does not count deliveries: what kills its worker each time comes back for ever"
+                        );
+                    }
+                    self.start(delivery).await
+                }
+            };
+            if !goes_on {
                 break;
             }
         }
         subscription.stop().await;
+    }
+
+    fn give_up(&self, delivery: Delivery, redeliveries: u64) -> bool {
+        let pipeline = Arc::clone(&self.pipeline);
+        self.invocations.spawn(async move { pipeline.give_up(delivery, redeliveries).await });
+        true
+    }
+
+    /// Processes a delivery in a task of its own once nothing else runs in this worker. Meanwhile it takes up its place among
+    /// those that the broker hands out, and no slot.
+    fn start_alone(&self, delivery: Delivery, redeliveries: u64) -> bool {
+        let (pipeline, slots) = (Arc::clone(&self.pipeline), self.slots.alone());
+        let stopping = self.stopping.clone();
+        let settling = risk::settling(redeliveries, pipeline.answers.environment.jitter());
+        tracing::warn!(
+            queue = self.queue.name,
+            message_id = delivery.message.properties.message_id,
+            redeliveries,
+            "its workers may have died of this message: it runs alone"
+        );
+        self.invocations.spawn(async move {
+            let turn = async {
+                tokio::time::sleep(settling).await;
+                slots.take().await
+            };
+            let permits = tokio::select! {
+                biased;
+                () = stopping.cancelled() => return delivery.receipt.requeue().await,
+                permits = turn => permits,
+            };
+            let slot = Slot::new(slots, permits, delivery.receipt.clone());
+            pipeline.process(delivery, slot).await;
+        });
+        true
     }
 
     async fn next(&self, subscription: &mut Subscription) -> Option<Delivery> {

@@ -14,6 +14,7 @@ mod lane;
 mod pipeline;
 mod registration;
 mod retry;
+mod risk;
 mod service;
 mod slot;
 mod worker;

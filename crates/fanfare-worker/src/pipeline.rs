@@ -52,6 +52,44 @@ impl Pipeline {
         };
         slot.finish();
         answer(&receipt, fate).await;
+        slot.answered();
+    }
+
+    /// Gives up a message that was delivered too often and never answered: whoever waits is told, a copy is kept, and then it is
+    /// acked.
+    pub(crate) async fn give_up(&self, delivery: Delivery, redeliveries: u64) {
+        let Delivery { message, receipt, .. } = delivery;
+        let giving_up = async {
+            let reason = format!(
+                "it was delivered {} times and never ended: its worker dies of it, or loses its connection each time",
+                redeliveries + 1
+            );
+            tracing::error!(
+                service = %self.registered.name,
+                message_id = message.properties.message_id,
+                correlation_id = message.properties.correlation_id,
+                %reason,
+                "a message is given up and parked"
+            );
+            let reply = match Invocation::decode(&message, &self.answers.names) {
+                Ok(invocation) => invocation.reply.map(Box::new),
+                Err(malformed) => malformed.reply,
+            };
+            if let Some(to) = reply {
+                let exception =
+                    format!("the request is given up: {reason}; it is kept among the parked messages");
+                let now = self.answers.now();
+                let result = TargetResult::unanswered(&message, &to, exception, now);
+                self.answers.publish_result(&result, &to).await;
+            }
+            self.answers.park(&message, &self.queue, &reason).await;
+        };
+        let fate = tokio::select! {
+            biased;
+            () = self.stop.abort.cancelled() => Fate::Requeued,
+            () = giving_up => Fate::Done,
+        };
+        answer(&receipt, fate).await;
     }
 
     async fn handle(&self, message: &Message, slot: &Slot) -> Fate {

@@ -1,42 +1,90 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use fanfare_broker::{Hold, Receipt};
 use fanfare_publisher::{WhileWaiting, Yielded};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
+use tokio::time::timeout;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+/// How long one that is to run alone waits for what has run to its end, and is not answered for yet.
+const FINISHING_LIMIT: Duration = Duration::from_secs(10);
 
 /// How many invocations may run at the same time: of one service, and of all services of its worker.
 #[derive(Debug, Clone)]
 pub(crate) struct Slots {
     service: Arc<Semaphore>,
-    worker: Arc<Semaphore>,
+    all: AllSlots,
+    /// Whether a slot is the whole worker.
+    alone: bool,
+}
+
+/// How many invocations of all services of a worker may run at the same time.
+#[derive(Debug, Clone)]
+pub(crate) struct AllSlots {
+    free: Arc<Semaphore>,
+    count: u32,
+    /// Invocations that have given their slot back for good, and whose deliveries are not answered yet.
+    finishing: TaskTracker,
+}
+
+impl AllSlots {
+    pub(crate) fn new(count: usize) -> Self {
+        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let finishing = TaskTracker::new();
+        // It can be waited for at any time.
+        finishing.close();
+        Self { free: Arc::new(Semaphore::new(count as usize)), count, finishing }
+    }
 }
 
 impl Slots {
-    pub(crate) fn new(service: usize, worker: Arc<Semaphore>) -> Self {
-        Self { service: Arc::new(Semaphore::new(service)), worker }
+    pub(crate) fn new(service: usize, all: AllSlots) -> Self {
+        Self { service: Arc::new(Semaphore::new(service)), all, alone: false }
     }
 
-    /// Waits for a slot. Everyone takes the service's part first, so nobody waits in a circle.
+    /// The same, for an invocation beside which no other of this worker may run, of whatever service. Those that have given
+    /// their slots back to wait for fan-outs of their own do not run; they go on when it has ended, or waits itself.
+    pub(crate) fn alone(&self) -> Self {
+        Self { alone: true, ..self.clone() }
+    }
+
+    /// Waits for a slot. Everyone takes the service's part first, so nobody waits in a circle; who takes all of the worker's needs
+    /// no other. The semaphores are fair: whoever waits for all is overtaken by none.
     pub(crate) async fn take(&self) -> Permits {
         let closed = "the semaphores are never closed";
+        let free = Arc::clone(&self.all.free);
+        if self.alone {
+            let worker = free.acquire_many_owned(self.all.count).await.expect(closed);
+            // They have run, and would run again if this process ended now. An outage keeps them from being answered for long,
+            // and nothing is to wait for that here.
+            let _ = timeout(FINISHING_LIMIT, self.all.finishing.wait()).await;
+            return Permits { _service: None, _worker: worker };
+        }
         let service = Arc::clone(&self.service).acquire_owned().await.expect(closed);
-        let worker = Arc::clone(&self.worker).acquire_owned().await.expect(closed);
-        Permits { _service: service, _worker: worker }
+        let worker = free.acquire_owned().await.expect(closed);
+        Permits { _service: Some(service), _worker: worker }
     }
 
     fn try_take(&self) -> Result<Permits, TryAcquireError> {
+        let free = Arc::clone(&self.all.free);
+        if self.alone {
+            let worker = free.try_acquire_many_owned(self.all.count)?;
+            return Ok(Permits { _service: None, _worker: worker });
+        }
         let service = Arc::clone(&self.service).try_acquire_owned()?;
-        let worker = Arc::clone(&self.worker).try_acquire_owned()?;
-        Ok(Permits { _service: service, _worker: worker })
+        let worker = free.try_acquire_owned()?;
+        Ok(Permits { _service: Some(service), _worker: worker })
     }
 }
 
 /// A slot that is taken, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Permits {
-    _service: OwnedSemaphorePermit,
+    _service: Option<OwnedSemaphorePermit>,
     _worker: OwnedSemaphorePermit,
 }
 
@@ -63,20 +111,30 @@ struct State {
     /// There while it waits: the delivery is held for long.
     hold: Option<Hold>,
     finished: bool,
+    /// There from its end until its delivery is answered.
+    finishing: Option<TaskTrackerToken>,
 }
 
 impl Slot {
     pub(crate) fn new(slots: Slots, permits: Permits, receipt: Receipt) -> Self {
-        let state = State { permits: Some(permits), waits: 0, hold: None, finished: false };
+        let state = State { permits: Some(permits), waits: 0, hold: None, finished: false, finishing: None };
         Self { shared: Arc::new(SharedSlot { slots, receipt, state: Mutex::new(state) }) }
     }
 
     /// The invocation has ended: the slot is free for good, whoever still has a context of it.
     pub(crate) fn finish(&self) {
         let mut state = self.shared.state();
+        if !state.finished {
+            state.finishing = Some(self.shared.slots.all.finishing.token());
+        }
         state.finished = true;
         state.permits = None;
         state.hold = None;
+    }
+
+    /// The delivery of the invocation is answered.
+    pub(crate) fn answered(&self) {
+        self.shared.state().finishing = None;
     }
 }
 
@@ -173,7 +231,10 @@ mod tests {
     }
 
     async fn slot() -> (Slots, Slot, Arc<Holds>) {
-        let slots = Slots::new(1, Arc::new(Semaphore::new(1)));
+        slot_of(Slots::new(1, AllSlots::new(1))).await
+    }
+
+    async fn slot_of(slots: Slots) -> (Slots, Slot, Arc<Holds>) {
         let holds = Arc::new(Holds::default());
         let permits = slots.take().await;
         let slot = Slot::new(slots.clone(), permits, Receipt::new(holds.clone(), 1));
@@ -192,6 +253,54 @@ mod tests {
         assert_eq!(holds.0.load(Ordering::Relaxed), 0);
         slot.finish();
         assert!(slots.try_take().is_ok());
+    }
+
+    #[tokio::test]
+    async fn one_that_runs_alone_waits_for_all_others_and_keeps_them_waiting_until_it_waits_itself() {
+        let all = AllSlots::new(3);
+        let (one, other) = (Slots::new(2, all.clone()), Slots::new(2, all));
+        let (running, later) = (one.take().await, other.alone());
+        let mut alone = Box::pin(later.take());
+        assert!((&mut alone).now_or_never().is_none(), "another service runs");
+        assert!(other.try_take().is_err(), "it is not overtaken");
+        drop(running);
+        let permits = alone.now_or_never().expect("nothing runs");
+        let slot = Slot::new(later, permits, Receipt::new(Arc::new(Holds::default()), 1));
+        assert!(one.try_take().is_err() && other.try_take().is_err());
+        let wait = slot.begin();
+        let inner = other.try_take().expect("what it waits for can run");
+        let mut goes_on = wait.end();
+        assert!((&mut goes_on).now_or_never().is_none(), "it is alone again when it goes on");
+        drop(inner);
+        goes_on.await;
+        assert!(one.try_take().is_err());
+        slot.finish();
+        assert!(one.try_take().is_ok());
+    }
+
+    #[tokio::test]
+    async fn one_that_waits_for_a_fan_out_is_no_hindrance_to_one_that_runs_alone() {
+        let (slots, waiting, _) = slot().await;
+        let wait = waiting.begin();
+        let alone = slots.alone().take().now_or_never().expect("who waits does not run");
+        let mut goes_on = wait.end();
+        assert!((&mut goes_on).now_or_never().is_none());
+        drop(alone);
+        goes_on.await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_runs_alone_waits_for_answers_but_not_for_ever() {
+        let (slots, finished, _) = slot().await;
+        finished.finish();
+        let suspects = slots.alone();
+        let mut alone = Box::pin(suspects.take());
+        assert!((&mut alone).now_or_never().is_none(), "what ran is not answered for");
+        finished.answered();
+        alone.await;
+        let (slots, finished, _) = slot().await;
+        finished.finish();
+        slots.alone().take().await;
     }
 
     #[tokio::test]

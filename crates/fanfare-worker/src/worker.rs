@@ -6,7 +6,6 @@ use std::time::Duration;
 use fanfare_broker::Backoff;
 use fanfare_protocol::QueueSpec;
 use fanfare_publisher::Publisher;
-use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -16,7 +15,7 @@ use crate::answer::Answers;
 use crate::lane::Lane;
 use crate::pipeline::{Pipeline, Stop};
 use crate::registration::Registered;
-use crate::slot::Slots;
+use crate::slot::{AllSlots, Slots};
 use crate::{Registration, WorkerError};
 
 /// How long an invocation that was told to end has for it before it is dropped.
@@ -62,11 +61,15 @@ pub struct Config {
     /// How long a worker that stops lets its invocations finish. What still runs then is told to end, dropped and put
     /// back into its queue. 30 s.
     pub shutdown_deadline: Duration,
+    /// How often a message may be delivered again, because its worker died, lost its connection or stopped, before it is given
+    /// up: a failed result, and a copy among the parked messages. 20, since a rolling restart redelivers whatever was handed
+    /// out. From the third delivery on it runs alone in its worker, so that one which kills its worker takes no others with it.
+    pub redelivery_limit: u32,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { concurrency: 64, shutdown_deadline: Duration::from_secs(30) }
+        Self { concurrency: 64, shutdown_deadline: Duration::from_secs(30), redelivery_limit: 20 }
     }
 }
 
@@ -176,12 +179,13 @@ impl Running {
             stopping: CancellationToken::new(),
             stop: Stop::default(),
         };
-        let all = Arc::new(Semaphore::new(config.concurrency.min(Semaphore::MAX_PERMITS)));
+        let all = AllSlots::new(config.concurrency);
         services.into_iter().fold(running, |mut running, registered| {
             let names = publisher.config().names.clone();
             let lane = Lane {
                 queue: names.service(&registered.name),
-                slots: Slots::new(registered.concurrency, Arc::clone(&all)),
+                slots: Slots::new(registered.concurrency, all.clone()),
+                redelivery_limit: config.redelivery_limit,
                 stopping: running.stopping.clone(),
                 invocations: running.invocations.clone(),
                 pipeline: Arc::new(Pipeline {

@@ -90,3 +90,24 @@ async fn a_service_that_waits_for_two_fan_outs_at_once_ends() {
     let result = bench.result().await;
     assert!(result.ok, "{:?}", result.exception);
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_that_runs_alone_may_wait_and_be_what_another_waits_for() {
+    let bench = Bench::new();
+    tokio::spawn(coordinate(bench.caller.connect()));
+    let nested = service("nested", |context: Context, depth: u32| async move {
+        if depth == 0 {
+            return Ok(7);
+        }
+        let inner = context.fanout().target("nested", depth - 1);
+        Ok(inner.invoke_and_wait(Duration::from_secs(300)).await?.get::<u32>("nested")?)
+    });
+    bench.call("nested", ["2", "2", "2"]).await;
+    bench.deliver("nested", 2, 2).await;
+    let config = fanfare_worker::Config { concurrency: 2, ..fanfare_worker::Config::default() };
+    let worker = bench.start_with(config, [nested]).await;
+    for result in bench.results(3).await {
+        assert_eq!(result.response::<u32>().unwrap(), 7);
+    }
+    worker.stop().await;
+}

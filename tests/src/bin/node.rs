@@ -30,6 +30,12 @@ enum Role {
         /// Invocations at a time, of each service.
         #[arg(long, default_value_t = 16)]
         concurrency: usize,
+        /// Messages of each service that are handed out ahead.
+        #[arg(long)]
+        prefetch: Option<u16>,
+        /// Redeliveries after which a message is given up.
+        #[arg(long)]
+        redelivery_limit: Option<u32>,
         /// Only `test.report` is served, and never answers.
         #[arg(long)]
         hangs: bool,
@@ -53,7 +59,7 @@ async fn main() -> Result<()> {
         terminated.recv().await;
     };
     match arguments.role {
-        Role::Worker { concurrency, hangs } => {
+        Role::Worker { concurrency, prefetch, redelivery_limit, hangs } => {
             let config = fanfare_publisher::Config { names, ..Default::default() };
             let publisher = Publisher::new(broker, Arc::new(System), config);
             let services = if hangs {
@@ -61,10 +67,13 @@ async fn main() -> Result<()> {
             } else {
                 services::all(concurrency)
             };
-            Worker::new(publisher, fanfare_worker::Config::default())
-                .services(services)
-                .run_until(shutdown)
-                .await?;
+            let services = services.into_iter().map(|service| match prefetch {
+                Some(prefetch) => service.prefetch(prefetch),
+                None => service,
+            });
+            let mut config = fanfare_worker::Config::default();
+            config.redelivery_limit = redelivery_limit.unwrap_or(config.redelivery_limit);
+            Worker::new(publisher, config).services(services).run_until(shutdown).await?;
         }
         Role::Coordinator { renewal_ms } => {
             let mut config = fanfare_coordinator::Config {

@@ -146,6 +146,19 @@ impl Bench {
         taken
     }
 
+    /// Delivers the first messages of a service's queue so often, to workers that die of them.
+    pub(crate) async fn deliver(&self, service: &str, messages: u16, times: usize) {
+        let queue = self.service_queue(service).name;
+        for _ in 0..times {
+            let channel = self.caller.open().await.unwrap();
+            let mut consumer = channel.consume(&queue, messages).await.unwrap();
+            for _ in 0..messages {
+                within(consumer.next()).await.unwrap().unwrap();
+            }
+            channel.close().await;
+        }
+    }
+
     /// Messages that wait in a queue.
     pub(crate) async fn waiting(&self, queue: &QueueSpec) -> u64 {
         self.caller.inspect(&queue.name).await.unwrap().map_or(0, |state| state.messages)

@@ -1,0 +1,110 @@
+use std::time::Duration;
+
+use fanfare_broker::Delivery;
+use fanfare_protocol::header;
+
+/// Redeliveries from which on an invocation runs alone: from its third delivery.
+const SUSPECT_FROM: u64 = 2;
+/// How much longer an invocation that runs alone waits before that, for each redelivery.
+const SETTLING: Duration = Duration::from_millis(500);
+/// Redeliveries that make it wait longer.
+const MOST_WAITED_FOR: u32 = 10;
+
+/// What the deliveries that a message had before say about it. The broker counts each that ended without an answer: its
+/// worker died, lost its connection, or put it back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Risk {
+    /// Nothing, or no more than an ordinary restart does.
+    None,
+    /// It may be what its workers died of: it runs alone.
+    Suspect {
+        /// How often it was delivered before.
+        redeliveries: u64,
+    },
+    /// It is given up.
+    Poison {
+        /// How often it was delivered before.
+        redeliveries: u64,
+    },
+    /// It was delivered before, and its queue does not count.
+    Uncounted,
+}
+
+impl Risk {
+    /// The count is the broker's only where the message was delivered before: of another it is its publisher's.
+    pub(crate) fn of(delivery: &Delivery, limit: u32) -> Self {
+        if !delivery.redelivered {
+            return Self::None;
+        }
+        match delivery.message.int(header::DELIVERY_COUNT).map(i64::unsigned_abs) {
+            None => Self::Uncounted,
+            Some(redeliveries) if redeliveries > u64::from(limit) => Self::Poison { redeliveries },
+            Some(redeliveries) if redeliveries >= SUSPECT_FROM => Self::Suspect { redeliveries },
+            Some(_) => Self::None,
+        }
+    }
+}
+
+/// How long a suspect waits before it asks for its turn. Jitter is from 0 up to 1.
+///
+/// What was handed out together with it has arrived by then and runs first, unless it came back as often: those go in
+/// an order that differs each time. So however often one of them kills the worker, the innocent ones run to their end,
+/// long before they reach the limit for having been in bad company.
+pub(crate) fn settling(redeliveries: u64, jitter: f64) -> Duration {
+    let waited_for = u32::try_from(redeliveries).unwrap_or(u32::MAX).min(MOST_WAITED_FOR);
+    SETTLING * waited_for + SETTLING.mul_f64(jitter)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use async_trait::async_trait;
+    use fanfare_broker::{Acknowledge, Receipt};
+    use fanfare_protocol::Message;
+
+    use super::*;
+
+    #[derive(Debug)]
+    struct Nobody;
+
+    #[async_trait]
+    impl Acknowledge for Nobody {
+        async fn ack(&self, _: u64) {}
+        async fn requeue(&self, _: u64) {}
+    }
+
+    fn risk(redelivered: bool, count: Option<i64>) -> Risk {
+        let mut message = Message::default();
+        if let Some(count) = count {
+            message = message.with_header(header::DELIVERY_COUNT, count);
+        }
+        Risk::of(&Delivery { message, redelivered, receipt: Receipt::new(Arc::new(Nobody), 1) }, 20)
+    }
+
+    #[test]
+    fn the_third_delivery_is_suspect_and_the_twenty_second_is_poison() {
+        assert_eq!(risk(false, None), Risk::None);
+        assert_eq!(risk(true, Some(1)), Risk::None);
+        assert_eq!(risk(true, Some(2)), Risk::Suspect { redeliveries: 2 });
+        assert_eq!(risk(true, Some(20)), Risk::Suspect { redeliveries: 20 });
+        assert_eq!(risk(true, Some(21)), Risk::Poison { redeliveries: 21 });
+    }
+
+    #[test]
+    fn a_count_that_its_publisher_made_up_counts_for_nothing() {
+        assert_eq!(risk(false, Some(1_000)), Risk::None);
+    }
+
+    #[test]
+    fn a_queue_that_does_not_count_makes_nothing_poison() {
+        assert_eq!(risk(true, None), Risk::Uncounted);
+    }
+
+    #[test]
+    fn who_came_back_more_often_waits_longer_up_to_a_bound() {
+        assert!(settling(2, 0.999) < settling(3, 0.0));
+        assert!(settling(2, 0.0) < settling(2, 0.5));
+        assert_eq!(settling(10, 0.0), settling(u64::MAX, 0.0));
+    }
+}
