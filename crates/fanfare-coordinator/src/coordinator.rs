@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::dead_letters;
 use crate::delivery::Tag;
 use crate::ended::LatelyEnded;
 use crate::fan_out::{Conclusion, FanOut};
@@ -19,6 +20,9 @@ use crate::{Config, Error};
 
 /// How far the clocks of two coordinators may differ: a deadline that another has written down is given so much more.
 const CLOCK_SKEW: Duration = Duration::from_secs(5);
+
+/// Dead letters that one coordinator is handed at a time. There are none, unless an operator's policy makes some.
+const DEAD_LETTERS_AT_A_TIME: u16 = 100;
 
 /// Takes manifests and brings each fan-out to its end. Run as many of them as you like.
 #[derive(Debug)]
@@ -29,7 +33,7 @@ pub struct Coordinator {
     started: Instant,
     open: BTreeMap<RunId, mpsc::UnboundedSender<Tag>>,
     tasks: JoinSet<Conclusion>,
-    /// What is no manifest, on its way to the parked messages.
+    /// What is no manifest, on its way to the parked messages, and dead letters on their way to where they belong.
     parking: TaskTracker,
     ended: LatelyEnded,
     stop: CancellationToken,
@@ -67,6 +71,12 @@ impl Coordinator {
         let broker = Arc::clone(&self.outbox.broker);
         let mut manifests =
             Subscription::new(broker, Arc::clone(&self.outbox.environment), names.fanin(), options);
+        let mut dead_letters = Subscription::new(
+            Arc::clone(&self.outbox.broker),
+            Arc::clone(&self.outbox.environment),
+            names.dead(),
+            SubscriptionOptions { prefetch: DEAD_LETTERS_AT_A_TIME, most_channels: 1 },
+        );
         tracing::info!(queue = names.fanin().name, "coordinator started");
         let mut shutdown = std::pin::pin!(shutdown);
         loop {
@@ -75,6 +85,9 @@ impl Coordinator {
                 biased;
                 () = &mut shutdown => break,
                 Some(conclusion) = self.tasks.join_next() => self.conclude(conclusion).await,
+                Some(letter) = dead_letters.next() => {
+                    self.parking.spawn(dead_letters::settle(self.outbox.clone(), letter));
+                }
                 delivery = manifests.next() => match delivery {
                     Some(delivery) => self.take(delivery).await,
                     None => break,
@@ -82,6 +95,7 @@ impl Coordinator {
             }
         }
         tracing::info!(open = self.open.len(), "coordinator stops");
+        dead_letters.stop().await;
         manifests.stop().await;
         self.stop().await;
         Ok(())

@@ -13,6 +13,8 @@ pub(crate) enum Absence {
     Parks,
     /// A caller who no longer waits: the message is dropped.
     Drops,
+    /// A fan-out that has ended, and needs this message no more: it is dropped once the absence is proven.
+    Late,
     /// The fan-out's own queue: its consumer learns of it, so this waits to be told.
     Waits,
     /// A queue of Fanfare's own: it is declared.
@@ -60,6 +62,9 @@ impl Outbox {
                         "queue `{queue}` does not exist: no worker has declared it, or it was deleted"
                     );
                     Box::pin(self.park(message, queue, &reason)).await;
+                    return Outcome::Safe;
+                }
+                (PublishError::Unroutable(_), Absence::Late) if self.is_gone(queue).await => {
                     return Outcome::Safe;
                 }
                 (PublishError::Unroutable(_), Absence::Declares) => self.declare_own(queue).await,

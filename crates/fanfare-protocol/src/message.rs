@@ -110,6 +110,19 @@ impl Message {
         self.with_header(header::REASON, reason).with_header(header::PARKED_FROM, from)
     }
 
+    /// The queue in which the message died last, and why, where a broker has dead-lettered it.
+    #[must_use]
+    pub fn latest_death(&self) -> Option<(&str, &str)> {
+        if let Some(HeaderValue::List(deaths)) = self.headers.get(header::DEATHS)
+            && let Some(HeaderValue::Table(latest)) = deaths.first()
+            && let (Some(HeaderValue::Text(queue)), Some(HeaderValue::Text(reason))) =
+                (latest.get("queue"), latest.get("reason"))
+        {
+            return Some((queue, reason));
+        }
+        Some((self.text(header::FIRST_DEATH_QUEUE)?, self.text(header::FIRST_DEATH_REASON)?))
+    }
+
     /// The message to publish anew in place of this one: the same, but for what a broker has added to it.
     #[must_use]
     pub fn anew(mut self) -> Self {
