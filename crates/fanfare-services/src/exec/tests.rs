@@ -133,3 +133,12 @@ fn command_without_a_program_is_refused() {
     assert_eq!(ExecService::new([""; 0]), Err(EmptyCommand));
     assert_eq!(ExecService::new([""]), Err(EmptyCommand));
 }
+
+#[tokio::test]
+async fn exit_code_65_says_that_the_input_is_wrong_and_no_other_does() {
+    for (code, fatal) in [(1, false), (64, false), (65, true), (66, false)] {
+        let error = run(&shell(&format!("exit {code}")), "1").await.unwrap_err();
+        assert_eq!(error.is_fatal(), fatal, "{code}");
+    }
+    assert!(!run(&shell("kill -9 $$"), "1").await.unwrap_err().is_fatal());
+}

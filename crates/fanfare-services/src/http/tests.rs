@@ -116,3 +116,18 @@ fn urls_that_cannot_be_posted_to_are_refused() {
     let error = HttpService::new("https://me:hunter2 x@example.com/").unwrap_err();
     assert!(matches!(error, InvalidUrl::Credentials) && !error.to_string().contains("hunter2"), "{error}");
 }
+
+#[tokio::test]
+async fn only_a_status_that_blames_the_request_is_not_worth_another_attempt() {
+    for (status, fatal) in [
+        ("400 Bad Request", true),
+        ("422 Unprocessable Entity", true),
+        ("408 Request Timeout", false),
+        ("429 Too Many Requests", false),
+        ("302 Found", false),
+        ("503 Service Unavailable", false),
+    ] {
+        let (url, _task) = server(response(status, "")).await;
+        assert_eq!(post(&url).await.unwrap_err().is_fatal(), fatal, "{status}");
+    }
+}
