@@ -2,6 +2,7 @@
 
 mod checks;
 mod finding;
+mod policies;
 
 use std::collections::BTreeSet;
 
@@ -10,6 +11,7 @@ use fanfare::{CoordinatorLimits, ServiceName};
 
 use self::checks::Examination;
 use self::finding::{Finding, Verdict};
+use self::policies::Management;
 use crate::exit::{Exit, Failure, print};
 use crate::services;
 use crate::settings::Settings;
@@ -30,6 +32,11 @@ pub(crate) struct DoctorArguments {
     /// are looked at anyway
     #[arg(long = "service", value_name = "NAME", value_delimiter = ',')]
     services: Vec<ServiceName>,
+
+    /// RabbitMQ's management API, which alone tells about policies [default: port 15672 of the broker, unless that is
+    /// reached through TLS]
+    #[arg(long, env = "FANFARE_MANAGEMENT", value_name = "URL")]
+    management: Option<String>,
 }
 
 pub(crate) async fn run(arguments: DoctorArguments, settings: &Settings) -> Result<Exit, Failure> {
@@ -38,12 +45,19 @@ pub(crate) async fn run(arguments: DoctorArguments, settings: &Settings) -> Resu
     let fanfare = settings.fanfare("doctor")?;
     let renewal = settings.file.coordinator.renewal.map_or(CoordinatorLimits::default().renewal, |it| it.0);
     let examination = Examination { fanfare: &fanfare, renewal };
-    let exit = examine(&examination, services).await;
+    let management = settings
+        .broker_address()?
+        .and_then(|broker| Management::of(&broker, arguments.management.as_deref()));
+    let exit = examine(&examination, services, management.as_ref()).await;
     fanfare.close().await;
     exit
 }
 
-async fn examine(examination: &Examination<'_>, services: BTreeSet<ServiceName>) -> Result<Exit, Failure> {
+async fn examine(
+    examination: &Examination<'_>,
+    services: BTreeSet<ServiceName>,
+    management: Option<&Management>,
+) -> Result<Exit, Failure> {
     let mut teller = Teller { wrong: false };
     let server = examination.server().await;
     let unreachable = server.verdict == Verdict::Wrong;
@@ -57,6 +71,7 @@ async fn examine(examination: &Examination<'_>, services: BTreeSet<ServiceName>)
         teller.tell_all(examination.service(&service).await)?;
     }
     teller.tell_all(examination.left_behind().await)?;
+    teller.tell_all(policies::examine(management, examination.fanfare.names()).await)?;
     teller.tell_all(examination.what_the_broker_does_not_tell())?;
     Ok(if teller.wrong { Exit::Failed } else { Exit::Done })
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::anyhow;
 use fanfare::{Builder, ClientCertificate, ConnectError, Fanfare, Prefix, PublisherConfig, QueueNames, Tls};
+use fanfare_broker::amqp::Address;
 
 use crate::arguments::Shared;
 use crate::configuration::{Broker, Configuration};
@@ -56,6 +57,12 @@ impl Settings {
             tls,
             file,
         })
+    }
+
+    /// The first address of the broker.
+    pub(crate) fn broker_address(&self) -> Result<Option<Address>, Failure> {
+        let urls = self.broker.as_deref().unwrap_or(DEFAULT_BROKER);
+        Ok(Address::list(urls).map_err(Failure::bad_input)?.into_iter().next())
     }
 
     /// A handle that connects when it is first used.

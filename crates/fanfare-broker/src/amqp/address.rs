@@ -1,7 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use lapin::uri::AMQPUri;
+use lapin::uri::{AMQPScheme, AMQPUri};
 
 /// The seconds between heartbeats where the URL does not say: a peer that is gone without a word is noticed after twice
 /// as long.
@@ -51,6 +51,36 @@ impl Address {
             }
         }
         addresses.iter().map(|address| address.trim().parse()).collect()
+    }
+
+    /// The host, without the brackets of an IPv6 address.
+    #[must_use]
+    pub fn host(&self) -> &str {
+        &self.uri.authority.host
+    }
+
+    /// The virtual host, `/` unless another is given.
+    #[must_use]
+    pub fn virtual_host(&self) -> &str {
+        &self.uri.vhost
+    }
+
+    /// The user's name.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        &self.uri.authority.userinfo.username
+    }
+
+    /// The password, for whoever has to show it to the same broker in another way. It belongs into no log.
+    #[must_use]
+    pub fn password(&self) -> &str {
+        &self.uri.authority.userinfo.password
+    }
+
+    /// Whether the broker is reached through TLS.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.uri.scheme == AMQPScheme::AMQPS
     }
 
     pub(super) fn uri(&self) -> &AMQPUri {
