@@ -14,7 +14,7 @@ use crate::gathered::{Calls, CheckpointId, Entry, Gathered, HeldCheckpoint, Home
 use crate::{Limits, Time};
 
 /// Checkpoints of one level that are folded into one of the next: each result is then written again at most once for
-/// every power of ten.
+/// every power of ten. Fewer where the window is small, of which checkpoints may take a part only.
 const FOLD: usize = 10;
 
 /// Bytes that an entry of a checkpoint takes beside its key and its result, at most.
@@ -96,7 +96,7 @@ impl<T: Clone> Checkpoints<T> {
             return None;
         }
         let (places, called, level) = if fenced {
-            (self.window_is_filling(gathered)?, false, 0)
+            self.window_is_filling(gathered)?
         } else if let Some(places) = self.enough_to_settle(gathered, manifest, stopping) {
             (places, true, 0)
         } else if let Some((places, level)) = self.enough_to_fold(gathered) {
@@ -107,11 +107,19 @@ impl<T: Clone> Checkpoints<T> {
         self.write(gathered, manifest, &places, called, level)
     }
 
-    fn window_is_filling(&self, gathered: &Gathered<T>) -> Option<Vec<usize>> {
-        let filling = gathered.plain >= usize::from(self.limits.window) / 2;
-        filling
-            .then(|| gathered.places(|entry| matches!(entry.home, Home::Result { .. }) && !entry.pinned))
-            .filter(|places| !places.is_empty())
+    /// What makes room in the window before a fence is read. What a predecessor's called checkpoints have decided stays
+    /// that; its other checkpoints are left as they are, since their order counts until then.
+    fn window_is_filling(&self, gathered: &Gathered<T>) -> Option<(Vec<usize>, bool, u32)> {
+        let window = usize::from(self.limits.window);
+        if gathered.plain >= window / 2 {
+            let places = gathered.places(|entry| matches!(entry.home, Home::Result { .. }) && !entry.pinned);
+            if !places.is_empty() {
+                return Some((places, false, 0));
+            }
+        }
+        let small = gathered.checkpoints.iter().filter(|(_, held)| self.is_small(held));
+        let ids: Vec<CheckpointId> = small.map(|(id, _)| *id).collect();
+        (ids.len() >= (window / 4).max(2)).then(|| (gathered.living_in(&ids), true, 1))
     }
 
     fn enough_to_settle(
@@ -145,17 +153,21 @@ impl<T: Clone> Checkpoints<T> {
         if !std::mem::take(&mut self.fold) {
             return None;
         }
-        let small =
-            |held: &HeldCheckpoint<T>| held.called && held.tag.is_some() && held.bytes < self.most_bytes / 2;
+        let fold = FOLD.min(usize::from(self.limits.window) / 4).max(2);
         let of_level = |level| {
             let at =
-                move |(_, held): &(&CheckpointId, &HeldCheckpoint<T>)| small(held) && held.level == level;
+                |(_, held): &(&CheckpointId, &HeldCheckpoint<T>)| self.is_small(held) && held.level == level;
             gathered.checkpoints.iter().filter(at).map(|(id, _)| *id).collect::<Vec<_>>()
         };
         let levels = gathered.checkpoints.values().map(|held| held.level).max()?;
         let (level, ids) =
-            (0..=levels).map(|level| (level, of_level(level))).find(|(_, ids)| ids.len() >= FOLD)?;
+            (0..=levels).map(|level| (level, of_level(level))).find(|(_, ids)| ids.len() >= fold)?;
         Some((gathered.living_in(&ids), level + 1))
+    }
+
+    /// Whether a checkpoint can be folded with others.
+    fn is_small(&self, held: &HeldCheckpoint<T>) -> bool {
+        held.called && held.tag.is_some() && held.bytes < self.most_bytes / 2
     }
 
     /// Looks, every so often, for what will have been held too long by the next time but one.

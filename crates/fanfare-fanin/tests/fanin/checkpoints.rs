@@ -192,3 +192,35 @@ fn anothers_checkpoint_of_what_was_acted_upon_is_not_needed() {
     story.checkpoint("x1", &checkpoint(7, 0, true, &[("a", "other")])).check(&["ack x1", "fence"]);
     story.confirm("call").check(&[]);
 }
+
+#[test]
+fn a_window_full_of_a_predecessors_checkpoints_still_lets_the_fence_through() {
+    let limits = Limits { window: 16, results_held: 10, ..Limits::default() };
+    let mut story = Story::with(manifest(["a", "b", "c", "d", "e"], 1, 1), true, limits);
+    story.opened().check(&[]);
+    story.checkpoint("c1", &checkpoint(7, 0, true, &[("a", "one")])).check(&["fence"]);
+    story.checkpoint("c2", &checkpoint(7, 1, true, &[("b", "two")])).check(&[]);
+    // Its order among other uncalled ones counts until the fence is read.
+    story.checkpoint("u1", &checkpoint(7, 2, false, &[("c", "three")])).check(&[]);
+    story.checkpoint("c3", &checkpoint(7, 3, true, &[("d", "four")])).check(&[]);
+    let folded = "checkpoint of called [a=one b=two d=four e=five]";
+    story.checkpoint("c4", &checkpoint(7, 4, true, &[("e", "five")])).check(&[folded]);
+    story.confirm("checkpoint").check(&["ack c1", "ack c2", "ack c3", "ack c4"]);
+    story.fence("f", 42).check(&["ack f", "call 0 with c=three"]);
+}
+
+#[test]
+fn in_a_small_window_fewer_checkpoints_are_folded() {
+    let limits = Limits { window: 8, calls_at_risk: 2, results_held: 2, ..Limits::default() };
+    let mut story = Story::with(manifest(["a", "b", "c"], 1, 1), false, limits);
+    story.opened().check(&[]);
+    for (n, (key, tag)) in [("a", "r1"), ("b", "r2")].into_iter().enumerate() {
+        let _ = story.result(tag, key, "x").lines();
+        assert_eq!(story.confirm("call").lines(), [format!("checkpoint of called [{key}=x]")]);
+        let _ = story.confirm("checkpoint").lines();
+        assert_eq!(story.checkpoints().len(), n + 1);
+    }
+    story.own_checkpoint("c1", 0).check(&[]);
+    story.own_checkpoint("c2", 1).check(&["checkpoint of called [a=x b=x]"]);
+    story.confirm("checkpoint").check(&["ack c1", "ack c2"]);
+}
