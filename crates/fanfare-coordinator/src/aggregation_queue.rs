@@ -71,11 +71,7 @@ impl AggregationQueue {
                 State::Consuming(consumer) => match consumer.next().await {
                     Some(Ok(delivery)) => return Heard::Delivery(Box::new(delivery)),
                     Some(Err(_)) => return self.closed(Heard::Lost),
-                    None => {
-                        let (outbox, name) = (self.outbox.clone(), self.name.clone());
-                        self.state =
-                            State::Cancelled(Box::pin(async move { outbox.tell_whether_gone(&name).await }));
-                    }
+                    None => self.state = State::Cancelled(self.is_gone_at_once()),
                 },
                 State::Deleting { deletion, consumer } => match next_of_deletion(deletion, consumer).await {
                     Some(heard @ Heard::Delivery(_)) => return heard,
@@ -89,6 +85,26 @@ impl AggregationQueue {
                 State::Closed => pending().await,
             }
         }
+    }
+
+    /// Whether the queue has gone by the cancellation that was just heard. Where that can't be seen at once, or the channel
+    /// ends meanwhile, the queue's node may have been away instead: whoever consumed the queue after its return may have
+    /// completed the fan-out and deleted it, and its absence then proves nothing to who was cut off before.
+    fn is_gone_at_once(&self) -> BoxFuture<'static, bool> {
+        let (outbox, name, channel) = (self.outbox.clone(), self.name.clone(), self.channel.clone());
+        Box::pin(async move {
+            let ended = async {
+                match &channel {
+                    Some(channel) => channel.ended().await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                biased;
+                () = ended => false,
+                gone = outbox.is_gone(&name) => gone,
+            }
+        })
     }
 
     fn closed(&mut self, heard: Heard) -> Heard {
@@ -186,4 +202,50 @@ async fn try_to_consume(
     let channel = broker.open().await?;
     let consumer = channel.consume(queue, window).await?;
     Ok((channel, consumer))
+}
+
+#[cfg(test)]
+mod tests {
+    use fanfare_broker::System;
+    use fanfare_broker::absence::PAUSE;
+    use fanfare_broker::memory::MemoryBroker;
+    use fanfare_protocol::{Cid, QueueNames, RunId};
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// A queue that was being consumed when somebody deleted it.
+    async fn deleted_underneath() -> (Arc<MemoryBroker>, AggregationQueue) {
+        let broker = Arc::new(MemoryBroker::new());
+        let names = QueueNames::default();
+        let queue = names.aggregation(&Cid::new("c").unwrap(), RunId::from(Uuid::nil()));
+        broker.declare(&queue).await.unwrap();
+        let outbox = Outbox {
+            broker: Arc::clone(&broker) as Arc<dyn Broker>,
+            environment: Arc::new(System),
+            names,
+            absence_pause: PAUSE,
+        };
+        let mut consumed = AggregationQueue::open(outbox, queue.name.clone(), 10);
+        assert!(matches!(consumed.next().await, Heard::Opened));
+        broker.connect().delete(&queue.name).await.unwrap();
+        (broker, consumed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_deleted_underneath_its_consumer_is_gone() {
+        let (_broker, mut consumed) = deleted_underneath().await;
+        assert!(matches!(consumed.next().await, Heard::Gone));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn absence_proves_nothing_to_who_was_cut_off_before_it_was_proven() {
+        let (broker, mut consumed) = deleted_underneath().await;
+        let outage = async {
+            tokio::time::sleep(PAUSE / 2).await;
+            broker.cut();
+        };
+        let (heard, ()) = tokio::join!(consumed.next(), outage);
+        assert!(matches!(heard, Heard::Lost), "{heard:?}");
+    }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{Backoff, Broker, BrokerError, Environment, PublishError, absence};
+use fanfare_broker::{Backoff, Broker, Environment, PublishError, absence};
 use fanfare_protocol::{Message, QueueNames, limits};
 
 /// What a queue's absence means for a message on its way there.
@@ -112,18 +112,6 @@ impl Outbox {
     /// Whether a queue is proven to be gone. An outage proves nothing.
     pub(crate) async fn is_gone(&self, queue: &str) -> bool {
         matches!(absence::is_gone(&*self.broker, queue, self.absence_pause).await, Ok(true))
-    }
-
-    /// Waits until it can be told whether a queue is gone.
-    pub(crate) async fn tell_whether_gone(&self, queue: &str) -> bool {
-        let mut backoff = Backoff::default();
-        loop {
-            match absence::is_gone(&*self.broker, queue, self.absence_pause).await {
-                Ok(gone) => return gone,
-                Err(BrokerError::Closed) => return false,
-                Err(_) => backoff.wait(&*self.environment).await,
-            }
-        }
     }
 
     async fn declare_own(&self, queue: &str) {
