@@ -6,6 +6,7 @@
 mod by_hand;
 mod log;
 mod mortal;
+mod operator;
 pub mod oracle;
 mod recorder;
 mod running;
@@ -15,6 +16,7 @@ mod stack;
 pub use by_hand::answer;
 pub use log::Log;
 pub use mortal::{Death, Mortal, Step};
+pub use operator::Operator;
 pub use recorder::Recorder;
 pub use running::{Doomed, Node, Running};
 pub use stack::{Stack, run};

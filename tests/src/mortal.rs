@@ -159,6 +159,14 @@ impl Broker for Mortal {
         self.life.take(Step::Prepare, self.inner.declare(queue)).await
     }
 
+    fn is_blocked(&self) -> bool {
+        self.inner.is_blocked()
+    }
+
+    async fn exists(&self, queue: &str) -> Result<bool, BrokerError> {
+        self.life.take(Step::Prepare, self.inner.exists(queue)).await
+    }
+
     async fn inspect(&self, queue: &str) -> Result<Option<QueueState>, BrokerError> {
         self.life.take(Step::Prepare, self.inner.inspect(queue)).await
     }

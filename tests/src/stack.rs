@@ -109,6 +109,19 @@ impl Stack {
         }
     }
 
+    /// Whom everyone on this stack logs in as.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        match &self.on {
+            On::Memory(_) => MemoryBroker::DEFAULT_USER,
+            On::RabbitMq(url) => {
+                let (_, rest) = url.split_once("://").unwrap_or_default();
+                let login = rest.rsplit_once('@').map(|(login, _)| login);
+                login.and_then(|login| login.split(':').next()).unwrap_or("guest")
+            }
+        }
+    }
+
     /// Another connection to the broker.
     #[must_use]
     pub fn connect(&self) -> Arc<dyn Broker> {

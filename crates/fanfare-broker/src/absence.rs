@@ -13,11 +13,11 @@ pub const PAUSE: Duration = Duration::from_secs(3);
 /// # Errors
 /// Where the broker could not be asked: nothing is proven then.
 pub async fn is_gone(broker: &dyn Broker, queue: &str, pause: Duration) -> Result<bool, BrokerError> {
-    if broker.inspect(queue).await?.is_some() {
+    if broker.exists(queue).await? {
         return Ok(false);
     }
     tokio::time::sleep(pause).await;
-    Ok(broker.inspect(queue).await?.is_none())
+    Ok(!broker.exists(queue).await?)
 }
 
 #[cfg(test)]

@@ -61,6 +61,23 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// [`BrokerError::QueueDiffers`] where it exists with other arguments.
     async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError>;
 
+    /// Sees to it that a queue is there: looks first, and declares it only where it is missing. So whoever may not declare it
+    /// can use one that others have declared. The arguments of one that is there are not compared.
+    ///
+    /// # Errors
+    /// As [`exists`](Broker::exists) and [`declare`](Broker::declare).
+    async fn ensure(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
+        if self.exists(&queue.name).await? { Ok(()) } else { self.declare(queue).await }
+    }
+
+    /// Whether there is a queue of this name. It needs less of a user's rights than [`inspect`](Broker::inspect) may.
+    ///
+    /// # Errors
+    /// As [`inspect`](Broker::inspect).
+    async fn exists(&self, queue: &str) -> Result<bool, BrokerError> {
+        Ok(self.inspect(queue).await?.is_some())
+    }
+
     /// Looks at a queue. `None` only where the broker says that there is none of this name.
     ///
     /// # Errors
@@ -96,6 +113,12 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// # Errors
     /// Where no connection or channel is to be had.
     async fn open(&self) -> Result<Arc<dyn ConsumerChannel>, BrokerError>;
+
+    /// Whether the broker takes no messages from this client for now, because it is short of memory or disk. What it holds
+    /// is safe, and it goes on by itself when it has room again.
+    fn is_blocked(&self) -> bool {
+        false
+    }
 
     /// What is at the other end.
     ///
@@ -277,4 +300,35 @@ pub struct ServerInfo {
     pub version: String,
     /// Where it is reached, without any password.
     pub address: String,
+}
+
+impl ServerInfo {
+    /// Major and minor version, where they can be read.
+    #[must_use]
+    pub fn release(&self) -> Option<(u32, u32)> {
+        let mut numbers = self.version.split('.');
+        Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+    }
+
+    /// Whether it is a RabbitMQ.
+    #[must_use]
+    pub fn is_rabbitmq(&self) -> bool {
+        self.product == "RabbitMQ"
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn releases_are_compared_as_numbers() {
+        let release = |version: &str| {
+            let product = "RabbitMQ".to_owned();
+            ServerInfo { product, version: version.to_owned(), address: String::new() }.release()
+        };
+        assert!(release("3.9.27") < Some((3, 10)));
+        assert!(release("3.10.8") >= Some((3, 10)) && release("4.0.5-rc.1") >= Some((4, 0)));
+        assert_eq!(release("unknown"), None);
+    }
 }

@@ -33,8 +33,14 @@ pub enum BrokerError {
     #[error("queue `{0}` is exclusive to another connection")]
     Locked(String),
     /// The user may not do this.
-    #[error("the broker refuses access: {0}; grant this user the permissions that `fanfare doctor` lists")]
+    #[error(
+        "the broker refuses access: {0}; check user and password, and that the user has the permissions of its role \
+         (deploy/rabbitmq/definitions.json has them; `fanfare doctor` tries them)"
+    )]
     Denied(String),
+    /// A message says under `user_id` that another user than this one publishes it.
+    #[error("the broker refuses a user_id: {0}; set it to the login of the broker's URL, or leave it out")]
+    WrongUser(String),
     /// This broker handle was closed by its owner.
     #[error("the broker handle is closed")]
     Closed,
@@ -82,4 +88,24 @@ pub enum PublishError {
     /// It was sent, and no answer came: it may be in its queue or not. Publishing it again may repeat it.
     #[error("whether the message was taken is unknown")]
     Unknown(#[source] BrokerError),
+}
+
+impl PublishError {
+    /// What the broker refuses, where it does so and no waiting helps.
+    #[must_use]
+    pub const fn refusal(&self) -> Option<&BrokerError> {
+        match self {
+            Self::NotSent(cause) | Self::Unknown(cause) if !cause.is_outage() => Some(cause),
+            _ => None,
+        }
+    }
+
+    /// The error with its cause, in one line for a log.
+    #[must_use]
+    pub fn with_cause(&self) -> String {
+        match self {
+            Self::NotSent(cause) | Self::Unknown(cause) => format!("{self}: {cause}"),
+            _ => self.to_string(),
+        }
+    }
 }

@@ -13,9 +13,11 @@ mod backoff;
 mod broker;
 #[cfg(feature = "conformance")]
 pub mod conformance;
+pub mod consumer_timeout;
 mod environment;
 mod error;
 pub mod memory;
+mod reminder;
 mod subscription;
 
 pub use backoff::Backoff;
@@ -24,4 +26,5 @@ pub use broker::{
 };
 pub use environment::{Environment, System};
 pub use error::{BrokerError, PublishError};
+pub use reminder::Reminder;
 pub use subscription::{Subscription, SubscriptionOptions};

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use fanfare_broker::Broker;
 use fanfare_broker::conformance::{Harness, Kill};
 use support::proxy::Proxy;
-use support::{broker, config, url};
+use support::{broker, config, split, url};
 
 /// The broker that the environment names.
 struct RabbitMq;
@@ -16,6 +16,12 @@ struct RabbitMq;
 impl Harness for RabbitMq {
     async fn connect(&self) -> Arc<dyn Broker> {
         broker(config(&url()))
+    }
+
+    fn user(&self) -> String {
+        let url = url();
+        let (_, credentials, ..) = split(&url);
+        credentials.split([':', '@']).next().filter(|user| !user.is_empty()).unwrap_or("guest").to_owned()
     }
 
     async fn connect_mortal(&self) -> (Arc<dyn Broker>, Kill) {

@@ -42,6 +42,18 @@ async fn broker_with_a_certificate_of_another_authority_is_not_trusted() {
 }
 
 #[tokio::test]
+async fn broker_that_is_not_the_one_its_certificate_names_is_not_trusted() {
+    let authority = Authority::new();
+    let relay = TlsRelay::start(&url(), &authority, None).await;
+    let mut secured = secured(&relay, Tls { authorities: Some(authority.file()), client: None });
+    secured.urls = config(&relay.url.replace("@localhost:", "@127.0.0.1:")).urls;
+    let broker = broker(secured);
+    let error = broker.inspect("queue").await.unwrap_err().to_string();
+    assert!(error.contains("127.0.0.1") && error.to_lowercase().contains("certificate"), "{error}");
+    broker.close().await;
+}
+
+#[tokio::test]
 async fn client_shows_its_certificate_to_a_broker_that_asks_for_it() {
     let authority = Authority::new();
     let relay = TlsRelay::start(&url(), &authority, Some(&authority)).await;

@@ -17,6 +17,10 @@ impl Harness for Memory {
         Arc::new(self.0.connect())
     }
 
+    fn user(&self) -> String {
+        MemoryBroker::DEFAULT_USER.to_owned()
+    }
+
     async fn connect_mortal(&self) -> (Arc<dyn Broker>, Kill) {
         let client = Arc::new(self.0.connect());
         (Arc::clone(&client) as Arc<dyn Broker>, Box::new(move || client.isolate()))

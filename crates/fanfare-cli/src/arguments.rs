@@ -1,11 +1,12 @@
 //! The command line.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
 use crate::exit::EXIT_CODES;
-use crate::{coordinator, demo, doctor, invoke, worker};
+use crate::{coordinator, demo, doctor, durations, invoke, worker};
 
 /// Fan-out/fan-in on RabbitMQ: invoke many services in the background, and be called once when all are done.
 #[derive(Debug, Parser)]
@@ -55,6 +56,14 @@ pub(crate) struct Shared {
     /// The private key of the client certificate, as PEM
     #[arg(long, global = true, env = "FANFARE_CLIENT_KEY", value_name = "FILE")]
     pub(crate) client_key: Option<PathBuf>,
+
+    /// The login of --broker, to be put into manifests as their user_id, so that coordinators can tell whose they are
+    #[arg(long, global = true, env = "FANFARE_USER_ID", value_name = "NAME")]
+    pub(crate) user_id: Option<String>,
+
+    /// What the broker's consumer time-out was set to, where it was: the broker does not tell [default: 30m]
+    #[arg(long, global = true, env = "FANFARE_CONSUMER_TIMEOUT", value_name = "DURATION", value_parser = durations::parse)]
+    pub(crate) consumer_timeout: Option<Duration>,
 
     /// What is logged to standard error, such as `debug` or `warn,fanfare_coordinator=debug` [default: RUST_LOG, else info for
     /// workers and coordinators, warn for the others]

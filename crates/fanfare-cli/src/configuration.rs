@@ -1,6 +1,6 @@
 //! `fanfare.toml`, read strictly: a mistake is refused with its line and what was meant.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +15,8 @@ use crate::durations::Written;
 pub(crate) struct Configuration {
     pub(crate) broker: Option<Broker>,
     pub(crate) prefix: Option<fanfare::Prefix>,
+    pub(crate) user_id: Option<String>,
+    pub(crate) consumer_timeout: Option<Written>,
     pub(crate) log: Option<String>,
     #[serde(default)]
     pub(crate) tls: Tls,
@@ -62,6 +64,8 @@ pub(crate) struct Coordinator {
     pub(crate) prefetch: Option<u16>,
     pub(crate) channels: Option<usize>,
     pub(crate) renewal: Option<Written>,
+    pub(crate) calls_at_risk: Option<usize>,
+    pub(crate) accept_users: Option<BTreeSet<String>>,
     pub(crate) shutdown_deadline: Option<Written>,
 }
 
@@ -70,6 +74,7 @@ pub(crate) struct Coordinator {
 pub(crate) struct Publisher {
     pub(crate) declare_missing: Option<bool>,
     pub(crate) deadline: Option<Written>,
+    pub(crate) time_limit: Option<Written>,
     pub(crate) replicated_aggregation: Option<bool>,
 }
 
@@ -221,6 +226,8 @@ mod tests {
             r#"
             broker = ["amqp://one", "amqp://two"]
             prefix = "shop"
+            user_id = "fanfare-coordinator"
+            consumer_timeout = "2h"
             log = "debug"
             [tls]
             ca_certificate = "ca.pem"
@@ -236,10 +243,13 @@ mod tests {
             prefetch = 50
             channels = 4
             renewal = "5m"
+            calls_at_risk = 20
+            accept_users = ["shop", "fanfare-worker"]
             shutdown_deadline = "10s"
             [publisher]
             declare_missing = true
             deadline = "1h 30m"
+            time_limit = "20s"
             replicated_aggregation = true
             [services."image.resize"]
             exec = ["python3", "resize.py"]

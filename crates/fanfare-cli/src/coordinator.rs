@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use fanfare::{CoordinatorConfig, CoordinatorLimits};
+use fanfare::{CoordinatorConfig, CoordinatorError, CoordinatorLimits};
 
 use crate::durations;
 use crate::exit::{Exit, Failure};
@@ -19,8 +19,9 @@ is away.
 Examples:
   fanfare coordinator --broker amqp://localhost
   fanfare coordinator --broker amqp://one,amqp://two --renewal 5m
+  fanfare coordinator --user-id fanfare-coordinator --accept-user fanfare-publisher
 
-Exit codes: 0 stopped; 2 bad input")]
+Exit codes: 0 stopped; 1 the broker refuses; 2 bad input")]
 pub(crate) struct CoordinatorArguments {
     /// Fan-outs that one channel is handed before another channel is opened [default: 100]
     #[arg(long, env = "FANFARE_COORDINATOR_PREFETCH", value_name = "N")]
@@ -34,6 +35,20 @@ pub(crate) struct CoordinatorArguments {
     #[arg(long, env = "FANFARE_COORDINATOR_RENEWAL", value_name = "DURATION", value_parser = durations::parse)]
     renewal: Option<Duration>,
 
+    /// On-target callbacks that a crash may repeat, of each fan-out and at the most [default: 100]
+    #[arg(long, env = "FANFARE_COORDINATOR_CALLS_AT_RISK", value_name = "N")]
+    calls_at_risk: Option<usize>,
+
+    /// Accepts manifests of this user only, by the user_id that the broker has checked; repeatable, or divided by commas. The
+    /// others are parked. It needs --user-id, and includes it
+    #[arg(
+        long = "accept-user",
+        env = "FANFARE_COORDINATOR_ACCEPT_USERS",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    accept_users: Vec<String>,
+
     /// How long it may take to hand over when it is to stop [default: 20s]
     #[arg(long, env = "FANFARE_COORDINATOR_SHUTDOWN_DEADLINE", value_name = "DURATION", value_parser = durations::parse)]
     shutdown_deadline: Option<Duration>,
@@ -44,8 +59,20 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
     let defaults = CoordinatorConfig::default();
     let renewal = arguments.renewal.or(file.renewal.map(|written| written.0));
     let stop_within = arguments.shutdown_deadline.or(file.shutdown_deadline.map(|written| written.0));
+    let calls_at_risk = arguments.calls_at_risk.or(file.calls_at_risk);
+    let accepted_users = match arguments.accept_users {
+        users if users.is_empty() => file.accept_users.clone(),
+        users => Some(users.into_iter().collect()),
+    };
     let config = CoordinatorConfig {
-        limits: CoordinatorLimits { renewal: renewal.unwrap_or(defaults.limits.renewal), ..defaults.limits },
+        limits: CoordinatorLimits {
+            renewal: renewal.unwrap_or(defaults.limits.renewal),
+            calls_at_risk: calls_at_risk.unwrap_or(defaults.limits.calls_at_risk),
+            ..defaults.limits
+        },
+        consumer_timeout: settings.consumer_timeout.unwrap_or(defaults.consumer_timeout),
+        accepted_users,
+        user_id: settings.user_id.clone(),
         prefetch: arguments.prefetch.or(file.prefetch).unwrap_or(defaults.prefetch),
         most_channels: arguments.channels.or(file.channels).unwrap_or(defaults.most_channels),
         stop_within: stop_within.unwrap_or(defaults.stop_within),
@@ -55,5 +82,8 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
     let signals = Signals::listen()?;
     let outcome = fanfare.coordinator_with(config).run_until(signals.first()).await;
     fanfare.close().await;
-    outcome.map(|()| Exit::Done).map_err(Failure::bad_input)
+    outcome.map(|()| Exit::Done).map_err(|error| match error {
+        CoordinatorError::Broker(_) => Failure::new(Exit::Failed, error),
+        _ => Failure::bad_input(error),
+    })
 }

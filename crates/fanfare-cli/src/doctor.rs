@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use clap::Args;
 use fanfare::{CoordinatorLimits, ServiceName};
+use fanfare_broker::consumer_timeout;
 
 use self::checks::Examination;
 use self::finding::{Finding, Verdict};
@@ -44,7 +45,8 @@ pub(crate) async fn run(arguments: DoctorArguments, settings: &Settings) -> Resu
     let services: BTreeSet<ServiceName> = stock.into_keys().chain(arguments.services).collect();
     let fanfare = settings.fanfare("doctor")?;
     let renewal = settings.file.coordinator.renewal.map_or(CoordinatorLimits::default().renewal, |it| it.0);
-    let examination = Examination { fanfare: &fanfare, renewal };
+    let consumer_timeout = settings.consumer_timeout.unwrap_or(consumer_timeout::DEFAULT);
+    let examination = Examination { fanfare: &fanfare, renewal, consumer_timeout };
     let management = settings
         .broker_address()?
         .and_then(|broker| Management::of(&broker, arguments.management.as_deref()));
@@ -72,7 +74,7 @@ async fn examine(
     }
     teller.tell_all(examination.left_behind().await)?;
     teller.tell_all(policies::examine(management, examination.fanfare.names()).await)?;
-    teller.tell_all(examination.what_the_broker_does_not_tell())?;
+    teller.tell_all(examination.what_the_broker_does_not_tell().await)?;
     Ok(if teller.wrong { Exit::Failed } else { Exit::Done })
 }
 

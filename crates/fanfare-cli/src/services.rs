@@ -1,12 +1,18 @@
 //! The services that a worker offers: the stock ones, and those of the configuration.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use fanfare::services::{self, ExecService, HttpService};
 use fanfare::{Registration, Retry, ServiceName};
 
 use crate::configuration::{Configuration, Retries, Service, Stock, Work};
+use crate::durations::Written;
+
+/// A command or an endpoint ends at its own time-out and says what it was; the worker's comes so much later, and only says
+/// that there is one.
+const TIMEOUT_MARGIN: Duration = Duration::from_secs(5);
 
 /// All services by name. `prefetch` is for those that have none of their own.
 pub(crate) fn offered(
@@ -53,9 +59,9 @@ fn configured(name: &ServiceName, service: &Service, prefetch: Option<u16>) -> R
         }
         Work::Http(url) => Registration::new(name, HttpService::new(url)?.timeout(timeout)),
     };
-    // A program or a request ends by itself at its time-out.
+    let timeout = Some(Written(timeout.saturating_add(TIMEOUT_MARGIN)));
     let Service { concurrency, prefetch: own, retry, .. } = service;
-    let settings = Stock { timeout: None, concurrency: *concurrency, prefetch: *own, retry: *retry };
+    let settings = Stock { timeout, concurrency: *concurrency, prefetch: *own, retry: *retry };
     Ok(as_set(registration, &settings, prefetch))
 }
 

@@ -1,6 +1,7 @@
 //! Flags, `FANFARE_*` variables and `fanfare.toml`, put together.
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::anyhow;
 use fanfare::{Builder, ClientCertificate, ConnectError, Fanfare, Prefix, PublisherConfig, QueueNames, Tls};
@@ -22,6 +23,9 @@ pub(crate) struct Settings {
     pub(crate) broker: Option<String>,
     pub(crate) names: QueueNames,
     pub(crate) log: Option<String>,
+    pub(crate) user_id: Option<String>,
+    /// None where nobody says that it is not the default.
+    pub(crate) consumer_timeout: Option<Duration>,
     pub(crate) file: Configuration,
     tls: Tls,
 }
@@ -54,6 +58,8 @@ impl Settings {
             broker: flags.broker.or(written),
             names: prefix.map(QueueNames::new).unwrap_or_default(),
             log: flags.log.or_else(|| file.log.clone()),
+            user_id: flags.user_id.or_else(|| file.user_id.clone()),
+            consumer_timeout: flags.consumer_timeout.or(file.consumer_timeout.map(|written| written.0)),
             tls,
             file,
         })
@@ -89,6 +95,8 @@ impl Settings {
             names: self.names.clone(),
             declare_missing: file.declare_missing.unwrap_or(defaults.declare_missing),
             deadline: file.deadline.map(|deadline| deadline.0).or(defaults.deadline),
+            time_limit: file.time_limit.map_or(defaults.time_limit, |limit| limit.0),
+            user_id: self.user_id.clone(),
             replicated_aggregation: file.replicated_aggregation.unwrap_or(defaults.replicated_aggregation),
             ..defaults
         };

@@ -64,6 +64,7 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
     let defaults = WorkerConfig::default();
     let config = WorkerConfig {
         concurrency: arguments.concurrency.or(file.concurrency).unwrap_or(defaults.concurrency),
+        consumer_timeout: settings.consumer_timeout.unwrap_or(defaults.consumer_timeout),
         shutdown_deadline: arguments
             .shutdown_deadline
             .or(file.shutdown_deadline.map(|written| written.0))

@@ -1,6 +1,7 @@
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use fanfare_broker::absence;
+use fanfare_broker::{BrokerError, absence, consumer_timeout};
 use fanfare_fanin::Limits;
 use fanfare_protocol::QueueNames;
 
@@ -11,11 +12,20 @@ pub struct Config {
     pub names: QueueNames,
     /// What one fan-out may hold unacked, for how long, and how much of it a crash may repeat.
     pub limits: Limits,
+    /// What the broker's consumer time-out is, which it does not tell. `limits.renewal` must be below half of it. 30 minutes,
+    /// as RabbitMQ has it.
+    pub consumer_timeout: Duration,
     /// Manifests that one channel is handed before another is opened.
     pub prefetch: u16,
     /// Channels that consume manifests. With `prefetch` it bounds how many fan-outs are open here at once; the rest waits
     /// in the queue, or is taken by other coordinators.
     pub most_channels: usize,
+    /// The users whose manifests are accepted, by the `user_id` that the broker has checked; manifests of others, and those
+    /// without one, are parked. None, which is the default, accepts all. Publishers must be told to set theirs before.
+    pub accepted_users: Option<BTreeSet<String>>,
+    /// The login that this coordinator has at the broker, which it puts into the manifests that it publishes again.
+    /// `accepted_users` needs it, and includes it; where coordinators have several logins, list the others' there.
+    pub user_id: Option<String>,
     /// How long lies between the two looks that prove a queue's absence.
     pub absence_pause: Duration,
     /// How long a stop may take before what is open is let go as it is.
@@ -27,8 +37,11 @@ impl Default for Config {
         Self {
             names: QueueNames::default(),
             limits: Limits::default(),
+            consumer_timeout: consumer_timeout::DEFAULT,
             prefetch: 100,
             most_channels: 50,
+            accepted_users: None,
+            user_id: None,
             absence_pause: absence::PAUSE,
             stop_within: Duration::from_secs(20),
         }
@@ -36,7 +49,7 @@ impl Default for Config {
 }
 
 /// A coordinator cannot work with what it was given. Outages are no errors: it waits for their end.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A setting is out of its range.
@@ -49,11 +62,20 @@ pub enum Error {
         /// What is allowed.
         rule: &'static str,
     },
+    /// The broker refuses something, and no waiting helps.
+    #[error("the coordinator cannot work")]
+    Broker(#[from] BrokerError),
 }
 
 impl Config {
     pub(crate) fn check(&self) -> Result<(), Error> {
         let limits = &self.limits;
+        if let (Some(users), None) = (&self.accepted_users, &self.user_id) {
+            let value = format!("{users:?}");
+            let rule =
+                "it needs user_id, this coordinator's own login, or its renewed manifests would be refused";
+            return Err(Error::Setting { setting: "accepted_users", value, rule });
+        }
         let setting = |setting, value: String, rule| Err(Error::Setting { setting, value, rule });
         if self.prefetch == 0 {
             return setting("prefetch", "0".to_owned(), "give 1 to 65535");
@@ -74,6 +96,12 @@ impl Config {
                 format!("{:?}", limits.renewal),
                 "give at least 100ms; 10min is the default",
             );
+        }
+        if limits.renewal.saturating_mul(2) >= self.consumer_timeout {
+            let value =
+                format!("{:?} with a consumer_timeout of {:?}", limits.renewal, self.consumer_timeout);
+            let rule = "it must be below half of the broker's consumer time-out; where that was changed, say so here too";
+            return setting("limits.renewal", value, rule);
         }
         Ok(())
     }

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{Broker, Delivery, Environment, Subscription, SubscriptionOptions};
+use fanfare_broker::{Backoff, Broker, Delivery, Environment, Subscription, SubscriptionOptions};
 use fanfare_fanin::{FanIn, Hold};
 use fanfare_protocol::{Manifest, RunId, WireTime};
 use tokio::sync::mpsc;
@@ -16,6 +16,7 @@ use crate::delivery::Tag;
 use crate::ended::LatelyEnded;
 use crate::fan_out::{Conclusion, FanOut};
 use crate::outbox::Outbox;
+use crate::trust::Trust;
 use crate::{Config, Error};
 
 /// How far the clocks of two coordinators may differ: a deadline that another has written down is given so much more.
@@ -29,6 +30,7 @@ const DEAD_LETTERS_AT_A_TIME: u16 = 100;
 pub struct Coordinator {
     config: Config,
     outbox: Outbox,
+    trust: Trust,
     /// The origin of the machines' time.
     started: Instant,
     open: BTreeMap<RunId, mpsc::UnboundedSender<Tag>>,
@@ -47,6 +49,7 @@ impl Coordinator {
             Outbox { broker, environment, names: config.names.clone(), absence_pause: config.absence_pause };
         Self {
             outbox,
+            trust: Trust::new(&config),
             config,
             started: Instant::now(),
             open: BTreeMap::new(),
@@ -62,11 +65,18 @@ impl Coordinator {
     /// within [`Config::stop_within`] is let go as it is.
     ///
     /// # Errors
-    /// [`Error::Setting`] where the configuration is out of range. Nothing was done then.
+    /// [`Error::Setting`] where the configuration is out of range: nothing was done then. [`Error::Broker`] where the broker
+    /// refuses its queues at the start, to a user who lacks a permission for instance.
     pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         self.config.check()?;
         let options =
             SubscriptionOptions { prefetch: self.config.prefetch, most_channels: self.config.most_channels };
+        let mut shutdown = std::pin::pin!(shutdown);
+        tokio::select! {
+            biased;
+            () = &mut shutdown => return Ok(()),
+            there = self.ensure_queues() => there?,
+        }
         let names = &self.config.names;
         let broker = Arc::clone(&self.outbox.broker);
         let mut manifests =
@@ -78,7 +88,6 @@ impl Coordinator {
             SubscriptionOptions { prefetch: DEAD_LETTERS_AT_A_TIME, most_channels: 1 },
         );
         tracing::info!(queue = names.fanin().name, "coordinator started");
-        let mut shutdown = std::pin::pin!(shutdown);
         loop {
             tokio::select! {
                 // What has ended makes room for what comes, and there is never more of it than was taken.
@@ -86,7 +95,7 @@ impl Coordinator {
                 () = &mut shutdown => break,
                 Some(conclusion) = self.tasks.join_next() => self.conclude(conclusion).await,
                 Some(letter) = dead_letters.next() => {
-                    self.parking.spawn(dead_letters::settle(self.outbox.clone(), letter));
+                    self.parking.spawn(dead_letters::settle(self.outbox.clone(), self.trust.clone(), letter));
                 }
                 delivery = manifests.next() => match delivery {
                     Some(delivery) => self.take(delivery).await,
@@ -101,7 +110,26 @@ impl Coordinator {
         Ok(())
     }
 
+    /// Sees to it that the queues are there which every coordinator needs, and waits for as long as there is no broker.
+    async fn ensure_queues(&self) -> Result<(), Error> {
+        let names = &self.config.names;
+        for queue in [names.fanin(), names.parked(), names.dead()] {
+            let mut backoff = Backoff::default();
+            while let Err(error) = self.outbox.broker.ensure(&queue).await {
+                if !error.is_outage() {
+                    return Err(error.into());
+                }
+                tracing::warn!(queue = queue.name, %error, "waiting for the broker");
+                backoff.wait(&*self.outbox.environment).await;
+            }
+        }
+        Ok(())
+    }
+
     async fn take(&mut self, delivery: Delivery) {
+        if let Err(reason) = self.trust.check(&delivery.message) {
+            return self.refuse(delivery, &reason).await;
+        }
         let manifest = match Manifest::decode(&delivery.message, &self.config.names) {
             Ok(manifest) => manifest,
             Err(reason) => return self.refuse(delivery, &reason.to_string()).await,
@@ -134,6 +162,7 @@ impl Coordinator {
         let fan_out = FanOut::new(
             machine,
             self.outbox.clone(),
+            self.trust.clone(),
             inbox,
             self.config.limits.window,
             self.started,
@@ -160,7 +189,7 @@ impl Coordinator {
         self.started.elapsed().checked_add(left)
     }
 
-    /// Parks a message of the manifest queue that is not a manifest.
+    /// Parks a message of the manifest queue that is not a manifest, or not one of an accepted user.
     async fn refuse(&self, delivery: Delivery, reason: &str) {
         let queue = self.config.names.fanin().name;
         let message_id = delivery.message.properties.message_id.as_deref();

@@ -6,6 +6,7 @@ use fanfare_broker::Delivery;
 use fanfare_protocol::{Invocation, Message, ReplyAddress, TargetResult, WireTime, header};
 
 use crate::outbox::{Absence, Outbox, Outcome};
+use crate::trust::Trust;
 
 /// How long a manifest is kept before it goes back: whatever made the broker give it up may do so again at once.
 const MANIFEST_PAUSE: Duration = Duration::from_secs(1);
@@ -15,7 +16,7 @@ const MANIFEST_PAUSE: Duration = Duration::from_secs(1);
 /// - A request fails its target, and is parked.
 /// - A manifest goes back to where manifests go: its requests are safe, and somebody waits for its callbacks.
 /// - A callback, and whatever else there is, is parked.
-pub(crate) async fn settle(outbox: Outbox, delivery: Delivery) {
+pub(crate) async fn settle(outbox: Outbox, trust: Trust, delivery: Delivery) {
     let Delivery { message, receipt, .. } = delivery;
     let (from, reason) = death(&message, &outbox.names.dead().name);
     tracing::error!(
@@ -27,9 +28,14 @@ pub(crate) async fn settle(outbox: Outbox, delivery: Delivery) {
         "the broker has given a message up: look for a policy on this queue"
     );
     if message.kind() == header::TYPE_MANIFEST {
+        // It comes back with this coordinator's word, so it has to be one that this coordinator would take.
+        if let Err(distrust) = trust.check(&message) {
+            outbox.park(message, &from, &distrust).await;
+            return receipt.ack().await;
+        }
         tokio::time::sleep(MANIFEST_PAUSE).await;
         let manifests = outbox.names.fanin().name;
-        let back = outbox.publish(&manifests, message.clone().anew(), Absence::Declares).await;
+        let back = outbox.publish(&manifests, trust.sign(message.clone().anew()), Absence::Declares).await;
         if matches!(back, Outcome::TooLarge(_)) {
             outbox.park(message, &from, &reason).await;
         }

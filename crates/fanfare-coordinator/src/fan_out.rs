@@ -14,11 +14,13 @@ use tokio_util::sync::CancellationToken;
 use crate::aggregation_queue::{AggregationQueue, Heard};
 use crate::delivery::Tag;
 use crate::outbox::{Absence, Outbox, Outcome};
+use crate::trust::Trust;
 
 /// The task of one fan-out, from the manifest's arrival to its last ack.
 pub(crate) struct FanOut {
     machine: FanIn<Tag>,
     outbox: Outbox,
+    trust: Trust,
     /// Further copies of the manifest.
     inbox: mpsc::UnboundedReceiver<Tag>,
     started: Instant,
@@ -41,6 +43,7 @@ impl FanOut {
     pub(crate) fn new(
         machine: FanIn<Tag>,
         outbox: Outbox,
+        trust: Trust,
         inbox: mpsc::UnboundedReceiver<Tag>,
         window: u16,
         started: Instant,
@@ -50,6 +53,7 @@ impl FanOut {
         Self {
             machine,
             outbox,
+            trust,
             inbox,
             started,
             stop,
@@ -162,7 +166,8 @@ impl FanOut {
                 (to.queue, message, Absence::Waits)
             }
             Publication::Renewal => {
-                (names.fanin().name, manifest.encode_renewed(manifest.deadline_utc), Absence::Declares)
+                let renewed = self.trust.sign(manifest.encode_renewed(manifest.deadline_utc));
+                (names.fanin().name, renewed, Absence::Declares)
             }
             Publication::ParkedManifest { reason } => {
                 tracing::warn!(cid = %manifest.cid, run = %manifest.run, reason, "manifest parked");

@@ -26,6 +26,7 @@ mod delivery;
 mod ended;
 mod fan_out;
 mod outbox;
+mod trust;
 
 pub use config::{Config, Error};
 pub use coordinator::Coordinator;

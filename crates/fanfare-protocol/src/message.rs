@@ -38,6 +38,9 @@ pub struct Properties {
     pub app_id: Option<String>,
     /// `timestamp`, in seconds since 1970.
     pub timestamp: Option<u64>,
+    /// `user_id`: the login of whoever published the message. The broker refuses one that is not, so a reader may trust it;
+    /// for the same reason nobody else can publish the message again as it is: see [`Message::without_user`].
+    pub user_id: Option<String>,
     /// `expiration`: milliseconds after which a queue drops the message. Fanfare sets none.
     pub expiration: Option<String>,
 }
@@ -101,13 +104,27 @@ impl Message {
         self
     }
 
-    /// The message to park in place of this one: the same, with headers that say why and where from.
+    /// The message as someone else may publish it: without `user_id`, which the broker takes from its owner only.
+    #[must_use]
+    pub fn without_user(mut self) -> Self {
+        self.properties.user_id = None;
+        self
+    }
+
+    /// The message to park in place of this one: the same, with headers that say why and where from, and in a header
+    /// whose `user_id` it had.
     ///
     /// The reason is cut at 1,000 characters, so that headers stay small whatever the message was.
     #[must_use]
     pub fn parked(self, from: &str, reason: &str) -> Self {
         let reason: String = reason.chars().take(1000).collect();
-        self.with_header(header::REASON, reason).with_header(header::PARKED_FROM, from)
+        let user = self.properties.user_id.clone();
+        let parked =
+            self.without_user().with_header(header::REASON, reason).with_header(header::PARKED_FROM, from);
+        match user {
+            Some(user) => parked.with_header(header::PARKED_USER, user),
+            None => parked,
+        }
     }
 
     /// The queue in which the message died last, and why, where a broker has dead-lettered it.
@@ -123,12 +140,13 @@ impl Message {
         Some((self.text(header::FIRST_DEATH_QUEUE)?, self.text(header::FIRST_DEATH_REASON)?))
     }
 
-    /// The message to publish anew in place of this one: the same, but for what a broker has added to it.
+    /// The message to publish anew in place of this one: the same, but for what a broker has added to it, and without the
+    /// `user_id`, which is not that of whoever publishes it now.
     #[must_use]
     pub fn anew(mut self) -> Self {
         self.headers.retain(|name, _| !header::is_of_delivery(name));
         self.properties.expiration = None;
-        self
+        self.without_user()
     }
 
     /// The message that brings a failed invocation back, for its second, third, ... attempt.

@@ -58,6 +58,15 @@ fn ran(requests_sent: bool) -> &'static str {
     if requests_sent { "; some of its targets may have run" } else { "; nothing was sent" }
 }
 
+/// What to say where the broker takes no messages.
+pub(crate) fn pressed(blocked: bool) -> &'static str {
+    if blocked {
+        ": the broker takes no messages, being short of memory or disk; see `rabbitmq-diagnostics alarms`"
+    } else {
+        ""
+    }
+}
+
 /// Why an invocation was not accepted.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -77,7 +86,9 @@ pub enum Failure {
         source: PublishError,
     },
     /// The requests were not confirmed in time.
-    #[error("{confirmed} of {requests} requests were confirmed within the time limit of {limit:?}")]
+    #[error(
+        "{confirmed} of {requests} requests were confirmed within the time limit of {limit:?}{}", pressed(*.blocked)
+    )]
     TimeLimit {
         /// Requests that are in their queues.
         confirmed: usize,
@@ -85,6 +96,8 @@ pub enum Failure {
         requests: usize,
         /// The limit: see [`Config::time_limit`](crate::Config::time_limit).
         limit: Duration,
+        /// Whether the broker took no messages in the end, because it is short of memory or disk.
+        blocked: bool,
     },
     /// The manifest could not be sent, or came back.
     #[error("the manifest could not be sent")]

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
+use crate::error::pressed;
 use crate::known_queues::Unprepared;
 use crate::plan::Plan;
 use crate::publisher::Shared;
@@ -84,7 +85,7 @@ pub(crate) async fn send(
     let until = Instant::now() + limit;
     let delivered = tokio::time::timeout_at(until, shared.deliver(&request, until)).await;
     let queue = shared.config.names.service(&request.service).name;
-    match delivered.unwrap_or_else(|_| Err(unconfirmed(&queue, limit))) {
+    match delivered.unwrap_or_else(|_| Err(shared.unconfirmed(&queue, limit))) {
         Ok(()) => Ok(accepted),
         Err(error @ PublishError::Unknown(_)) => Err(accepted.unknown(error)),
         Err(source) => {
@@ -161,7 +162,8 @@ impl Commitment {
             .try_for_each(async |()| Ok(()));
         let limit = self.shared.config.time_limit;
         tokio::time::timeout_at(until, publishing).await.unwrap_or_else(|_| {
-            Err(Failure::TimeLimit { confirmed: self.confirmed.load(Ordering::Relaxed), requests, limit })
+            let confirmed = self.confirmed.load(Ordering::Relaxed);
+            Err(Failure::TimeLimit { confirmed, requests, limit, blocked: self.shared.broker.is_blocked() })
         })
     }
 
@@ -189,7 +191,9 @@ impl Commitment {
             let error = match tokio::time::timeout_at(latest + MANIFEST_CONFIRM_LIMIT, publishing).await {
                 Ok(Ok(())) => return Ok(self.accepted.clone()),
                 Ok(Err(error)) => error,
-                Err(_) => return Err(self.accepted.unknown(unconfirmed(&queue, MANIFEST_CONFIRM_LIMIT))),
+                Err(_) => {
+                    return Err(self.accepted.unknown(shared.unconfirmed(&queue, MANIFEST_CONFIRM_LIMIT)));
+                }
             };
             match error {
                 PublishError::NotSent(cause) if cause.is_outage() => {
@@ -262,7 +266,7 @@ impl Shared {
             if !again || Instant::now() + wait >= until {
                 return Err(unknown.unwrap_or(error));
             }
-            tracing::debug!(queue, %error, "sending a request again");
+            tracing::debug!(queue, error = error.with_cause(), "sending a request again");
             tokio::time::sleep(wait).await;
         }
     }
@@ -278,9 +282,9 @@ impl Shared {
             _ => false,
         }
     }
-}
 
-fn unconfirmed(queue: &str, limit: Duration) -> PublishError {
-    let reason = format!("no confirm within {limit:?}");
-    PublishError::Unknown(BrokerError::Unavailable { queue: queue.to_owned(), reason })
+    fn unconfirmed(&self, queue: &str, limit: Duration) -> PublishError {
+        let reason = format!("no confirm within {limit:?}{}", pressed(self.broker.is_blocked()));
+        PublishError::Unknown(BrokerError::Unavailable { queue: queue.to_owned(), reason })
+    }
 }

@@ -93,20 +93,18 @@ impl Shared {
         if self.known.contains(&queue.name) {
             return Ok(None);
         }
-        let found = self.through_outages(until, || self.broker.inspect(&queue.name)).await?;
-        Ok(match found {
-            Some(_) => {
-                self.known.insert(queue.name);
-                None
-            }
-            None => Some(service),
-        })
+        if self.through_outages(until, || self.broker.exists(&queue.name)).await? {
+            self.known.insert(queue.name);
+            Ok(None)
+        } else {
+            Ok(Some(service))
+        }
     }
 
-    /// Declares a queue unless it was seen lately.
+    /// Sees to it that a queue is there, unless it was seen lately.
     pub(crate) async fn ensure_declared(&self, queue: &QueueSpec, until: Instant) -> Result<(), Failure> {
         if !self.known.contains(&queue.name) {
-            self.through_outages(until, || self.broker.declare(queue)).await?;
+            self.through_outages(until, || self.broker.ensure(queue)).await?;
             self.known.insert(queue.name.clone());
         }
         Ok(())

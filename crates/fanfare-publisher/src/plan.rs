@@ -50,7 +50,8 @@ impl Fanout {
             waiter,
             metadata: self.metadata,
         };
-        let manifest_message = manifest.encode();
+        let mut manifest_message = manifest.encode();
+        manifest_message.properties.user_id = shared.config.user_id.clone();
         let bytes = manifest_message.body.len();
         if bytes > limits::MESSAGE_BYTES {
             return Err(Invalid::ManifestTooLarge { bytes });

@@ -50,6 +50,9 @@ pub struct Config {
     pub preparation_limit: Duration,
     /// The deadline of a fan-out that sets none itself, from its manifest's first delivery; none for no deadline. 24 h.
     pub deadline: Option<Duration>,
+    /// The login that this program has at the broker, to be put into its manifests as `user_id`, which the broker checks.
+    /// Coordinators can be told to accept manifests of certain users only. None, which is the default, puts in nothing.
+    pub user_id: Option<String>,
     /// Whether aggregation queues are replicated over the nodes of a cluster.
     pub replicated_aggregation: bool,
 }
@@ -62,6 +65,7 @@ impl Default for Config {
             time_limit: Duration::from_secs(60),
             preparation_limit: Duration::from_secs(10),
             deadline: Some(Duration::from_secs(24 * 60 * 60)),
+            user_id: None,
             replicated_aggregation: false,
         }
     }

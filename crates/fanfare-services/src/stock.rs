@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use fanfare_worker::{Context, Registration, service};
 use serde_json::value::RawValue;
 
@@ -10,6 +12,9 @@ pub const ECHO: &str = "helpers.echo";
 pub const INPUT_LOGGER: &str = "helpers.input-logger";
 /// The name of [`file_stats`].
 pub const FILE_STATS: &str = "demo.file-stats";
+
+/// After how long a stock service fails. None of them takes so long, and it is below the broker's consumer time-out.
+const TIMEOUT: Duration = Duration::from_secs(10 * 60);
 
 /// Makes the registration of a stock service.
 type Stock = fn() -> Registration;
@@ -24,7 +29,7 @@ pub fn stock() -> impl Iterator<Item = Registration> {
 
 /// `helpers.echo` answers with its payload, byte for byte.
 pub fn echo() -> Registration {
-    service(ECHO, |_: Context, payload: Box<RawValue>| async move { Ok(payload) })
+    service(ECHO, |_: Context, payload: Box<RawValue>| async move { Ok(payload) }).timeout(TIMEOUT)
 }
 
 /// `helpers.input-logger` logs all that it is given, at level `info`: the callback to begin with. Of the payload, the first
@@ -34,6 +39,7 @@ pub fn input_logger() -> Registration {
         input_log::log(&context, payload.get());
         Ok(())
     })
+    .timeout(TIMEOUT)
 }
 
 /// `demo.file-stats` takes a path, as a string or as the list of its bytes, and answers with the
@@ -47,4 +53,5 @@ pub fn file_stats() -> Registration {
         // Reading files blocks, whatever it is dressed in.
         Ok(tokio::task::spawn_blocking(move || FileStats::of(&path)).await??)
     })
+    .timeout(TIMEOUT)
 }

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use fanfare_broker::{Backoff, Broker, BrokerError, Environment, PublishError, absence};
+use fanfare_broker::{Backoff, Broker, BrokerError, Environment, PublishError, Reminder, absence};
 use fanfare_protocol::{Message, QueueNames, ReplyAddress, TargetResult, WireTime};
 use serde_json::value::RawValue;
 
@@ -19,20 +19,27 @@ impl Answers {
     pub(crate) async fn publish_result(&self, result: &TargetResult, to: &ReplyAddress) {
         let mut body = result.to_body();
         let mut backoff = Backoff::default();
+        let mut reminder = Reminder::default();
         loop {
             let message = TargetResult::message(body.clone(), to, result.resp_ts_utc);
             let error = match self.broker.publish(&to.queue, message).await {
                 Ok(()) => return,
                 Err(error) => error,
             };
-            if matches!(error, PublishError::Unroutable(_)) && self.is_gone(&to.queue).await {
+            if matches!(error, PublishError::Unroutable(_)) && self.is_gone(&to.queue, &mut reminder).await {
                 tracing::debug!(cid = %to.cid, run = %to.run, message_id = to.message_id, "the result is late: its fan-out has ended");
                 return;
             }
             if let PublishError::TooLarge { bytes, most } = error {
                 body = too_large(result, bytes, most).to_body();
             }
-            tracing::warn!(cid = %to.cid, message_id = to.message_id, %error, "publishing a result again");
+            if error.refusal().is_none() {
+                let error = error.with_cause();
+                tracing::warn!(cid = %to.cid, message_id = to.message_id, error, "publishing a result again");
+            } else if reminder.is_due() {
+                let error = error.with_cause();
+                tracing::error!(cid = %to.cid, message_id = to.message_id, error, "the broker refuses a result; trying on");
+            }
             backoff.wait(&*self.environment).await;
         }
     }
@@ -83,6 +90,7 @@ impl Answers {
         let parked = self.names.parked();
         let mut copy = message.clone().parked(from, reason);
         let mut backoff = Backoff::default();
+        let mut reminder = Reminder::default();
         loop {
             let error = match self.broker.publish(&parked.name, copy.clone()).await {
                 Ok(()) => return,
@@ -95,11 +103,32 @@ impl Answers {
                     copy = message.clone().parked(from, &reason);
                     copy.body.clear();
                 }
-                // Someone deleted the queue. Where it cannot be declared either, the next try says so again.
-                PublishError::Unroutable(_) => drop(self.broker.declare(&parked).await),
+                // Someone deleted the queue.
+                PublishError::Unroutable(_) => {
+                    if let Err(error) = self.broker.ensure(&parked).await
+                        && reminder.is_due()
+                    {
+                        tracing::error!(queue = parked.name, %error, "the queue of parked messages is missing; trying on");
+                    }
+                }
                 _ => {}
             }
-            tracing::warn!(queue = parked.name, from, %error, "parking a message again");
+            if error.refusal().is_none() {
+                tracing::warn!(
+                    queue = parked.name,
+                    from,
+                    error = error.with_cause(),
+                    "parking a message again"
+                );
+            } else if reminder.is_due() {
+                let error = error.with_cause();
+                tracing::error!(
+                    queue = parked.name,
+                    from,
+                    error,
+                    "the broker refuses a message to park; trying on"
+                );
+            }
             backoff.wait(&*self.environment).await;
         }
     }
@@ -109,8 +138,16 @@ impl Answers {
         WireTime::from(self.environment.now())
     }
 
-    async fn is_gone(&self, queue: &str) -> bool {
-        matches!(absence::is_gone(&*self.broker, queue, absence::PAUSE).await, Ok(true))
+    async fn is_gone(&self, queue: &str, reminder: &mut Reminder) -> bool {
+        match absence::is_gone(&*self.broker, queue, absence::PAUSE).await {
+            Ok(gone) => gone,
+            Err(error) => {
+                if !error.is_outage() && reminder.is_due() {
+                    tracing::error!(queue, %error, "whether this queue is gone cannot be told; trying on");
+                }
+                false
+            }
+        }
     }
 }
 

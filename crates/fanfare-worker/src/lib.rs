@@ -10,6 +10,7 @@ mod answer;
 mod context;
 mod error;
 mod execution;
+mod history;
 mod lane;
 mod pipeline;
 mod registration;

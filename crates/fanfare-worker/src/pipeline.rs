@@ -10,6 +10,7 @@ use tracing::Instrument;
 use crate::Context;
 use crate::answer::Answers;
 use crate::execution::{Exception, Failure, execute};
+use crate::history::{History, Turn, Work};
 use crate::registration::Registered;
 use crate::slot::Slot;
 
@@ -21,6 +22,7 @@ pub(crate) struct Pipeline {
     pub(crate) answers: Answers,
     pub(crate) publisher: Publisher,
     pub(crate) stop: Stop,
+    pub(crate) history: History,
 }
 
 /// How a worker that stops presses its invocations.
@@ -44,11 +46,11 @@ impl Pipeline {
     /// Handles one delivery. The outcome is in a queue before the delivery is acked, so a worker that dies at any point
     /// loses nothing: the delivery is handed out again.
     pub(crate) async fn process(&self, delivery: Delivery, slot: Slot) {
-        let Delivery { message, receipt, .. } = delivery;
+        let Delivery { message, receipt, redelivered } = delivery;
         let fate = tokio::select! {
             biased;
             () = self.stop.abort.cancelled() => Fate::Requeued,
-            fate = self.handle(&message, &slot) => fate,
+            fate = self.handle_once(&message, redelivered, &slot) => fate,
         };
         slot.finish();
         answer(&receipt, fate).await;
@@ -90,6 +92,31 @@ impl Pipeline {
             () = giving_up => Fate::Done,
         };
         answer(&receipt, fate).await;
+    }
+
+    /// Handles a message, unless it is a redelivery of one that runs or was run here: that is answered with the run.
+    async fn handle_once(&self, message: &Message, redelivered: bool, slot: &Slot) -> Fate {
+        let Some(work) = Work::of(message) else { return self.handle(message, slot).await };
+        match self.history.turn(work.clone(), redelivered) {
+            Turn::Run(running) => {
+                let fate = self.handle(message, slot).await;
+                if matches!(fate, Fate::Done) {
+                    running.finish();
+                }
+                fate
+            }
+            Turn::Wait(ended) => {
+                slot.finish();
+                tracing::warn!(
+                    queue = self.queue,
+                    message_id = message.properties.message_id,
+                    "the broker took back a message that is still being run here, as it does at its consumer time-out"
+                );
+                ended.cancelled().await;
+                if self.history.is_finished(&work) { Fate::Done } else { Fate::Requeued }
+            }
+            Turn::Finished => Fate::Done,
+        }
     }
 
     async fn handle(&self, message: &Message, slot: &Slot) -> Fate {

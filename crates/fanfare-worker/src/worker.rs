@@ -3,7 +3,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::Backoff;
+use fanfare_broker::{Backoff, BrokerError, consumer_timeout};
 use fanfare_protocol::QueueSpec;
 use fanfare_publisher::Publisher;
 use tokio::task::JoinSet;
@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::answer::Answers;
+use crate::history::History;
 use crate::lane::Lane;
 use crate::pipeline::{Pipeline, Stop};
 use crate::registration::Registered;
@@ -58,6 +59,9 @@ pub struct Worker {
 pub struct Config {
     /// Invocations of all services together that run at the same time: 1 or more. 64.
     pub concurrency: usize,
+    /// What the broker's consumer time-out is, which it does not tell: how long a request may stay unacked before the
+    /// broker hands it out again. A service that may take longer is warned of at the start. 30 minutes, as RabbitMQ has it.
+    pub consumer_timeout: Duration,
     /// How long a worker that stops lets its invocations finish. What still runs then is told to end, dropped and put
     /// back into its queue. 30 s.
     pub shutdown_deadline: Duration,
@@ -69,7 +73,12 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Self {
-        Self { concurrency: 64, shutdown_deadline: Duration::from_secs(30), redelivery_limit: 20 }
+        Self {
+            concurrency: 64,
+            consumer_timeout: consumer_timeout::DEFAULT,
+            shutdown_deadline: Duration::from_secs(30),
+            redelivery_limit: 20,
+        }
     }
 }
 
@@ -115,6 +124,11 @@ impl Worker {
             let (name, concurrency) = (&service.name, service.concurrency);
             tracing::info!(service = %name, concurrency, prefetch = service.prefetch, "serving");
         }
+        tokio::select! {
+            biased;
+            () = &mut shutdown => return Ok(()),
+            () = warn_of_long_services(&publisher, &services, config.consumer_timeout) => {}
+        }
         let mut running = Running::start(publisher, &config, services);
         tokio::select! {
             biased;
@@ -144,23 +158,56 @@ fn check(services: Vec<Registration>, config: &Config) -> Result<Vec<Registered>
     }
 }
 
-/// Declares the queues of the services, and those that take what cannot be handled. Waits for as long as there is no
-/// broker.
+/// Declares the queues of the services, and sees to it that those are there which take what cannot be handled. Waits for as
+/// long as there is no broker.
 async fn declare_queues(publisher: &Publisher, services: &[Registered]) -> Result<(), WorkerError> {
     let names = &publisher.config().names;
-    let served = services.iter().map(|service| names.service(&service.name));
-    let queues: Vec<QueueSpec> = [names.dead(), names.parked()].into_iter().chain(served).collect();
-    for queue in &queues {
-        let mut backoff = Backoff::default();
-        while let Err(error) = publisher.broker().declare(queue).await {
-            if !error.is_outage() {
-                return Err(error.into());
-            }
-            tracing::warn!(queue = queue.name, %error, "waiting for the broker");
-            backoff.wait(&**publisher.environment()).await;
-        }
+    let broker = publisher.broker();
+    // They are everyone's: a worker needs no right to declare them, which would be one to delete them.
+    for queue in [names.dead(), names.parked()] {
+        through_outages(publisher, &queue, || broker.ensure(&queue)).await?;
+    }
+    for service in services {
+        let queue = names.service(&service.name);
+        through_outages(publisher, &queue, || broker.declare(&queue)).await?;
     }
     Ok(())
+}
+
+async fn through_outages<F: Future<Output = Result<(), BrokerError>>>(
+    publisher: &Publisher,
+    queue: &QueueSpec,
+    attempt: impl Fn() -> F,
+) -> Result<(), WorkerError> {
+    let mut backoff = Backoff::default();
+    while let Err(error) = attempt().await {
+        if !error.is_outage() {
+            return Err(error.into());
+        }
+        tracing::warn!(queue = queue.name, %error, "waiting for the broker");
+        backoff.wait(&**publisher.environment()).await;
+    }
+    Ok(())
+}
+
+/// Tells of services whose targets the broker may hand out again while they still run.
+async fn warn_of_long_services(publisher: &Publisher, services: &[Registered], limit: Duration) {
+    let long = services.iter().filter(|service| service.timeout.is_none_or(|timeout| timeout >= limit));
+    let long: Vec<&str> = long.map(|service| service.name.as_str()).collect();
+    if long.is_empty() {
+        return;
+    }
+    // Only where it can be told at once: that no broker answers is told by those who need it.
+    let Ok(server) = publisher.broker().server().await else { return };
+    if server.is_rabbitmq() {
+        tracing::warn!(
+            services = long.join(", "),
+            consumer_timeout = ?limit,
+            remedy = consumer_timeout::how_to_raise(&server, publisher.config().names.prefix()),
+            "these services have no time-out below the broker's consumer time-out: a target that takes longer is handed out \
+             again, and may run twice (it counts once). Give them a time-out, or raise the broker's"
+        );
+    }
 }
 
 /// A worker at work: one lane per service, and the invocations that they started.
@@ -198,6 +245,7 @@ impl Running {
                     },
                     publisher: publisher.clone(),
                     stop: running.stop.clone(),
+                    history: History::default(),
                 }),
             };
             running.lanes.spawn(lane.run());

@@ -101,6 +101,13 @@ impl Builder {
         self
     }
 
+    /// Sets the login that fan-outs are invoked with, for coordinators that accept certain users only: see
+    /// [`PublisherConfig::user_id`].
+    pub fn user_id(mut self, login: impl Into<String>) -> Self {
+        self.publisher.user_id = Some(login.into());
+        self
+    }
+
     /// Sets the limits of invocations. Its names are replaced by what [`prefix`](Self::prefix) says, if it says anything.
     pub fn publisher(mut self, config: PublisherConfig) -> Self {
         self.publisher = config;

@@ -78,6 +78,12 @@ impl Connector {
         futures_util::future::join_all(links.iter().map(|link| link.close())).await;
     }
 
+    /// Whether the broker takes no messages on one of the connections.
+    pub(super) fn any_blocked(&self) -> bool {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.iter().filter_map(Weak::upgrade).any(|link| link.is_connected() && link.is_blocked())
+    }
+
     async fn connect(&self, address: &Address) -> Result<Arc<Link>, BrokerError> {
         let properties =
             ConnectionProperties::default().with_connection_name(self.config.connection_name.as_str().into());

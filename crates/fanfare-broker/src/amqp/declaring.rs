@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,9 @@ use crate::{BrokerError, QueueState};
 const CHANNELS: usize = 16;
 /// Operations on one channel: lapin remembers every queue that was declared or inspected on a channel for as long as that lives.
 const OPERATIONS_PER_CHANNEL: u32 = 1_000;
+/// To which queues are bound, and by which key, to see whether they are there.
+const PROBE_EXCHANGE: &str = "amq.direct";
+const PROBE_KEY: &str = "fanfare.is-it-there";
 /// How long one operation may take.
 pub(super) const OPERATION_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -38,6 +42,8 @@ struct Channels {
     trunk: Trunk,
     slots: Semaphore,
     idle: Mutex<Vec<Used>>,
+    /// Set once the broker has refused to let this user look at a queue that it may write to.
+    may_not_look: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -53,6 +59,7 @@ impl Declaring {
             connections,
             slots: Semaphore::new(CHANNELS),
             idle: Mutex::default(),
+            may_not_look: AtomicBool::new(false),
         };
         Self { channels: Arc::new(channels), exchanges: Mutex::default() }
     }
@@ -133,6 +140,49 @@ impl Declaring {
             Err(BrokerError::NoQueue(_)) => Ok(None),
             Err(error) => Err(error),
         }
+    }
+
+    /// Whether there is a queue.
+    ///
+    /// To look at a queue needs the right to configure it on RabbitMQ 4.3, which is the right to delete it, and nobody should
+    /// need that for a queue that is another's. To bind a queue needs the right to write to it, which means nothing beside
+    /// the default exchange, and fails in the same way where there is none.
+    pub(super) async fn exists(&self, queue: &str) -> Result<bool, BrokerError> {
+        let channels = &self.channels;
+        let binding_first = channels.may_not_look.load(Ordering::Relaxed);
+        let found = if binding_first { self.try_to_bind(queue).await } else { self.look(queue).await };
+        let found = match found {
+            Err(BrokerError::Denied(_)) if binding_first => self.look(queue).await,
+            Err(BrokerError::Denied(_)) => {
+                let found = self.try_to_bind(queue).await;
+                channels.may_not_look.store(!matches!(found, Err(BrokerError::Denied(_))), Ordering::Relaxed);
+                found
+            }
+            found => found,
+        };
+        match found {
+            Ok(()) => Ok(true),
+            Err(BrokerError::NoQueue(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn look(&self, queue: &str) -> Result<(), BrokerError> {
+        self.inspect(queue).await?.map(drop).ok_or_else(|| BrokerError::NoQueue(queue.to_owned()))
+    }
+
+    /// Binds a queue to an exchange that every broker has, by a key that nobody uses, and unbinds it again.
+    async fn try_to_bind(&self, queue: &str) -> Result<(), BrokerError> {
+        let name = wire::short("queue", queue)?;
+        self.on_queue(queue, move |channel: Channel| async move {
+            let (exchange, key) = (PROBE_EXCHANGE, PROBE_KEY);
+            let options = QueueBindOptions::default();
+            channel
+                .queue_bind(name.clone(), exchange.into(), key.into(), options, FieldTable::default())
+                .await?;
+            channel.queue_unbind(name, exchange.into(), key.into(), FieldTable::default()).await
+        })
+        .await
     }
 
     pub(super) async fn delete(&self, queue: &str) -> Result<(), BrokerError> {

@@ -70,11 +70,19 @@ pub(super) fn plain(error: &Error) -> BrokerError {
         // While the broker starts, its virtual hosts are down.
         (Some((NOT_ALLOWED, reason)), _) if !reason.contains("is down") => BrokerError::Refused(reason),
         (Some((NOT_IMPLEMENTED, reason)), _) => BrokerError::Refused(reason),
+        (Some((PRECONDITION_FAILED, reason)), _) if is_of_wrong_user(&reason) => {
+            BrokerError::WrongUser(reason)
+        }
         (Some((_, reason)), _) => BrokerError::Unreachable(reason),
         (None, ErrorKind::AuthProviderError(reason)) => BrokerError::Denied(reason.clone()),
         (None, ErrorKind::IOError(cause)) => BrokerError::Unreachable(cause.to_string()),
         (None, _) => BrokerError::Unreachable(error.to_string()),
     }
+}
+
+/// Whether the broker refused a message whose `user_id` is not the login that published it.
+fn is_of_wrong_user(reason: &str) -> bool {
+    reason.contains("user_id property set to")
 }
 
 /// The code and the text that the broker sent.

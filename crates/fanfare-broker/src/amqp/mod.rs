@@ -130,6 +130,10 @@ impl Broker for AmqpBroker {
         self.declaring.declare(queue).await
     }
 
+    async fn exists(&self, queue: &str) -> Result<bool, BrokerError> {
+        self.declaring.exists(queue).await
+    }
+
     async fn inspect(&self, queue: &str) -> Result<Option<QueueState>, BrokerError> {
         self.declaring.inspect(queue).await
     }
@@ -153,6 +157,10 @@ impl Broker for AmqpBroker {
     async fn open(&self) -> Result<Arc<dyn ConsumerChannel>, BrokerError> {
         let line = self.consuming.open().await?;
         Ok(Arc::new(ConsumingChannel::new(self.connections.clone(), line)))
+    }
+
+    fn is_blocked(&self) -> bool {
+        self.connections.are_blocked()
     }
 
     async fn server(&self) -> Result<ServerInfo, BrokerError> {

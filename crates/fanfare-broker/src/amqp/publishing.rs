@@ -268,7 +268,8 @@ impl Publisher {
 pub(super) fn no_room(queue: &str) -> BrokerError {
     BrokerError::Unavailable {
         queue: queue.to_owned(),
-        reason: "the broker takes no messages, or confirms them too slowly".to_owned(),
+        reason: "the broker takes no messages, being short of memory or disk, or confirms them too slowly"
+            .to_owned(),
     }
 }
 

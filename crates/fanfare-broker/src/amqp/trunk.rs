@@ -67,6 +67,11 @@ impl Connections {
         if self.closed.is_cancelled() { BrokerError::Closed } else { error }
     }
 
+    /// Whether the broker takes no messages on one of them.
+    pub(super) fn are_blocked(&self) -> bool {
+        self.pool.manager().any_blocked()
+    }
+
     /// Closes all connections.
     pub(super) async fn close(&self) {
         self.pool.close();

@@ -61,6 +61,8 @@ struct Pending {
     /// The exchange, or the queue where the exchange is the default one.
     destination: String,
     through_exchange: bool,
+    /// Who it says publishes it.
+    user: Option<String>,
     bytes: usize,
     sent: Instant,
     caller: oneshot::Sender<Result<(), PublishError>>,
@@ -137,7 +139,8 @@ impl Window {
         self.bytes += bytes;
         self.ledger.send(message, look.clone());
         self.prompt.insert((now + self.overdue_after, message));
-        let pending = Pending { look, destination, through_exchange, bytes, sent: now, caller };
+        let user = properties.user_id().as_ref().map(ToString::to_string);
+        let pending = Pending { look, destination, through_exchange, user, bytes, sent: now, caller };
         self.pending.insert(message, pending);
         let channel = self.line.channel.clone();
         let mut written = async move {
@@ -271,7 +274,12 @@ impl Window {
             let _ = self.settle(answers, &mut released);
         }
         released.extend(std::mem::take(&mut self.twins).into_values().flatten());
-        refuse(released, &reason);
+        // A message that names another user than its publisher is the mistake of its own publisher alone.
+        let others = match reason {
+            BrokerError::WrongUser(_) => self.lost(),
+            _ => reason.clone(),
+        };
+        refuse(released, &others);
         let limit = largest(&reason);
         self.most = self.most.min(limit.unwrap_or(usize::MAX));
         // Permission is asked before anything else, and for each message alike.
@@ -279,10 +287,12 @@ impl Window {
         for (message, pending) in std::mem::take(&mut self.pending) {
             let error = if limit.is_some() && pending.bytes > self.most {
                 PublishError::TooLarge { bytes: pending.bytes, most: self.most }
-            } else if denied || self.unsent.contains(&message) {
+            } else if pending.is_of_wrong_user(&reason) {
                 PublishError::NotSent(reason.clone())
+            } else if denied || self.unsent.contains(&message) {
+                PublishError::NotSent(others.clone())
             } else {
-                PublishError::Unknown(reason.clone())
+                PublishError::Unknown(others.clone())
             };
             tell(pending.caller, Err(error));
         }
@@ -334,6 +344,16 @@ impl Window {
             self.twins.remove(&look);
         }
         next
+    }
+}
+
+impl Pending {
+    /// Whether the broker refused messages of the user that this one names. It asks before it looks for the queue.
+    fn is_of_wrong_user(&self, reason: &BrokerError) -> bool {
+        match (reason, &self.user) {
+            (BrokerError::WrongUser(reason), Some(user)) => reason.contains(&format!("set to '{user}' but")),
+            _ => false,
+        }
     }
 }
 

@@ -37,16 +37,18 @@ pub(super) fn properties(message: &Message) -> Result<BasicProperties, BrokerErr
         kind,
         app_id,
         timestamp,
+        user_id,
         expiration,
     } = &message.properties;
     let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
-    let texts: [(&str, &Option<String>, Setter); 7] = [
+    let texts: [(&str, &Option<String>, Setter); 8] = [
         ("content_type", content_type, BasicProperties::with_content_type),
         ("correlation_id", correlation_id, BasicProperties::with_correlation_id),
         ("reply_to", reply_to, BasicProperties::with_reply_to),
         ("message_id", message_id, BasicProperties::with_message_id),
         ("type", kind, BasicProperties::with_type),
         ("app_id", app_id, BasicProperties::with_app_id),
+        ("user_id", user_id, BasicProperties::with_user_id),
         ("expiration", expiration, BasicProperties::with_expiration),
     ];
     for (name, text, set) in texts {
@@ -75,6 +77,7 @@ pub(super) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
             kind: text(properties.kind()),
             app_id: text(properties.app_id()),
             timestamp: *properties.timestamp(),
+            user_id: text(properties.user_id()),
             expiration: text(properties.expiration()),
         },
         headers: properties.headers().as_ref().map(headers).unwrap_or_default(),
@@ -167,6 +170,7 @@ mod tests {
                 kind: text("fanfare.request"),
                 app_id: text("source"),
                 timestamp: Some(1_700_000_000),
+                user_id: text("guest"),
                 expiration: text("60000"),
             },
             headers: Headers::from([

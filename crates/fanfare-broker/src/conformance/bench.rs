@@ -47,6 +47,11 @@ impl<'a> Bench<'a> {
         self.broker.close().await;
     }
 
+    /// Whom the clients log in as.
+    pub(super) fn user(&self) -> String {
+        self.harness.user()
+    }
+
     pub(super) async fn connect(&self) -> Arc<dyn Broker> {
         self.harness.connect().await
     }

@@ -18,6 +18,10 @@
 //!         Arc::new(self.0.connect())
 //!     }
 //!
+//!     fn user(&self) -> String {
+//!         MemoryBroker::DEFAULT_USER.to_owned()
+//!     }
+//!
 //!     async fn connect_mortal(&self) -> (Arc<dyn Broker>, Kill) {
 //!         let client = Arc::new(self.0.connect());
 //!         (Arc::clone(&client) as Arc<dyn Broker>, Box::new(move || client.isolate()))
@@ -48,6 +52,9 @@ use crate::Broker;
 pub trait Harness: Send + Sync {
     /// Another client, with connections of its own, as another process would have them.
     async fn connect(&self) -> Arc<dyn Broker>;
+
+    /// The user that all of these clients log in as.
+    fn user(&self) -> String;
 
     /// Another client that can be killed.
     async fn connect_mortal(&self) -> (Arc<dyn Broker>, Kill);
@@ -96,7 +103,8 @@ suite! { $
         any_number_of_publishes_may_be_under_way
         a_message_that_comes_too_late_is_not_sent
         a_message_that_is_too_large_is_not_sent
-        a_full_queue_refuses_messages;
+        a_full_queue_refuses_messages
+        a_user_id_that_is_not_the_publishers_login_is_refused;
     queues:
         declaring_again_changes_nothing
         declaring_with_other_arguments_is_refused

@@ -6,7 +6,7 @@ use futures_util::future::join_all;
 use tokio::time::Instant;
 
 use super::bench::{Bench, PATIENCE, consume, message, next, number, numbers, take, within};
-use crate::PublishError;
+use crate::{BrokerError, PublishError};
 
 pub(super) async fn a_message_arrives_as_it_was_published(bench: &Bench<'_>) {
     let table = Headers::from([("κλειδί".to_owned(), "τιμή".into()), ("n".to_owned(), 1.into())]);
@@ -18,6 +18,7 @@ pub(super) async fn a_message_arrives_as_it_was_published(bench: &Bench<'_>) {
         kind: Some("fanfare.request".to_owned()),
         app_id: Some("source".to_owned()),
         timestamp: Some(1_737_316_545),
+        user_id: Some(bench.user()),
         expiration: None,
     };
     let headers = Headers::from([
@@ -112,6 +113,24 @@ pub(super) async fn a_message_that_is_too_large_is_not_sent(bench: &Bench<'_>) {
     assert_eq!((is, most), (bytes, limits::MESSAGE_BYTES));
     bench.fill(&queue, [1]).await;
     assert_eq!(bench.broker.inspect(&queue).await.unwrap().unwrap().messages, 1);
+}
+
+pub(super) async fn a_user_id_that_is_not_the_publishers_login_is_refused(bench: &Bench<'_>) {
+    let queue = bench.declare("q", "classic", &[]).await;
+    let signed = |number: usize, user: String| {
+        let mut message = message(number);
+        message.properties.user_id = Some(user);
+        bench.broker.publish(&queue, message)
+    };
+    let outcome = signed(1, format!("not-{}", bench.user())).await;
+    assert!(matches!(&outcome, Err(PublishError::NotSent(BrokerError::WrongUser(_)))), "{outcome:?}");
+    signed(2, bench.user()).await.unwrap();
+    bench.fill(&queue, [3]).await;
+    let (_channel, mut consumer) = consume(&bench.broker, &queue, 10).await;
+    let arrived = take(&mut consumer, 2).await;
+    assert_eq!(numbers(&arrived), [2, 3]);
+    let users: Vec<_> = arrived.iter().map(|delivery| delivery.message.properties.user_id.clone()).collect();
+    assert_eq!(users, [Some(bench.user()), None]);
 }
 
 pub(super) async fn a_full_queue_refuses_messages(bench: &Bench<'_>) {

@@ -58,16 +58,26 @@ pub struct MemoryBroker {
 }
 
 impl MemoryBroker {
+    /// The user that a client logs in as unless it says another, as RabbitMQ's default is.
+    pub const DEFAULT_USER: &str = "guest";
+
     /// The first client of a new broker, which lives as long as any client of it.
     #[must_use]
     pub fn new() -> Self {
-        Self::client_of(Server::new())
+        Self::client_of(Server::new(), Self::DEFAULT_USER)
     }
 
     /// Another client of the same broker.
     #[must_use]
     pub fn connect(&self) -> Self {
-        Self::client_of(Arc::clone(&self.server))
+        self.connect_as(Self::DEFAULT_USER)
+    }
+
+    /// Another client of the same broker, which logs in as a user. Everyone may do everything here, but a message's
+    /// `user_id` is checked.
+    #[must_use]
+    pub fn connect_as(&self, user: &str) -> Self {
+        Self::client_of(Arc::clone(&self.server), user)
     }
 
     /// Cuts this client's connection, as a network does: its channels end, what they held goes back, its exclusive queues
@@ -93,8 +103,8 @@ impl MemoryBroker {
         self.server.with(|state, _| state.most_bytes = most_bytes);
     }
 
-    fn client_of(server: Arc<Server>) -> Self {
-        let client = server.with(|state, _| state.connect());
+    fn client_of(server: Arc<Server>, user: &str) -> Self {
+        let client = server.with(|state, _| state.connect(user));
         Self { server, client }
     }
 

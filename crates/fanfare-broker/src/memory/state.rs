@@ -56,6 +56,7 @@ impl Default for State {
 
 #[derive(Debug, Default)]
 struct Client {
+    user: String,
     channels: BTreeSet<ChannelId>,
     exclusive: BTreeSet<QueueId>,
     isolated: bool,
@@ -92,9 +93,9 @@ impl End {
 }
 
 impl State {
-    pub(super) fn connect(&mut self) -> ClientId {
+    pub(super) fn connect(&mut self, user: &str) -> ClientId {
         let id = ClientId(self.next_id());
-        self.clients.insert(id, Client::default());
+        self.clients.insert(id, Client { user: user.to_owned(), ..Client::default() });
         id
     }
 
@@ -106,6 +107,18 @@ impl State {
                 Err(BrokerError::Unreachable("this client is isolated".to_owned()))
             }
             Some(_) => Ok(()),
+        }
+    }
+
+    /// Whether a message's `user_id`, where it has one, is its publisher's.
+    fn check_user(&self, client: ClientId, message: &Message) -> Result<(), BrokerError> {
+        let login = self.clients.get(&client).map(|client| client.user.as_str());
+        match message.properties.user_id.as_deref() {
+            Some(user) if login != Some(user) => Err(BrokerError::WrongUser(format!(
+                "it is set to '{user}', and the login is '{}'",
+                login.unwrap_or_default()
+            ))),
+            _ => Ok(()),
         }
     }
 
@@ -143,6 +156,7 @@ impl State {
             let (queue, reason) = (name.to_owned(), "it is too late to send the message".to_owned());
             return Err(PublishError::NotSent(BrokerError::Unavailable { queue, reason }));
         }
+        self.check_user(client, &message).map_err(PublishError::NotSent)?;
         let Some((id, queue)) = self.named(name) else {
             return Err(PublishError::Unroutable(name.to_owned()));
         };

@@ -17,7 +17,7 @@ use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
 use self::window::Window;
-use crate::{Backoff, Broker, BrokerError, Consumer, Delivery, Environment};
+use crate::{Backoff, Broker, BrokerError, Consumer, Delivery, Environment, Reminder};
 
 /// How long one attempt to consume may take before it counts as failed.
 const ATTEMPT: Duration = Duration::from_secs(30);
@@ -30,8 +30,8 @@ const LASTING: Duration = Duration::from_secs(30);
 /// takes so that deliveries which are held for long do not keep others from coming.
 ///
 /// The queue is declared first, and again where it was deleted. An outage is waited out; what cannot heal by itself (the
-/// queue has other arguments, access is denied) is logged as an error with its remedy and tried again all the same, since
-/// an operator can heal it. An outage is logged when it begins and when it ends, not at each attempt.
+/// queue has other arguments, access is denied) is logged as an error with its remedy, once a minute, and tried again all
+/// the same, since an operator can heal it. An outage is logged when it begins and when it ends, not at each attempt.
 ///
 /// What a lost channel had handed out comes again by the broker; answers to the lost deliveries do nothing. An answer
 /// given twice counts once.
@@ -109,7 +109,7 @@ struct Subscribed {
 /// What the log was told of an outage.
 struct Outage {
     since: Instant,
-    refused: bool,
+    refusal: Reminder,
 }
 
 impl Subscription {
@@ -295,13 +295,13 @@ impl Subscription {
         }
     }
 
-    /// An attempt failed, or a channel was lost. Each kind of trouble is logged once an outage.
+    /// An attempt failed, or a channel was lost. Trouble that passes is logged once an outage, a refusal again and again.
     fn failed(&mut self, error: &BrokerError) {
         let queue = &self.queue.name;
         self.failed = true;
         let is_new = self.outage.is_none();
         let outage = self.outage.get_or_insert_with(Outage::begin);
-        if !error.is_outage() && !std::mem::replace(&mut outage.refused, true) {
+        if !error.is_outage() && outage.refusal.is_due() {
             tracing::error!(queue, %error, "the subscription is refused; trying on");
         } else if is_new {
             tracing::warn!(queue, %error, "the subscription is interrupted; trying on");
@@ -334,7 +334,7 @@ impl Subscribed {
 
 impl Outage {
     fn begin() -> Self {
-        Self { since: Instant::now(), refused: false }
+        Self { since: Instant::now(), refusal: Reminder::default() }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fanfare::{BrokerError, Cid, Environment, Fanfare, PublishError, RunId, ServiceName, System};
-use fanfare_broker::QueueState;
+use fanfare_broker::{QueueState, consumer_timeout};
 use fanfare_protocol::{Message, QueueSpec};
 
 use super::finding::{Finding, Verdict};
@@ -11,14 +11,13 @@ use super::finding::{Finding, Verdict};
 /// The oldest version that Fanfare is tested with.
 const OLDEST: (u32, u32) = (3, 10);
 
-/// RabbitMQ's consumer time-out where nobody changed it.
-const DEFAULT_CONSUMER_TIMEOUT: Duration = Duration::from_secs(30 * 60);
-
 /// Looks at one broker.
 pub(super) struct Examination<'a> {
     pub(super) fanfare: &'a Fanfare,
     /// The coordinators' renewal interval.
     pub(super) renewal: Duration,
+    /// What the broker's consumer time-out is said to be.
+    pub(super) consumer_timeout: Duration,
 }
 
 impl Examination<'_> {
@@ -35,8 +34,8 @@ impl Examination<'_> {
             }
         };
         let found = format!("{} {} at {}", server.product, server.version, server.address);
-        match version(&server.version) {
-            Some(version) if version < OLDEST => Finding::new(Verdict::Warn, "broker", found)
+        match server.release() {
+            Some(release) if release < OLDEST => Finding::new(Verdict::Warn, "broker", found)
                 .remedy(format!("Fanfare is tested from RabbitMQ {}.{} on: update it", OLDEST.0, OLDEST.1)),
             Some(_) => Finding::new(Verdict::Ok, "broker", found),
             None => {
@@ -166,18 +165,8 @@ impl Examination<'_> {
     }
 
     /// What matters and cannot be asked through AMQP, and how to find it out.
-    pub(super) fn what_the_broker_does_not_tell(&self) -> Vec<Finding> {
-        let renewal = self.renewal;
-        let timeout = format!(
-            "its default is {}; coordinators renew what they hold every {}",
-            shown(DEFAULT_CONSUMER_TIMEOUT),
-            shown(renewal)
-        );
-        let timeout = Finding::new(Verdict::Unknown, "consumer time-out", timeout).remedy(format!(
-            "see that it is above {}, and above the time that your longest target takes: \
-             rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'",
-            shown(2 * renewal)
-        ));
+    pub(super) async fn what_the_broker_does_not_tell(&self) -> Vec<Finding> {
+        let timeout = self.consumer_timeout().await;
         let files = "every open fan-out takes up to two of them on the broker";
         let files = Finding::new(Verdict::Unknown, "file descriptors", files).remedy(
             "see that the limit is 20000 or more, or thrice the fan-outs that are open at a time: \
@@ -187,14 +176,34 @@ impl Examination<'_> {
     }
 }
 
-fn shown(duration: Duration) -> humantime::FormattedDuration {
-    humantime::format_duration(duration)
+impl Examination<'_> {
+    /// What is held for longer comes again: the broker does not tell how long that is, so this is what it is said to be.
+    async fn consumer_timeout(&self) -> Finding {
+        let (said, renewal) = (self.consumer_timeout, self.renewal);
+        let ask = "rabbitmqctl eval 'application:get_env(rabbit, consumer_timeout).'";
+        if renewal.saturating_mul(2) >= said {
+            let found =
+                format!("said to be {}, and coordinators renew every {}", shown(said), shown(renewal));
+            return Finding::new(Verdict::Wrong, "consumer time-out", found).remedy(format!(
+                "set coordinator.renewal below half of it; where consumer_timeout is not what the broker has, correct it: {ask}"
+            ));
+        }
+        let found =
+            format!("taken for {}; coordinators renew what they hold every {}", shown(said), shown(renewal));
+        let raise = match self.fanfare.broker().server().await {
+            Ok(server) => consumer_timeout::how_to_raise(&server, self.fanfare.names().prefix()),
+            Err(error) => error.to_string(),
+        };
+        Finding::new(Verdict::Unknown, "consumer time-out", found).remedy(format!(
+            "see that it is above {}, and above the time that your longest target takes: {ask} To raise it: {raise}. \
+             Then say so in consumer_timeout",
+            shown(2 * renewal)
+        ))
+    }
 }
 
-/// Major and minor version.
-fn version(text: &str) -> Option<(u32, u32)> {
-    let mut numbers = text.split('.');
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+fn shown(duration: Duration) -> humantime::FormattedDuration {
+    humantime::format_duration(duration)
 }
 
 #[cfg(test)]
@@ -207,17 +216,13 @@ mod tests {
         findings.iter().map(|finding| format!("{finding}\n")).collect()
     }
 
-    #[test]
-    fn versions_are_compared_as_numbers() {
-        assert!(version("3.9.27") < Some(OLDEST));
-        assert!(version("3.10.8") >= Some(OLDEST) && version("4.0.5-rc.1") >= Some(OLDEST));
-        assert_eq!(version("unknown"), None);
-    }
-
     #[tokio::test]
     async fn permissions_are_tried_and_nothing_is_left_behind() {
         let fanfare = Fanfare::in_memory();
-        let found = Examination { fanfare: &fanfare, renewal: RENEWAL }.permissions().await;
+        let found =
+            Examination { fanfare: &fanfare, renewal: RENEWAL, consumer_timeout: consumer_timeout::DEFAULT }
+                .permissions()
+                .await;
         assert!(
             found.len() == 4 && found.iter().all(|finding| finding.verdict == Verdict::Ok),
             "{}",
@@ -228,7 +233,8 @@ mod tests {
     #[tokio::test]
     async fn fan_outs_that_wait_for_a_coordinator_are_wrong() {
         let fanfare = Fanfare::in_memory();
-        let examination = Examination { fanfare: &fanfare, renewal: RENEWAL };
+        let examination =
+            Examination { fanfare: &fanfare, renewal: RENEWAL, consumer_timeout: consumer_timeout::DEFAULT };
         assert!(
             text(&examination.coordinators().await)
                 .contains("WRONG   coordinators: none\n        -> start one")
@@ -244,7 +250,8 @@ mod tests {
     #[tokio::test]
     async fn queue_with_other_arguments_is_wrong_and_a_missing_one_is_not_created() {
         let fanfare = Fanfare::in_memory();
-        let examination = Examination { fanfare: &fanfare, renewal: RENEWAL };
+        let examination =
+            Examination { fanfare: &fanfare, renewal: RENEWAL, consumer_timeout: consumer_timeout::DEFAULT };
         let service = ServiceName::new("a").unwrap();
         let queue = fanfare.names().service(&service);
         assert!(
@@ -259,12 +266,27 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn renewal_that_the_consumer_timeout_would_overtake_is_wrong() {
+        let fanfare = Fanfare::in_memory();
+        let timed = |consumer_timeout| Examination { fanfare: &fanfare, renewal: RENEWAL, consumer_timeout };
+        let found = timed(2 * RENEWAL).consumer_timeout().await;
+        assert_eq!(found.verdict, Verdict::Wrong, "{found}");
+        let found = timed(3 * RENEWAL).consumer_timeout().await;
+        assert_eq!(found.verdict, Verdict::Unknown, "{found}");
+        assert!(found.to_string().contains("To raise it: set `consumer_timeout"), "{found}");
+    }
+
+    #[tokio::test]
     async fn parked_messages_are_counted() {
         let fanfare = Fanfare::in_memory();
         let parked = fanfare.names().parked();
         fanfare.broker().declare(&parked).await.unwrap();
         fanfare.broker().publish(&parked.name, Message::default()).await.unwrap();
-        let found = text(&Examination { fanfare: &fanfare, renewal: RENEWAL }.left_behind().await);
+        let found = text(
+            &Examination { fanfare: &fanfare, renewal: RENEWAL, consumer_timeout: consumer_timeout::DEFAULT }
+                .left_behind()
+                .await,
+        );
         assert!(
             found.contains("warn    kept in fanfare.parked: 1 messages\n        -> each says"),
             "{found}"

@@ -5,3 +5,4 @@ mod arguments;
 mod demo;
 mod rabbitmq;
 mod support;
+mod tls;

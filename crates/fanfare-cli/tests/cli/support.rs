@@ -58,6 +58,15 @@ pub(crate) fn broker() -> String {
     std::env::var("FANFARE_TEST_BROKER").expect("set FANFARE_TEST_BROKER or run `cargo xtask test`")
 }
 
+/// A broker's URL in parts: its scheme, its user and password with an `@` if it has any, its host and port, and the rest.
+pub(crate) fn split(url: &str) -> (&str, &str, String, &str) {
+    let (scheme, rest) = url.split_once("://").unwrap();
+    let (credentials, rest) = rest.split_at(rest.rfind('@').map_or(0, |at| at + 1));
+    let (broker, path) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
+    let port = if broker.contains(':') { "" } else { ":5672" };
+    (scheme, credentials, format!("{broker}{port}"), path)
+}
+
 /// A worker or coordinator in the background, killed with the test.
 pub(crate) struct Running {
     child: Child,

@@ -294,6 +294,16 @@ fn a_parked_message_keeps_everything_and_says_why() {
 }
 
 #[test]
+fn a_parked_message_tells_in_a_header_whose_it_was_and_claims_to_be_nobody_s() {
+    let mut message = request().encode();
+    message.properties.user_id = Some("shop".to_owned());
+    let parked = message.clone().parked("fanfare.service.x", "because");
+    assert_eq!(parked.text("fanfare-parked-user"), Some("shop"));
+    assert_eq!(parked.properties, request().encode().properties);
+    assert_eq!(message.without_user(), request().encode());
+}
+
+#[test]
 fn a_request_is_read_as_it_was_written() {
     let invocation = Invocation::decode(&request().encode(), &QueueNames::default()).unwrap();
     assert_eq!(invocation.channel, Channel::FanoutCall);

@@ -1,0 +1,82 @@
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use fanfare_protocol::Message;
+
+use crate::Config;
+
+/// Whose manifests are accepted, and whose this coordinator's are. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Trust {
+    /// All where there are none.
+    accepted: Option<Arc<BTreeSet<String>>>,
+    own: Option<String>,
+}
+
+impl Trust {
+    pub(crate) fn new(config: &Config) -> Self {
+        let accepted = config.accepted_users.as_ref().map(|users| {
+            let own = config.user_id.iter().cloned();
+            Arc::new(users.iter().cloned().chain(own).collect())
+        });
+        Self { accepted, own: config.user_id.clone() }
+    }
+
+    /// Whether a manifest is of an accepted user: by its `user_id`, which no one can forge, since the broker compares it with
+    /// the login of whoever publishes it.
+    ///
+    /// # Errors
+    /// Why it is not, and what would help.
+    pub(crate) fn check(&self, manifest: &Message) -> Result<(), String> {
+        let Some(accepted) = &self.accepted else { return Ok(()) };
+        match manifest.properties.user_id.as_deref() {
+            Some(user) if accepted.contains(user) => Ok(()),
+            Some(user) => Err(format!(
+                "its user_id `{user}` is not among the users whose manifests are accepted: add it to accept_users, or find \
+                 out why it invokes fan-outs"
+            )),
+            None => Err(
+                "it has no user_id, and only manifests of certain users are accepted: have the publisher set its user_id"
+                    .to_owned(),
+            ),
+        }
+    }
+
+    /// A manifest as this coordinator publishes it.
+    pub(crate) fn sign(&self, mut manifest: Message) -> Message {
+        manifest.properties.user_id = self.own.clone();
+        manifest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trust(accepted: Option<&[&str]>) -> Trust {
+        let accepted_users = accepted.map(|users| users.iter().map(|&user| user.to_owned()).collect());
+        Trust::new(&Config { accepted_users, user_id: Some("coordinator".to_owned()), ..Config::default() })
+    }
+
+    fn of(user: Option<&str>) -> Message {
+        let mut manifest = Message::default();
+        manifest.properties.user_id = user.map(str::to_owned);
+        manifest
+    }
+
+    #[test]
+    fn without_a_list_every_manifest_is_accepted() {
+        for user in [None, Some("anyone")] {
+            assert_eq!(trust(None).check(&of(user)), Ok(()));
+        }
+    }
+
+    #[test]
+    fn only_users_of_the_list_and_the_coordinator_itself_are_accepted() {
+        let trust = trust(Some(&["shop"]));
+        assert_eq!(trust.check(&of(Some("shop"))), Ok(()));
+        assert_eq!(trust.check(&trust.sign(of(None))), Ok(()));
+        assert!(trust.check(&of(Some("worker"))).unwrap_err().contains("`worker` is not among"));
+        assert!(trust.check(&of(None)).unwrap_err().contains("it has no user_id"));
+    }
+}

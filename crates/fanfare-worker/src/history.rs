@@ -1,0 +1,154 @@
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use fanfare_protocol::{Message, header};
+use tokio_util::sync::CancellationToken;
+
+/// What one service of this worker runs and has lately finished, so that a message which the broker takes back while it is
+/// still worked on, as it does at its consumer time-out, is neither run again here nor handed out for ever.
+///
+/// It only ever concerns redeliveries, and it is a help and no promise: another worker knows nothing of it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct History {
+    known: Arc<Mutex<Known>>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    running: BTreeMap<Work, CancellationToken>,
+    finished: BTreeSet<Work>,
+    /// The finished ones, in their order.
+    order: VecDeque<Work>,
+}
+
+/// What tells a message from all others, and is the same at every redelivery of it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Work {
+    run: String,
+    message_id: String,
+    attempt: i64,
+}
+
+/// What is to be done with a delivery.
+pub(crate) enum Turn {
+    /// It is to be run.
+    Run(Running),
+    /// It runs here already. The token is cancelled when that has ended.
+    Wait(CancellationToken),
+    /// It was run here, and all that follows from it is safe.
+    Finished,
+}
+
+/// A run, until this is dropped.
+pub(crate) struct Running {
+    work: Work,
+    history: History,
+    ended: CancellationToken,
+}
+
+impl Work {
+    /// None where the message does not say which it is.
+    pub(crate) fn of(message: &Message) -> Option<Self> {
+        Some(Self {
+            run: message.text(header::RUN)?.to_owned(),
+            message_id: message.properties.message_id.clone()?,
+            attempt: message.int(header::ATTEMPT).unwrap_or(1),
+        })
+    }
+}
+
+impl History {
+    /// Finished ones that are remembered: more than a worker can finish between the time-out of a delivery and its return.
+    const MOST: usize = 10_000;
+
+    pub(crate) fn turn(&self, work: Work, redelivered: bool) -> Turn {
+        let mut known = self.known();
+        if redelivered {
+            if let Some(ended) = known.running.get(&work) {
+                return Turn::Wait(ended.clone());
+            }
+            if known.finished.contains(&work) {
+                return Turn::Finished;
+            }
+        }
+        let ended = CancellationToken::new();
+        known.running.insert(work.clone(), ended.clone());
+        drop(known);
+        Turn::Run(Running { work, history: self.clone(), ended })
+    }
+
+    /// Whether it was run to its end here.
+    pub(crate) fn is_finished(&self, work: &Work) -> bool {
+        self.known().finished.contains(work)
+    }
+
+    fn known(&self) -> MutexGuard<'_, Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Running {
+    /// All that follows from it is safe.
+    pub(crate) fn finish(self) {
+        let mut known = self.history.known();
+        if known.finished.insert(self.work.clone()) {
+            known.order.push_back(self.work.clone());
+        }
+        if known.order.len() > History::MOST
+            && let Some(oldest) = known.order.pop_front()
+        {
+            known.finished.remove(&oldest);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.history.known().running.remove(&self.work);
+        self.ended.cancel();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn work(n: usize) -> Work {
+        Work { run: "run".to_owned(), message_id: n.to_string(), attempt: 1 }
+    }
+
+    fn run(history: &History, n: usize) -> Running {
+        match history.turn(work(n), false) {
+            Turn::Run(running) => running,
+            _ => panic!("what is delivered for the first time is run"),
+        }
+    }
+
+    #[test]
+    fn redelivery_waits_for_the_run_under_way_and_is_not_run_after_it() {
+        let history = History::default();
+        let running = run(&history, 1);
+        let Turn::Wait(ended) = history.turn(work(1), true) else { panic!("it runs") };
+        assert!(!ended.is_cancelled());
+        running.finish();
+        assert!(ended.is_cancelled() && history.is_finished(&work(1)));
+        assert!(matches!(history.turn(work(1), true), Turn::Finished));
+        assert!(matches!(history.turn(Work { attempt: 2, ..work(1) }, true), Turn::Run(_)));
+    }
+
+    #[test]
+    fn redelivery_of_a_run_that_was_dropped_is_run() {
+        let history = History::default();
+        drop(run(&history, 1));
+        assert!(matches!(history.turn(work(1), true), Turn::Run(_)));
+    }
+
+    #[test]
+    fn only_a_fixed_number_is_remembered() {
+        let history = History::default();
+        (0..=History::MOST).for_each(|n| run(&history, n).finish());
+        assert!(!history.is_finished(&work(0)) && history.is_finished(&work(1)));
+        assert_eq!(history.known().finished.len(), History::MOST);
+        assert!(history.known().running.is_empty());
+    }
+}

@@ -1,0 +1,75 @@
+//! Coordinators that accept the manifests of certain users only.
+
+use std::time::Duration;
+
+use fanfare_publisher::{Fanout, Publisher};
+use fanfare_tests::{Running, Stack, on_both_brokers, services};
+
+on_both_brokers!(
+    a_manifest_of_an_accepted_user_ends_through_its_renewals,
+    a_manifest_of_another_user_is_parked_with_the_reason,
+    a_manifest_that_does_not_say_whose_it_is_is_parked_with_the_reason,
+);
+
+async fn a_manifest_of_an_accepted_user_ends_through_its_renewals(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let mut parked = stack.record_parked().await;
+    let _worker = stack.worker([services::sleep()]).await;
+    // The publisher logs in as the coordinator does, so the renewed manifests are of an accepted user too.
+    let coordinator = accepting(&stack, &[], stack.user());
+    let accepted = fan_out(&signing(&stack, stack.user())).invoke().await.expect("accepted");
+    assert_eq!(done.next_final().await.failures().count(), 0);
+    stack.ended([&accepted], coordinator).await;
+    assert_eq!(parked.rest().await, []);
+}
+
+async fn a_manifest_of_another_user_is_parked_with_the_reason(stack: Stack) {
+    let reason = refusal_of(&stack, signing(&stack, stack.user())).await;
+    assert!(reason.contains(&format!("user_id `{}` is not among", stack.user())), "{reason}");
+}
+
+async fn a_manifest_that_does_not_say_whose_it_is_is_parked_with_the_reason(stack: Stack) {
+    let reason = refusal_of(&stack, stack.publisher()).await;
+    assert!(reason.contains("it has no user_id"), "{reason}");
+}
+
+/// Why the manifest of a publisher is parked, which must be the only thing that happens to it.
+async fn refusal_of(stack: &Stack, publisher: Publisher) -> String {
+    let mut done = stack.record("my.done").await;
+    let mut parked = stack.record_parked().await;
+    let _worker = stack.worker([services::sleep()]).await;
+    let coordinator = accepting(stack, &["shop"], "someone-else");
+    let accepted = fan_out(&publisher).invoke().await.expect("the broker takes it");
+    let manifest = parked.next().await;
+    assert_eq!(manifest.kind(), "fanfare.manifest");
+    assert_eq!(manifest.run().expect("it has a run"), accepted.run);
+    assert_eq!(manifest.text("fanfare-parked-user"), publisher.config().user_id.as_deref());
+    coordinator.stop().await;
+    assert_eq!(done.rest().await, []);
+    assert_eq!(parked.rest().await, []);
+    let queue = stack.names().aggregation(&accepted.cid, accepted.run).name;
+    stack.bystander().delete(&queue).await.expect("the queue of a refused fan-out can be deleted");
+    manifest.text("fanfare-reason").expect("a parked message says why").to_owned()
+}
+
+fn accepting(stack: &Stack, users: &[&str], user_id: &str) -> Running {
+    let mut config = stack.coordinator_config();
+    config.accepted_users = Some(users.iter().map(|&user| user.to_owned()).collect());
+    config.user_id = Some(user_id.to_owned());
+    config.limits.renewal = Duration::from_millis(500);
+    stack.coordinator_with(config)
+}
+
+fn signing(stack: &Stack, user: &str) -> Publisher {
+    let config = fanfare_publisher::Config {
+        names: stack.names().clone(),
+        user_id: Some(user.to_owned()),
+        ..Default::default()
+    };
+    Publisher::new(stack.connect(), std::sync::Arc::new(fanfare_broker::System), config)
+}
+
+/// Takes several times the renewal.
+fn fan_out(publisher: &Publisher) -> Fanout {
+    publisher.fanout("my.source").target("test.sleep", 2_200).on_final("my.done")
+}
