@@ -16,6 +16,7 @@ const NODE: &str = env!("CARGO_BIN_EXE_fanfare-test-node");
 on_both_brokers!(
     two_coordinators_end_two_hundred_concurrent_fan_outs_once_each,
     a_coordinator_killed_after_three_fifths_of_the_on_target_callbacks_repeats_at_most_a_hundred,
+    a_killed_coordinator_repeats_at_most_as_many_on_target_callbacks_as_it_was_told,
     a_queue_with_more_results_than_may_be_unacked_ends_through_two_crashes,
     ten_fan_outs_whose_targets_wait_for_inner_ones_need_one_slot,
 );
@@ -117,6 +118,34 @@ async fn a_coordinator_killed_after_three_fifths_of_the_on_target_callbacks_repe
     assert!(called.values().all(|repeats| repeats.iter().all(|repeat| repeat.body == repeats[0].body)));
     let repeated = seen.len() - TARGETS;
     assert!(repeated <= MOST_REPEATED, "{repeated} on-target callbacks were repeated");
+}
+
+async fn a_killed_coordinator_repeats_at_most_as_many_on_target_callbacks_as_it_was_told(stack: Stack) {
+    const TARGETS: usize = 400;
+    const MOST_REPEATED: usize = 7;
+    let mut callback = stack.record("my.callback").await;
+    let _worker = stack.worker([services::echo()]).await;
+    let mut config = stack.coordinator_config();
+    config.limits.calls_at_risk = MOST_REPEATED;
+    let doomed = stack.coordinator_with(config.clone());
+    let fanout = many(&stack, "test.echo", TARGETS).on_target("my.callback").on_final("my.callback");
+    let accepted = fanout.invoke().await.expect("accepted");
+    let mut called = BTreeSet::new();
+    let mut calls = 0;
+    while calls < TARGETS / 5 * 3 {
+        called.insert(callback.next().await.properties.message_id);
+        calls += 1;
+    }
+    doomed.kill().await;
+    stack.ended([&accepted], stack.coordinator_with(config)).await;
+    for message in callback.rest().await {
+        called.insert(message.properties.message_id);
+        calls += 1;
+    }
+    // Each target's, and the final one.
+    assert_eq!(called.len(), TARGETS + 1);
+    let repeated = calls - called.len();
+    assert!(repeated <= MOST_REPEATED, "{repeated} callbacks were repeated");
 }
 
 /// 6,000 results are more than a quorum queue hands out unacked (2,000), and more than a coordinator's own window (4,000).

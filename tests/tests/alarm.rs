@@ -1,0 +1,73 @@
+//! A broker that is short of memory, and takes no messages from anyone.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use fanfare_broker::{Broker, System};
+use fanfare_publisher::{Fanout, InvokeError, Publisher, Target};
+use fanfare_tests::{Operator, Stack, eventually, run};
+use fanfare_worker::{Context, service};
+use tokio::sync::Semaphore;
+
+const TARGETS: usize = 5;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_bounds_the_wait_of_publishers_and_delays_everyone_else() {
+    Operator::run(async |operator| {
+        run(Stack::at(operator.url().to_owned()), async |stack| alarm(stack, operator).await).await;
+    })
+    .await;
+}
+
+async fn alarm(stack: Stack, operator: Operator) {
+    let mut done = stack.record("my.done").await;
+    let mut parked = stack.record_parked().await;
+    let gate = Arc::new(Semaphore::new(0));
+    let gated = {
+        let gate = Arc::clone(&gate);
+        service("my.target", move |_: Context, n: usize| {
+            let gate = Arc::clone(&gate);
+            async move {
+                gate.acquire().await?.forget();
+                Ok(n)
+            }
+        })
+    };
+    let worker = stack.worker([gated]).await;
+    let coordinator = stack.coordinator();
+    let before = stack.publisher();
+    let open = fan_out(&before).invoke().await.expect("accepted");
+    eventually("the worker holds all requests", async || worker.mortal().held() == TARGETS).await;
+
+    operator.control(&["set_vm_memory_high_watermark", "0.0000001"]).await;
+    // The worker's results stay with the broker's doorman.
+    gate.add_permits(Semaphore::MAX_PERMITS / 2);
+    eventually("the worker's connection is blocked", async || worker.mortal().is_blocked()).await;
+
+    let config = fanfare_publisher::Config {
+        names: stack.names().clone(),
+        time_limit: Duration::from_secs(2),
+        ..Default::default()
+    };
+    let refused = Publisher::new(stack.connect(), Arc::new(System), config);
+    let invoked = tokio::time::timeout(fanfare_tests::PATIENCE, fan_out(&refused).invoke()).await;
+    let error = invoked.expect("the wait has a bound").expect_err("the broker takes nothing");
+    let InvokeError::NotAccepted { cid, run, source, .. } = error else { panic!("{error:?}") };
+    assert!(source.to_string().contains("short of memory or disk"), "{source}");
+    stack.queue_is_gone(&stack.names().aggregation(&cid, run).name).await;
+
+    operator.control(&["set_vm_memory_high_watermark", "0.4"]).await;
+    assert_eq!(done.next_final().await.failures().count(), 0);
+    stack.queue_is_gone(&stack.names().aggregation(&open.cid, open.run).name).await;
+    // The publisher that was refused goes on too.
+    let after = fan_out(&refused).invoke().await.expect("accepted again");
+    assert_eq!(done.next_final().await.data.len(), TARGETS);
+    stack.ended([&open, &after], coordinator).await;
+    assert_eq!(done.rest().await, []);
+    assert_eq!(parked.rest().await, []);
+}
+
+fn fan_out(publisher: &Publisher) -> Fanout {
+    let targets = (0..TARGETS).map(|n| Target::new("my.target", n).key(n.to_string()));
+    targets.fold(publisher.fanout("my.source"), Fanout::add).on_final("my.done")
+}
