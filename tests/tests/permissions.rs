@@ -1,0 +1,304 @@
+//! The users of `deploy/rabbitmq/definitions.json`: each role works with its own, and can do nothing of another's.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fanfare_broker::amqp::{self, AmqpBroker};
+use fanfare_broker::{Broker, BrokerError, System};
+use fanfare_coordinator::Coordinator;
+use fanfare_protocol::{Message, QueueNames, QueueSpec, ServiceName};
+use fanfare_publisher::{InvokeError, Publisher, Target};
+use fanfare_tests::{Operator, eventually};
+use fanfare_worker::{Context, Worker, service};
+use serde_json::Value;
+use tokio_util::sync::CancellationToken;
+
+const DEFINITIONS: &str = include_str!("../../deploy/rabbitmq/definitions.json");
+const VIRTUAL_HOST: &str = "fanfare";
+const ROLES: [&str; 3] = ["publisher", "worker", "coordinator"];
+const PASSWORD: &str = "of-this-test-only";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_role_works_with_its_own_user() {
+    with_definitions(async |broker| {
+        let stop = CancellationToken::new();
+        let worker = broker.of("worker");
+        let echo = service("my.target", |_: Context, n: u32| async move {
+            tokio::time::sleep(Duration::from_millis(1_500)).await;
+            Ok(n)
+        });
+        let fails =
+            service("my.failing", |_: Context, _: Value| async { Err::<(), _>("it always does".into()) });
+        let sees = service("my.callback", |_: Context, _: Value| async { Ok(()) });
+        let config = fanfare_worker::Config::default();
+        let running = Worker::new(publisher(&worker, None), config).services([echo, fails, sees]);
+        let worker_task = tokio::spawn(running.run_until(stop.clone().cancelled_owned()));
+        let mut config = fanfare_coordinator::Config {
+            accepted_users: Some(["fanfare-publisher".to_owned()].into()),
+            user_id: Some("fanfare-coordinator".to_owned()),
+            absence_pause: Duration::from_millis(300),
+            ..Default::default()
+        };
+        // Manifests are renewed, by the coordinator's user.
+        config.limits.renewal = Duration::from_millis(400);
+        let coordinator = Coordinator::new(broker.of("coordinator"), Arc::new(System), config);
+        let coordinator_task = tokio::spawn(coordinator.run_until(stop.clone().cancelled_owned()));
+        let admin = broker.admin();
+        for service in ["my.target", "my.failing", "my.callback"] {
+            let queue = service_queue(service);
+            eventually(
+                &queue,
+                async || matches!(admin.inspect(&queue).await, Ok(Some(state)) if state.consumers > 0),
+            )
+            .await;
+        }
+
+        let publisher = publisher(&broker.of("publisher"), Some("fanfare-publisher"));
+        let targets = (0..3).map(|n| Target::new("my.target", n).key(n.to_string()));
+        let fanout = targets.fold(publisher.fanout("my.source"), fanfare_publisher::Fanout::add);
+        let fanout = fanout.on_target("my.callback").on_final("my.callback");
+        let payload = fanout.invoke_and_wait(fanfare_tests::PATIENCE).await.expect("it ends");
+        assert_eq!((payload.data.len(), payload.failures().count()), (3, 0));
+
+        // The publisher learns that nobody serves a service, and the worker parks what failed and has nobody to answer to.
+        let error = publisher.fanout("my.source").target("nobody", 1).on_final("my.callback").invoke().await;
+        assert!(matches!(error, Err(InvokeError::Invalid(_))), "{error:?}");
+        publisher.send("my.source", "my.failing", 1).await.expect("it is sent");
+        broker.until_queue_holds("fanfare.parked", 1).await;
+
+        // A result that nobody wants any more is told from an outage, and its request let go of.
+        broker
+            .of("publisher")
+            .publish(&service_queue("my.target"), late_request())
+            .await
+            .expect("it is sent");
+        stop.cancel();
+        worker_task.await.expect("it does not panic").expect("the worker is refused nothing");
+        coordinator_task.await.expect("it does not panic").expect("the coordinator is refused nothing");
+        for (queue, left) in [("fanfare.fanin", 0), (&service_queue("my.target"), 0), ("fanfare.parked", 1)] {
+            let state = admin.inspect(queue).await.expect("the broker answers").expect("it is there");
+            assert_eq!(state.messages, left, "{queue}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_role_can_read_delete_or_configure_what_is_anothers() {
+    with_definitions(async |broker| {
+        let admin = broker.admin();
+        for (queue, kind) in [(service_queue("a"), "quorum"), ("fanfare.agg.c.r".to_owned(), "classic")] {
+            admin.declare(&queue_of(&queue, kind)).await.expect("it is declared");
+        }
+        let service = service_queue("a");
+        let aggregation = "fanfare.agg.c.r";
+        let (fanin, dead, parked) = ("fanfare.fanin", "fanfare.dead", "fanfare.parked");
+        let service = service.as_str();
+        for (role, unreadable, untouchable) in [
+            (
+                "publisher",
+                vec![service, aggregation, fanin, dead, parked],
+                vec![service, fanin, dead, parked],
+            ),
+            ("worker", vec![aggregation, fanin, dead, parked], vec![aggregation, fanin, dead, parked]),
+            ("coordinator", vec![service, parked], vec![service]),
+        ] {
+            let user = broker.of(role);
+            for queue in unreadable {
+                let channel = user.open().await.expect("a channel can be opened");
+                let consumed = channel.consume(queue, 1).await;
+                assert!(
+                    matches!(consumed, Err(BrokerError::Denied(_))),
+                    "{role} reads {queue}: {consumed:?}"
+                );
+            }
+            for queue in untouchable {
+                let deleted = user.delete(queue).await;
+                assert!(
+                    matches!(deleted, Err(BrokerError::Denied(_))),
+                    "{role} deletes {queue}: {deleted:?}"
+                );
+            }
+            for queue in ["elsewhere", "fanfare.other", "shop.service.a"] {
+                let declared = user.declare(&queue_of(queue, "quorum")).await;
+                assert!(
+                    matches!(declared, Err(BrokerError::Denied(_))),
+                    "{role} declares {queue}: {declared:?}"
+                );
+            }
+            // And yet everyone can tell whether there is a queue to write to.
+            for (queue, there) in [(fanin, role == "publisher"), (service, role != "worker")] {
+                if there {
+                    assert!(user.exists(queue).await.expect("it may be looked for"), "{role}: {queue}");
+                }
+            }
+        }
+        for queue in [service, aggregation, fanin, dead, parked] {
+            assert!(admin.exists(queue).await.expect("the broker answers"), "{queue} is still there");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn roles_without_their_permissions_say_so_and_end() {
+    with_definitions(async |broker| {
+        let echo = service("my.target", |_: Context, n: u32| async move { Ok(n) });
+        let publishing_user = publisher(&broker.of("publisher"), None);
+        let worker = Worker::new(publishing_user, fanfare_worker::Config::default()).service(echo);
+        let refused = worker.run_until(std::future::pending()).await.expect_err("a publisher serves nothing");
+        assert!(
+            matches!(refused, fanfare_worker::WorkerError::Broker(BrokerError::Denied(_))),
+            "{refused:?}"
+        );
+        broker.admin().delete("fanfare.fanin").await.expect("deleted");
+        let coordinator =
+            Coordinator::new(broker.of("worker"), Arc::new(System), fanfare_coordinator::Config::default());
+        let refused =
+            coordinator.run_until(std::future::pending()).await.expect_err("a worker coordinates nothing");
+        let fanfare_coordinator::Error::Broker(BrokerError::Denied(reason)) = &refused else {
+            panic!("{refused:?}")
+        };
+        assert!(reason.contains("fanfare.fanin"), "{reason}");
+    })
+    .await;
+}
+
+#[test]
+fn definitions_hold_no_usable_password() {
+    let definitions: Value = serde_json::from_str(DEFINITIONS).expect("the definitions are JSON");
+    let users = definitions["users"].as_array().expect("there are users");
+    assert_eq!(users.len(), ROLES.len());
+    for user in users {
+        assert_eq!(user["password_hash"], "", "{user}");
+        assert!(user.get("password").is_none(), "{user}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn users_whose_password_was_not_set_cannot_log_in() {
+    with_virtual_host(async |broker| {
+        for role in ROLES {
+            for password in ["", PASSWORD, "guest"] {
+                let client = broker.client(&format!("fanfare-{role}"), password);
+                let refused = client.exists("fanfare.fanin").await;
+                assert!(matches!(refused, Err(BrokerError::Denied(_))), "{role} {password:?}: {refused:?}");
+                client.close().await;
+            }
+        }
+    })
+    .await;
+}
+
+/// A broker that has the definitions.
+struct Defined {
+    operator: Operator,
+    clients: std::sync::Mutex<BTreeMap<String, Arc<dyn Broker>>>,
+}
+
+impl Defined {
+    /// The connection of a role's user.
+    fn of(&self, role: &str) -> Arc<dyn Broker> {
+        let user = format!("fanfare-{role}");
+        let mut clients = self.clients.lock().expect("nobody panics");
+        Arc::clone(clients.entry(user.clone()).or_insert_with(|| self.client(&user, PASSWORD)))
+    }
+
+    /// The connection of a user who may do everything.
+    fn admin(&self) -> Arc<dyn Broker> {
+        let mut clients = self.clients.lock().expect("nobody panics");
+        Arc::clone(clients.entry("guest".to_owned()).or_insert_with(|| self.client("guest", "guest")))
+    }
+
+    fn client(&self, user: &str, password: &str) -> Arc<dyn Broker> {
+        let url = self.operator.url_of(user, password, VIRTUAL_HOST);
+        Arc::new(AmqpBroker::new(amqp::Config::parse(&url).expect("a proper URL"), Arc::new(System)))
+    }
+
+    async fn until_queue_holds(&self, queue: &str, messages: u64) {
+        let admin = self.admin();
+        eventually(
+            &format!("{queue} holds {messages}"),
+            async || matches!(admin.inspect(queue).await, Ok(Some(state)) if state.messages == messages),
+        )
+        .await;
+    }
+}
+
+/// Runs a test with the definitions imported and passwords set, and takes all of it away again.
+async fn with_definitions(test: impl AsyncFnOnce(&Defined)) {
+    with_virtual_host(async |broker| {
+        for role in ROLES {
+            broker.operator.control(&["change_password", &format!("fanfare-{role}"), PASSWORD]).await;
+        }
+        test(broker).await;
+    })
+    .await;
+}
+
+/// Runs a test with the definitions imported as they are.
+async fn with_virtual_host(test: impl AsyncFnOnce(&Defined)) {
+    Operator::run(async |operator| {
+        remove_definitions(&operator).await;
+        // What `rabbitmqctl import_definitions` does, for a broker that may not see this file.
+        let bytes: Vec<String> = DEFINITIONS.bytes().map(|byte| byte.to_string()).collect();
+        operator
+            .control(&["eval", &format!("rabbit_definitions:import_raw(<<{}>>).", bytes.join(","))])
+            .await;
+        operator.control(&["set_permissions", "-p", VIRTUAL_HOST, "guest", ".*", ".*", ".*"]).await;
+        let broker = Defined { operator, clients: std::sync::Mutex::default() };
+        test(&broker).await;
+        let clients = std::mem::take(&mut *broker.clients.lock().expect("nobody panics"));
+        for client in clients.values() {
+            client.close().await;
+        }
+        remove_definitions(&broker.operator).await;
+    })
+    .await;
+}
+
+/// Removes what an earlier test may have left as well.
+async fn remove_definitions(operator: &Operator) {
+    let hosts = operator.control(&["list_vhosts", "name"]).await;
+    if hosts.lines().any(|host| host.trim() == VIRTUAL_HOST) {
+        operator.control(&["delete_vhost", VIRTUAL_HOST]).await;
+    }
+    let users = operator.control(&["list_users"]).await;
+    for user in users.lines().filter_map(|line| line.split_whitespace().next()) {
+        if user.starts_with("fanfare-") {
+            operator.control(&["delete_user", user]).await;
+        }
+    }
+}
+
+fn publisher(broker: &Arc<dyn Broker>, user: Option<&str>) -> Publisher {
+    let config = fanfare_publisher::Config { user_id: user.map(str::to_owned), ..Default::default() };
+    Publisher::new(Arc::clone(broker), Arc::new(System), config)
+}
+
+fn service_queue(service: &str) -> String {
+    QueueNames::default().service(&ServiceName::new(service).expect("a proper name")).name
+}
+
+fn queue_of(name: &str, kind: &'static str) -> QueueSpec {
+    QueueSpec { name: name.to_owned(), exclusive: false, arguments: [("x-queue-type", kind.into())].into() }
+}
+
+/// A request of a fan-out that is over.
+fn late_request() -> Message {
+    let run = "0123456789abcdef0123456789abcdef";
+    let mut request = Message { body: "1".into(), ..Message::default() }
+        .with_header("fanfare-version", 1)
+        .with_header("fanfare-run", run)
+        .with_header("fanfare-channel", "fanout-call")
+        .with_header("fanfare-source", "my.source")
+        .with_header("fanfare-target", "my.target")
+        .with_header("fanfare-key", "my.target");
+    request.properties.content_type = Some("application/json".to_owned());
+    request.properties.kind = Some("fanfare.request".to_owned());
+    request.properties.correlation_id = Some("over".to_owned());
+    request.properties.message_id = Some("over/0".to_owned());
+    request.properties.reply_to = Some(format!("fanfare.agg.over.{run}"));
+    request
+}
