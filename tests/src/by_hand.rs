@@ -28,6 +28,7 @@ pub async fn answer(stack: &Stack, request: &Message, response: impl Serialize) 
         ok: true,
         exception: None,
         cid,
+        ended_by: None,
     };
     stack.publish(&queue, TargetResult::message(result.to_body(), &to, at)).await;
 }

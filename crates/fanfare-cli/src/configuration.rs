@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use fanfare::ServiceName;
 use serde::Deserialize;
 
-use crate::durations::Written;
+use crate::durations::{Limit, Written};
 
 /// The whole file.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -73,7 +73,7 @@ pub(crate) struct Coordinator {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Publisher {
     pub(crate) declare_missing: Option<bool>,
-    pub(crate) deadline: Option<Written>,
+    pub(crate) deadline: Option<Limit>,
     pub(crate) time_limit: Option<Written>,
     pub(crate) replicated_aggregation: Option<bool>,
 }
@@ -269,7 +269,9 @@ mod tests {
             "#,
         )
         .unwrap();
-        assert_eq!(configuration.publisher.deadline, Some(Written(Duration::from_secs(5400))));
+        assert_eq!(configuration.publisher.deadline, Some(Limit::After(Duration::from_secs(5400))));
+        let without = parse("[publisher]\ndeadline = \"none\"").unwrap();
+        assert_eq!(without.publisher.deadline, Some(Limit::Never));
         let services: Vec<&str> = configuration.services.keys().map(ServiceName::as_str).collect();
         assert_eq!(services, ["image.resize", "stock.check"]);
     }
@@ -299,6 +301,7 @@ mod tests {
         for (text, line, expected) in [
             ("\n[worker]\nconcurrency = \"4\"", 3, "expected usize"),
             ("[worker]\nshutdown_deadline = \"5 parsecs\"", 2, "is no duration"),
+            ("[publisher]\ndeadline = \"never\"", 2, "write it as 500ms, 30s, 5m or 1h, or none"),
             ("[services.a]\nexec = [\"x\"]\nhttp = \"http://y\"", 1, "this one has both"),
             ("\n[services.a]\ntimeout = \"5s\"", 2, "needs `exec"),
             ("[services.a]\nexec = [\"x\"]\ntimout = \"5s\"", 3, "did you mean `timeout`?"),

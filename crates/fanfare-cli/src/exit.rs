@@ -28,7 +28,7 @@ pub(crate) enum Exit {
 pub(crate) const EXIT_CODES: &str = "\
 Exit codes:
   0  done
-  1  a target failed (with --wait)
+  1  a target failed (with --wait), and with --until-succeeded too few succeeded
   2  bad input: nothing was sent
   3  no broker: nothing was sent
   4  not accepted: no callback will come; targets may have run

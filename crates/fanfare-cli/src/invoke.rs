@@ -1,5 +1,6 @@
 //! `fanfare invoke`: one fan-out or parallel execution.
 
+mod completion;
 mod file;
 mod target;
 
@@ -11,7 +12,7 @@ use clap::Args;
 use fanfare::{Cid, Fanfare, Fanout, FinalPayload, InvokeError, ServiceName, Source, Target, WaitError};
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::durations;
+use crate::durations::{self, Limit};
 use crate::exit::{EXIT_CODES, Exit, Failure, print, say};
 use crate::settings::Settings;
 
@@ -33,6 +34,8 @@ Examples:
   fanfare invoke --target 'north@stock.check=1' --target 'south@stock.check=2' --wait 30s
   fanfare invoke --source night --targets all.jsonl --parallel --on-target audit.log
   fanfare invoke --source night --targets - --on-final report.write < all.json
+  fanfare invoke --targets replicas.json --until-succeeded 2 --max-failed 1 --wait
+  fanfare invoke --targets all.jsonl --max-failed 10% --deadline 2h --on-final report.write
 
 A file of targets is one of
   {{\"price.quote\": {{\"item\": \"shoe\"}}, \"tax.rate\": null}}
@@ -69,9 +72,12 @@ pub(crate) struct InvokeArguments {
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     metadata: Vec<(String, String)>,
 
-    /// After how long targets that have not answered count as failed [default: 24h]
-    #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
-    deadline: Option<Duration>,
+    /// After how long targets that have not answered count as failed, or none [default: 24h]
+    #[arg(long, env = "FANFARE_DEADLINE", value_name = "DURATION|none")]
+    deadline: Option<Limit>,
+
+    #[command(flatten)]
+    completion: completion::CompletionArguments,
 
     /// A parallel execution: on-target callbacks, and no final ones
     #[arg(long, conflicts_with = "wait")]
@@ -91,10 +97,11 @@ pub(crate) async fn run(arguments: InvokeArguments, settings: &Settings) -> Resu
     // It connects when it is first used, so that what is wrong with the input is found where there is no broker too.
     let fanfare = settings.fanfare("invoke")?;
     let wait = arguments.wait.map(|wait| wait.unwrap_or(FOR_GOOD));
+    let wanted = arguments.completion.until_succeeded;
     let fanout = fanout(&fanfare, arguments, targets);
     let outcome = match wait {
         None => invoke(fanout).await,
-        Some(timeout) => wait_for(fanout, timeout).await,
+        Some(timeout) => wait_for(fanout, timeout, wanted).await,
     };
     let outcome = match outcome {
         Err(failure) if failure.exit == Exit::NoBroker => Err(unreachable(&fanfare, failure).await),
@@ -128,6 +135,7 @@ fn fanout(fanfare: &Fanfare, arguments: InvokeArguments, targets: Vec<Target>) -
         cid,
         metadata,
         deadline,
+        completion,
         parallel,
         declare_missing,
         ..
@@ -138,9 +146,12 @@ fn fanout(fanfare: &Fanfare, arguments: InvokeArguments, targets: Vec<Target>) -
     if let Some(cid) = cid {
         fanout = fanout.cid(cid);
     }
-    if let Some(deadline) = deadline {
-        fanout = fanout.deadline(deadline);
-    }
+    fanout = match deadline {
+        Some(Limit::After(deadline)) => fanout.deadline(deadline),
+        Some(Limit::Never) => fanout.without_deadline(),
+        None => fanout,
+    };
+    fanout = completion.rules().fold(fanout, Fanout::complete_when);
     if declare_missing { fanout.declare_missing() } else { fanout }
 }
 
@@ -150,7 +161,7 @@ async fn invoke(fanout: Fanout) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-async fn wait_for(fanout: Fanout, timeout: Duration) -> Result<Exit, Failure> {
+async fn wait_for(fanout: Fanout, timeout: Duration, wanted: Option<usize>) -> Result<Exit, Failure> {
     let spinner = spinner();
     let outcome = fanout.invoke_and_wait(timeout).await;
     spinner.finish_and_clear();
@@ -159,7 +170,7 @@ async fn wait_for(fanout: Fanout, timeout: Duration) -> Result<Exit, Failure> {
         error => Failure::new(Exit::TimedOut, error),
     })?;
     print(serde_json::to_string(&payload).map_err(|error| Failure::new(Exit::Failed, error))?)?;
-    Ok(told_failures(&payload))
+    Ok(told_failures(&payload, wanted))
 }
 
 /// Shown where standard error is a terminal. How many targets have completed is not known here: only the coordinator counts.
@@ -170,7 +181,8 @@ fn spinner() -> ProgressBar {
     spinner
 }
 
-fn told_failures(payload: &FinalPayload) -> Exit {
+/// Tells of the targets that failed. They are no failure of the whole where as many succeeded as were wanted.
+fn told_failures(payload: &FinalPayload, wanted: Option<usize>) -> Exit {
     let failed = payload.failures().count();
     if failed == 0 {
         return Exit::Done;
@@ -182,7 +194,8 @@ fn told_failures(payload: &FinalPayload) -> Exit {
     if failed > NAMED_FAILURES {
         say(format_args!("  and {} more", failed - NAMED_FAILURES));
     }
-    Exit::Failed
+    let succeeded = payload.data.len() - failed;
+    if wanted.is_some_and(|wanted| succeeded >= wanted) { Exit::Done } else { Exit::Failed }
 }
 
 pub(crate) fn not_invoked(error: InvokeError) -> Failure {

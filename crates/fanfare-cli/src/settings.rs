@@ -94,7 +94,7 @@ impl Settings {
         let publisher = PublisherConfig {
             names: self.names.clone(),
             declare_missing: file.declare_missing.unwrap_or(defaults.declare_missing),
-            deadline: file.deadline.map(|deadline| deadline.0).or(defaults.deadline),
+            deadline: file.deadline.map_or(defaults.deadline, Into::into),
             time_limit: file.time_limit.map_or(defaults.time_limit, |limit| limit.0),
             user_id: self.user_id.clone(),
             replicated_aggregation: file.replicated_aggregation.unwrap_or(defaults.replicated_aggregation),

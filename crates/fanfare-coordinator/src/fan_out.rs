@@ -2,8 +2,8 @@
 
 use std::future::pending;
 
-use fanfare_fanin::{Effect, Event, FanIn, Item, Publication, PublicationId};
-use fanfare_protocol::{Callback, CallbackKind, Message, ReplyAddress, RunId, TargetResult};
+use fanfare_fanin::{Effect, Event, FanIn, Item, Publication, PublicationId, Summary};
+use fanfare_protocol::{Callback, CallbackKind, Manifest, Message, ReplyAddress, RunId, TargetResult};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -100,6 +100,8 @@ impl FanOut {
             Effect::Ack(tag) => tag.ack().await,
             Effect::Park { tag, reason } => self.park(tag, reason),
             Effect::DeleteQueue => self.queue.delete(),
+            // Nobody asks for a cancel yet.
+            Effect::Cancelled(_) => {}
             Effect::Abandon { manifests } => {
                 let manifest = self.machine.manifest();
                 tracing::debug!(cid = %manifest.cid, run = %manifest.run, "fan-out let go");
@@ -110,8 +112,7 @@ impl FanOut {
                 return Some(false);
             }
             Effect::End(summary) => {
-                let manifest = self.machine.manifest();
-                tracing::debug!(cid = %manifest.cid, run = %manifest.run, ?summary, "fan-out ended");
+                self.tell(&summary);
                 // What is being parked went with the queue: nobody hands it out again.
                 while self.parking.next().await.is_some() {}
                 self.queue.close().await;
@@ -119,6 +120,21 @@ impl FanOut {
             }
         }
         None
+    }
+
+    fn tell(&self, summary: &Summary) {
+        let Manifest { cid, run, .. } = self.machine.manifest();
+        match summary.ending.by {
+            Some(by) => tracing::info!(
+                %cid,
+                %run,
+                %by,
+                missing = summary.ending.missing,
+                late = summary.late,
+                "fan-out ended before all targets had responded"
+            ),
+            None => tracing::debug!(%cid, %run, ?summary, "fan-out ended"),
+        }
     }
 
     fn publish(&mut self, id: PublicationId, publication: Publication) {
@@ -138,23 +154,23 @@ impl FanOut {
                 let message = Callback { manifest, kind, body }.encode();
                 (names.service(callback).name, message, Absence::Parks)
             }
-            Publication::OnFinal { callback, body, failed } => {
+            Publication::OnFinal { callback, body, ending } => {
                 let callback = &manifest.on_final[callback];
-                let kind = CallbackKind::OnFinal { callback: Some(callback), failed };
+                let kind = CallbackKind::OnFinal { callback: Some(callback), ending };
                 let message = Callback { manifest, kind, body }.encode();
                 (names.service(callback).name, message, Absence::Parks)
             }
-            Publication::Waiter { body, failed } => {
+            Publication::Waiter { body, ending } => {
                 let waiter =
                     manifest.waiter.clone().expect("the machine answers a waiter only where there is one");
-                let kind = CallbackKind::OnFinal { callback: None, failed };
+                let kind = CallbackKind::OnFinal { callback: None, ending };
                 (waiter, Callback { manifest, kind, body }.encode(), Absence::Drops)
             }
             Publication::Checkpoint(checkpoint) => {
                 (manifest.reply_to.clone(), checkpoint.encode(manifest), Absence::Waits)
             }
             Publication::Fence(fence) => (manifest.reply_to.clone(), fence.encode(manifest), Absence::Waits),
-            Publication::Expired { place, body } => {
+            Publication::Missing { place, body } => {
                 let to = ReplyAddress {
                     queue: manifest.reply_to.clone(),
                     cid: manifest.cid.clone(),
@@ -210,11 +226,11 @@ fn event_of(heard: Heard, machine: &FanIn<Tag>) -> Event<Tag> {
 
 /// Tells of a result that was replaced by a failed one because it is malformed.
 fn log_malformed(message: &Message, item: &Item, machine: &FanIn<Tag>) {
-    let Item::Result { place, body, ok: false } = item else { return };
-    if message.body.trim_ascii() == body {
+    let Item::Result { place, answer } = item else { return };
+    if message.body.trim_ascii() == answer.body {
         return;
     }
-    let reason = TargetResult::from_body(body).ok().and_then(|result| result.exception);
+    let reason = TargetResult::from_body(&answer.body).ok().and_then(|result| result.exception);
     let key = machine.manifest().key_at(*place).map(|key| key.as_str());
     let queue = &machine.manifest().reply_to;
     tracing::warn!(queue, key, reason, "malformed result: its target counts as failed");

@@ -207,7 +207,7 @@ impl<T: Clone> Checkpoints<T> {
         let mut bytes = 0;
         let mut entries = Vec::new();
         for &place in places {
-            let body = &gathered.entry(place)?.body;
+            let body = &gathered.entry(place)?.answer.body;
             // A key's control characters are excluded, so escaping at most doubles it.
             let size = body.len() + 2 * manifest.targets[place].key.as_str().len() + ENTRY_OVERHEAD_BYTES;
             if bytes + size > self.most_bytes && !entries.is_empty() {
@@ -247,7 +247,7 @@ impl<T: Clone> Checkpoints<T> {
         for (place, body) in entries {
             let Some(entry) = gathered.entry(place) else { continue };
             // A predecessor's checkpoint, read meanwhile, overrides what was written here.
-            if entry.body != body || (entry.settled && !called) {
+            if entry.answer.body != body || (entry.settled && !called) {
                 continue;
             }
             let was_settled = entry.settled;

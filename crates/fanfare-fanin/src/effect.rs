@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use fanfare_protocol::{Checkpoint, Fence};
+use fanfare_protocol::{Checkpoint, EndedBy, Ending, Fence};
 
 /// Something the coordinator has to do, in the order given.
 #[derive(Debug, Clone, PartialEq)]
@@ -20,6 +20,9 @@ pub enum Effect<T> {
     /// consumer to its end, and report [`Event::Deleted`](crate::Event::Deleted); or, where the channel ends before
     /// that, [`Event::ChannelLost`](crate::Event::ChannelLost). Never try twice.
     DeleteQueue,
+    /// A cancel that was asked for has taken effect: whoever holds the fan-out from now on, it ends without waiting for any
+    /// target. It also comes where there was nothing left to cancel.
+    Cancelled(Cancellation),
     /// Let go: close the consuming channel without another ack, and put back what is held of the manifest, so that
     /// some coordinator takes the fan-out up. The machine is done.
     Abandon {
@@ -53,22 +56,22 @@ pub enum Publication {
         callback: usize,
         /// The final payload.
         body: Bytes,
-        /// How many targets failed.
-        failed: usize,
+        /// How the fan-out came to its end.
+        ending: Ending,
     },
     /// To the caller who waits. If the queue is gone, so is the caller, and that counts as confirmed.
     Waiter {
         /// The final payload.
         body: Bytes,
-        /// How many targets failed.
-        failed: usize,
+        /// How the fan-out came to its end.
+        ending: Ending,
     },
     /// To the aggregation queue.
     Checkpoint(Checkpoint),
     /// To the aggregation queue.
     Fence(Fence),
-    /// A failed result in a target's place, to the aggregation queue.
-    Expired {
+    /// A failed result in the place of a target that is not awaited any longer, to the aggregation queue.
+    Missing {
         /// The target's place in the manifest.
         place: usize,
         /// The result's body.
@@ -83,13 +86,26 @@ pub enum Publication {
     },
 }
 
+/// What a cancel came upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Cancellation {
+    /// Targets whose own results have counted. One that is on its way may still come before the failure in its place.
+    pub responded: usize,
+    /// The other targets of the fan-out, which fail.
+    pub missing: usize,
+    /// What ended the fan-out: [`EndedBy::Cancel`], or what had done so before; none where all targets had responded.
+    pub ended_by: Option<EndedBy>,
+}
+
 /// How a fan-out ended, for logs and counters.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Summary {
     /// Whether this hold published the final callbacks (or, without any, saw all on-target callbacks confirmed).
     pub completed: bool,
-    /// Targets that failed.
-    pub failed: usize,
+    /// How the fan-out came to its end, where this hold has seen all of it.
+    pub ending: Ending,
+    /// Results of targets that were not awaited any longer by then.
+    pub late: usize,
     /// Results that repeated one which had counted.
     pub duplicates: usize,
     /// Results of other runs or of unknown targets.

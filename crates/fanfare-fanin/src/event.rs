@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use fanfare_protocol::{Checkpoint, Fence};
+use fanfare_protocol::{Checkpoint, EndedBy, Fence, TargetResult, WireTime};
 
 use crate::PublicationId;
 
@@ -40,6 +40,12 @@ pub enum Event<T> {
     Deleted,
     /// The channel that consumes the aggregation queue has ended, or the queue cannot be had at the moment.
     ChannelLost,
+    /// The fan-out is to be cancelled, by someone who asked for it at this time. Once that cannot be undone any more,
+    /// [`Effect::Cancelled`](crate::Effect::Cancelled) tells.
+    Cancel {
+        /// The time of day.
+        at: WireTime,
+    },
     /// The coordinator is asked to stop: what has begun is brought to a point from which another goes on without
     /// repeating anything, and then let go.
     Stop,
@@ -54,10 +60,8 @@ pub enum Item {
     Result {
         /// The target's place in the manifest.
         place: usize,
-        /// The result's body.
-        body: Bytes,
-        /// Whether the target succeeded.
-        ok: bool,
+        /// What it says.
+        answer: Answer,
     },
     /// Results that a coordinator wrote back, each with whether its target succeeded.
     Checkpoint(Checkpoint),
@@ -69,4 +73,23 @@ pub enum Item {
     Unknown,
     /// Nothing that anyone could use; says why.
     Garbage(String),
+}
+
+/// A sound result, with what of it the fan-in needs to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The result's body.
+    pub body: Bytes,
+    /// Whether the target succeeded.
+    pub ok: bool,
+    /// Where a coordinator wrote it in the target's place: why.
+    pub ended_by: Option<EndedBy>,
+    /// When the target completed, by its worker's clock.
+    pub at: WireTime,
+}
+
+impl Answer {
+    pub(crate) fn new(body: Bytes, result: &TargetResult) -> Self {
+        Self { body, ok: result.ok, ended_by: result.ended_by, at: result.resp_ts_utc }
+    }
 }

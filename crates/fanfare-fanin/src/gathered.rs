@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use fanfare_protocol::{Manifest, RunId, TargetResult};
+use fanfare_protocol::{EndedBy, Ending, Manifest, RunId, TargetResult, WireTime};
 
-use crate::Time;
+use crate::{Answer, Time};
 
 /// Names a checkpoint: who wrote it, and its number there.
 pub(crate) type CheckpointId = (RunId, u64);
@@ -35,8 +35,7 @@ pub(crate) enum Calls {
 /// The result of one target.
 #[derive(Debug)]
 pub(crate) struct Entry<T> {
-    pub(crate) body: Bytes,
-    pub(crate) ok: bool,
+    pub(crate) answer: Answer,
     pub(crate) home: Home<T>,
     pub(crate) calls: Calls,
     /// Whether a confirmed checkpoint says that the on-target callbacks are confirmed.
@@ -75,6 +74,42 @@ pub(crate) struct Gathered<T> {
     pub(crate) checkpoints: BTreeMap<CheckpointId, HeldCheckpoint<T>>,
     /// Results of this run that are unacked.
     pub(crate) plain: usize,
+    tally: Tally,
+}
+
+/// What the targets themselves have answered, without what a coordinator wrote in their places.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Tally {
+    pub(crate) succeeded: usize,
+    pub(crate) failed: usize,
+    /// When the last of them completed.
+    pub(crate) latest: Option<WireTime>,
+    /// Why others were not awaited, as results that a coordinator wrote say.
+    pub(crate) ended_by: Option<EndedBy>,
+}
+
+impl Tally {
+    fn add(&mut self, answer: &Answer) {
+        if let Some(count) = self.counts(answer) {
+            *count += 1;
+            self.latest = self.latest.max(Some(answer.at));
+        }
+        self.ended_by = self.ended_by.max(answer.ended_by);
+    }
+
+    fn remove(&mut self, answer: &Answer) {
+        if let Some(count) = self.counts(answer) {
+            *count -= 1;
+        }
+    }
+
+    const fn counts(&mut self, answer: &Answer) -> Option<&mut usize> {
+        match (answer.ended_by, answer.ok) {
+            (Some(_), _) => None,
+            (None, true) => Some(&mut self.succeeded),
+            (None, false) => Some(&mut self.failed),
+        }
+    }
 }
 
 /// Ranks the sources of one key's result where a predecessor left several: a checkpoint is what it had decided.
@@ -97,6 +132,7 @@ impl<T: Clone> Gathered<T> {
             to_settle: VecDeque::new(),
             checkpoints: BTreeMap::new(),
             plain: 0,
+            tally: Tally::default(),
         }
     }
 
@@ -117,30 +153,52 @@ impl<T: Clone> Gathered<T> {
         self.entries.iter().enumerate().filter(|(_, entry)| entry.is_none()).map(|(place, _)| place)
     }
 
-    /// All results, in the manifest's order.
-    pub(crate) fn bodies(&self) -> impl Iterator<Item = &Bytes> {
-        self.entries.iter().flatten().map(|entry| &entry.body)
+    /// Whether a target has failed because it was not awaited any longer.
+    pub(crate) fn is_missing(&self, place: usize) -> bool {
+        self.entry(place).is_some_and(|entry| entry.answer.ended_by.is_some())
     }
 
-    pub(crate) fn failed(&self) -> usize {
-        self.entries.iter().flatten().filter(|entry| !entry.ok).count()
+    /// Whether every target has a result, be it one that a coordinator wrote in its place.
+    pub(crate) const fn has_all(&self) -> bool {
+        self.missing == 0
+    }
+
+    /// All results, in the manifest's order.
+    pub(crate) fn bodies(&self) -> impl Iterator<Item = &Bytes> {
+        self.entries.iter().flatten().map(|entry| &entry.answer.body)
+    }
+
+    /// How it ends if no other result counts. It depends on nothing but the results.
+    pub(crate) fn ending(&self) -> Ending {
+        let answers = || self.entries.iter().flatten().map(|entry| &entry.answer);
+        Ending {
+            failed: answers().filter(|answer| !answer.ok).count(),
+            missing: answers().filter(|answer| answer.ended_by.is_some()).count(),
+            by: answers().filter_map(|answer| answer.ended_by).max(),
+        }
+    }
+
+    /// What the targets themselves have answered.
+    pub(crate) const fn tally(&self) -> Tally {
+        self.tally
     }
 
     /// Counts a result, unless one of its key has counted before. Returns whether it counted; if not, its delivery is
     /// not needed.
-    pub(crate) fn count(&mut self, place: usize, body: Bytes, ok: bool, home: Home<T>) -> bool {
+    pub(crate) fn count(&mut self, place: usize, answer: Answer, home: Home<T>) -> bool {
         if self.entries[place].is_some() {
             return false;
         }
         if matches!(home, Home::Result { .. }) {
             self.plain += 1;
         }
-        self.insert(place, Entry { body, ok, home, calls: Calls::Waiting, settled: false, pinned: false });
+        self.insert(place, Entry { answer, home, calls: Calls::Waiting, settled: false, pinned: false });
         true
     }
 
     fn insert(&mut self, place: usize, mut entry: Entry<T>) {
         self.missing -= 1;
+        self.tally.add(&entry.answer);
         if self.has_calls {
             self.uncalled += 1;
             self.to_call.push_back(place);
@@ -161,20 +219,22 @@ impl<T: Clone> Gathered<T> {
         called: bool,
     ) -> Option<T> {
         let rank = if called { Rank::Called } else { Rank::Uncalled };
-        let ok = TargetResult::from_body(&body).is_ok_and(|result| result.ok);
+        let Ok(result) = TargetResult::from_body(&body) else { return None };
+        let answer = Answer::new(body, &result);
         let mut released = None;
         match &self.entries[place] {
             None => {
                 let home = Home::Checkpoint(id);
                 self.insert(
                     place,
-                    Entry { body, ok, home, calls: Calls::Waiting, settled: false, pinned: false },
+                    Entry { answer, home, calls: Calls::Waiting, settled: false, pinned: false },
                 );
             }
             Some(entry) if self.rank(entry) < rank && self.is_untouched(entry) => {
                 released = self.move_home(place, Home::Checkpoint(id));
-                let entry = self.known(place);
-                (entry.body, entry.ok) = (body, ok);
+                self.tally.add(&answer);
+                let before = std::mem::replace(&mut self.known(place).answer, answer);
+                self.tally.remove(&before);
             }
             Some(_) => return None,
         }

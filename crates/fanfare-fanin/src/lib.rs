@@ -12,6 +12,8 @@
 //!   fan-out is over, or it was never needed.
 //! - A final callback is published when all targets have completed and all their on-target callbacks are confirmed.
 //! - At most [`Limits::calls_at_risk`] on-target callbacks are ever published without a confirmed checkpoint.
+//! - Whatever ends a fan-out before all targets have responded (a deadline, a completion policy, a cancel) does so by failed
+//!   results that are appended to the queue, and that count when they are read.
 //! - A hold that takes over publishes nothing but checkpoints and a fence until it has read that fence back.
 //! - The end comes in one order: final callbacks confirmed, queue deleted, deliveries acked, manifest acked.
 //!
@@ -27,6 +29,6 @@ mod machine;
 mod manifests;
 mod read;
 
-pub use effect::{Effect, Publication, PublicationId, Summary};
-pub use event::{Event, Item};
+pub use effect::{Cancellation, Effect, Publication, PublicationId, Summary};
+pub use event::{Answer, Event, Item};
 pub use machine::{FanIn, Hold, Limits, Time};

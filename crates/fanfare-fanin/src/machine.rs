@@ -1,13 +1,15 @@
+mod closing;
 mod incoming;
 mod outgoing;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fanfare_protocol::{Manifest, Message, RunId, limits};
+use fanfare_protocol::{Manifest, Message, RunId, WireTime, limits};
 
 use crate::checkpoints::Checkpoints;
 use crate::gathered::Gathered;
+use crate::machine::closing::Closing;
 use crate::manifests::Manifests;
 use crate::read::read;
 use crate::{Effect, Event, Item, Publication, PublicationId, Summary};
@@ -68,8 +70,12 @@ pub struct FanIn<T> {
     stopping: bool,
     /// Bytes that a message's body may have.
     most_bytes: usize,
-    /// When what is missing is to fail; none where there is no deadline, or it has passed.
+    /// When what is missing is to fail; none where there is no deadline, or something has ended the fan-out early.
     deadline: Option<Time>,
+    /// When a cancel was asked for that nobody was told of yet.
+    cancel: Option<WireTime>,
+    /// There once the fan-out is being ended before all targets have responded.
+    closing: Option<Closing>,
     gathered: Gathered<T>,
     checkpoints: Checkpoints<T>,
     /// On-target callbacks published and in no confirmed checkpoint.
@@ -117,7 +123,7 @@ enum Pending {
     Checkpoint,
     Fence,
     Renewal,
-    Expired,
+    Missing,
     ParkedManifest {
         /// Whether the results stay in the queue, for the manifest to be replayed.
         results_stay: bool,
@@ -141,6 +147,8 @@ impl<T: Clone> FanIn<T> {
             stopping: false,
             most_bytes: limits::MESSAGE_BYTES,
             deadline: None,
+            cancel: None,
+            closing: None,
             gathered: Gathered::new(&manifest),
             checkpoints: Checkpoints::new(hold.token, limits, now),
             at_risk: 0,
@@ -190,7 +198,7 @@ impl<T: Clone> FanIn<T> {
             _ => None,
         };
         let sweep = self.may_sweep().then(|| self.checkpoints.next_timeout()).flatten();
-        let deadline = self.deadline.filter(|_| self.may_expire());
+        let deadline = self.deadline.filter(|_| self.may_close() && !self.gathered.has_all());
         [renewal, fence, sweep, deadline].into_iter().flatten().min()
     }
 
@@ -213,6 +221,7 @@ impl<T: Clone> FanIn<T> {
             Event::QueueGone => self.lose_queue(&mut out),
             Event::Deleted => self.deleted(&mut out),
             Event::ChannelLost => self.abandon(&mut out),
+            Event::Cancel { at } => self.cancel(at),
             Event::Stop => self.stopping = true,
             Event::TimePassed => {}
         }
@@ -230,7 +239,7 @@ impl<T: Clone> FanIn<T> {
         if self.phase == Phase::Gathering {
             self.send_fence(now, out);
             if !stopping {
-                self.expire(now, out);
+                self.close(now, out);
                 self.publish_calls(out);
                 self.finalize(out);
             }
@@ -244,6 +253,7 @@ impl<T: Clone> FanIn<T> {
         if self.phase == Phase::Finalizing(0) {
             self.finish(out);
         }
+        self.tell_of_cancel(out);
     }
 
     fn publish(&mut self, pending: Pending, publication: Publication, out: &mut Vec<Effect<T>>) {

@@ -2,11 +2,11 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    Checkpoint, CheckpointEntry, Fence, Malformed, Manifest, Message, TargetResult, WireTime, header,
+    Checkpoint, CheckpointEntry, EndedBy, Fence, Malformed, Manifest, Message, TargetResult, WireTime, header,
 };
 use fanfare_protocol::{key_of, place_of};
 
-use crate::Item;
+use crate::{Answer, Item};
 
 /// Tells what a message of the aggregation queue is to this fan-out. `places` gives the place of each key of the manifest.
 ///
@@ -55,19 +55,25 @@ fn read_result(message: &Message, manifest: &Manifest, places: &BTreeMap<String,
     let Some(place) = place else { return Item::Stranger };
     let sound = message.run().and_then(|_| TargetResult::from_body(&message.body));
     match sound {
-        Ok(result) => Item::Result { place, body: trimmed(&message.body), ok: result.ok },
+        Ok(result) => Item::Result { place, answer: Answer::new(trimmed(&message.body), &result) },
         Err(Malformed(reason)) => {
-            let body = failure(manifest, place, reason, message.properties.timestamp);
-            Item::Result { place, body, ok: false }
+            let seconds = message.properties.timestamp.and_then(|seconds| i64::try_from(seconds).ok());
+            let at = seconds.and_then(|seconds| chrono::DateTime::from_timestamp(seconds, 0));
+            let answer = failure(manifest, place, reason, at.map(WireTime::from), None);
+            Item::Result { place, answer }
         }
     }
 }
 
-/// The body of a failed result that a coordinator writes in a target's place.
-pub(crate) fn failure(manifest: &Manifest, place: usize, exception: String, timestamp: Option<u64>) -> Bytes {
-    let seconds = timestamp.and_then(|seconds| i64::try_from(seconds).ok());
-    let at = seconds.and_then(|seconds| chrono::DateTime::from_timestamp(seconds, 0)).map(WireTime::from);
-    TargetResult {
+/// A failed result that a coordinator puts in a target's place.
+pub(crate) fn failure(
+    manifest: &Manifest,
+    place: usize,
+    exception: String,
+    at: Option<WireTime>,
+    ended_by: Option<EndedBy>,
+) -> Answer {
+    let result = TargetResult {
         source: manifest.source.to_string(),
         target: manifest.targets[place].service.to_string(),
         response: serde_json::value::RawValue::NULL.to_owned(),
@@ -76,8 +82,9 @@ pub(crate) fn failure(manifest: &Manifest, place: usize, exception: String, time
         ok: false,
         exception: Some(exception),
         cid: manifest.cid.clone(),
-    }
-    .to_body()
+        ended_by,
+    };
+    Answer::new(result.to_body(), &result)
 }
 
 /// The body without white space around it, which JSON allows and other messages could not carry on.
@@ -94,7 +101,7 @@ fn with_sound_bodies(
         |entry: CheckpointEntry| match (TargetResult::from_body(&entry.body), places.get(entry.key.as_str()))
         {
             (Err(Malformed(reason)), Some(place)) => {
-                CheckpointEntry { body: failure(manifest, *place, reason, None), key: entry.key }
+                CheckpointEntry { body: failure(manifest, *place, reason, None, None).body, key: entry.key }
             }
             _ => entry,
         };

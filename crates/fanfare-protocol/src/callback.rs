@@ -2,7 +2,7 @@ use bytes::Bytes;
 
 use crate::message::{HeaderValue, Message};
 use crate::name::{ServiceName, TargetKey};
-use crate::{Channel, Manifest, header};
+use crate::{Channel, Ending, Manifest, header};
 
 /// A callback message, as a coordinator publishes it to the callback's service queue or to a waiting caller.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,8 +29,8 @@ pub enum CallbackKind<'a> {
     OnFinal {
         /// The callback; none for the caller who waits.
         callback: Option<&'a ServiceName>,
-        /// How many targets failed.
-        failed: usize,
+        /// How the fan-out came to its end.
+        ending: Ending,
     },
 }
 
@@ -68,10 +68,14 @@ impl Callback<'_> {
                 set(header::KEY, target.key.as_str());
                 set(header::TARGET, target.service.as_str());
             }
-            CallbackKind::OnFinal { failed, .. } => {
+            CallbackKind::OnFinal { ending: Ending { failed, missing, by }, .. } => {
                 let number = |n: usize| HeaderValue::Int(i64::try_from(n).unwrap_or(i64::MAX));
                 message.headers.insert(header::TARGETS.to_owned(), number(manifest.targets.len()));
                 message.headers.insert(header::FAILED.to_owned(), number(failed));
+                if let Some(by) = by {
+                    message.headers.insert(header::ENDED_BY.to_owned(), by.as_str().into());
+                    message.headers.insert(header::MISSING.to_owned(), number(missing));
+                }
             }
         }
         manifest.metadata.write(&mut message.headers);

@@ -40,6 +40,10 @@ pub const DEATHS: &str = "x-death";
 pub const FIRST_DEATH_REASON: &str = "x-first-death-reason";
 /// Set by a broker that dead-letters: the queue in which the message died first.
 pub const FIRST_DEATH_QUEUE: &str = "x-first-death-queue";
+/// On the final callback of a fan-out that ended before all targets had responded: see [`EndedBy`](crate::EndedBy).
+pub const ENDED_BY: &str = "fanfare-ended-by";
+/// On such a callback: how many targets had not responded.
+pub const MISSING: &str = "fanfare-missing";
 /// Set by a quorum queue: how often the message was delivered before.
 pub const DELIVERY_COUNT: &str = "x-delivery-count";
 

@@ -9,12 +9,13 @@
 //! - [`message`]: a broker-neutral message: properties, headers, body.
 //! - [`Request`], [`Callback`]: what a service queue holds; [`Invocation`] is either of them, decoded.
 //! - [`TargetResult`]: what a target answered; [`FinalPayload`]: what a final callback receives.
-//! - [`Manifest`]: the message that commits a fan-out.
+//! - [`Manifest`]: the message that commits a fan-out, with the [`CompletionPolicy`] that it may have.
 //! - [`Checkpoint`], [`Fence`]: what coordinators write for one another.
 #![doc(test(attr(deny(warnings))))]
 
 mod callback;
 mod channel;
+mod completion;
 mod coordination;
 pub mod header;
 mod invocation;
@@ -31,6 +32,7 @@ mod time;
 
 pub use callback::{Callback, CallbackKind};
 pub use channel::{Channel, UnknownChannel};
+pub use completion::{CompletionPolicy, EndedBy, Ending, InvalidPolicy};
 pub use coordination::{Checkpoint, CheckpointEntry, Fence};
 pub use invocation::{Invocation, MalformedInvocation, ReplyAddress};
 pub use manifest::{Manifest, ManifestTarget};

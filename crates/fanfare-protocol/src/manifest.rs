@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use crate::message::{HeaderValue, Message};
 use crate::name::{Cid, RunId, ServiceName, Source, TargetKey};
 use crate::queue::QueueNames;
-use crate::{Channel, Malformed, Metadata, WireTime, header, limits};
+use crate::{Channel, CompletionPolicy, Malformed, Metadata, WireTime, header, limits};
 
 /// The message that commits a fan-out: it exists if and only if its manifest is confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct Manifest {
     /// A queue that receives the final payload too, and is not in `on_final`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiter: Option<String>,
+    /// When it is complete before all targets have responded; never, where there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion: Option<CompletionPolicy>,
     /// What the caller tells all targets and callbacks.
     #[serde(default, skip_serializing_if = "Metadata::is_empty")]
     pub metadata: Metadata,
@@ -120,6 +123,9 @@ impl Manifest {
                 let (is, most) = (callbacks.len(), limits::CALLBACKS);
                 return Err(Malformed::new(format!("{name} lists {is} callbacks, and {most} is the most")));
             }
+        }
+        if let Some(policy) = &self.completion {
+            policy.check(self.targets.len()).map_err(|rule| Malformed::new(rule.to_string()))?;
         }
         let mut keys = std::collections::BTreeSet::new();
         match self.targets.iter().find(|target| !keys.insert(&target.key)) {

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::name::TargetKey;
-use crate::{Malformed, Manifest, ManifestTarget, TargetResult};
+use crate::{EndedBy, Malformed, Manifest, ManifestTarget, TargetResult};
 
 /// What a final callback receives: every target's result, by key, in the order in which the caller gave the targets.
 ///
@@ -86,7 +86,13 @@ impl FinalPayload {
         response_of(key, result)
     }
 
-    /// The targets that failed, in the caller's order.
+    /// What ended the fan-out before all targets had responded; none where they had.
+    #[must_use]
+    pub fn ended_by(&self) -> Option<EndedBy> {
+        self.data.iter().filter_map(|(_, result)| result.ended_by).max()
+    }
+
+    /// The targets that failed, those that had not responded in time included, in the caller's order.
     pub fn failures(&self) -> impl Iterator<Item = TargetFailure> {
         self.data.iter().filter(|(_, result)| !result.ok).map(|(key, result)| TargetFailure {
             key: key.to_owned(),

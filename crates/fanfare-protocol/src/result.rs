@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use crate::invocation::ReplyAddress;
 use crate::message::{HeaderValue, Message};
 use crate::name::Cid;
-use crate::{Malformed, WireTime, header, limits};
+use crate::{EndedBy, Malformed, WireTime, header, limits};
 
 /// What a target answered, or why it failed. It is the body of a result, of an on-target callback, and each entry of a
 /// final payload.
@@ -27,6 +27,9 @@ pub struct TargetResult {
     pub exception: Option<String>,
     /// The correlation ID.
     pub cid: Cid,
+    /// Where a coordinator wrote this in the target's place: why the target was not awaited any longer.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "EndedBy::read")]
+    pub ended_by: Option<EndedBy>,
 }
 
 impl TargetResult {
@@ -86,6 +89,7 @@ impl TargetResult {
             ok: false,
             exception: Some(exception),
             cid: to.cid.clone(),
+            ended_by: None,
         }
     }
 

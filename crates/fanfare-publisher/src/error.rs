@@ -1,7 +1,9 @@
 use std::time::Duration;
 
 use fanfare_broker::{BrokerError, PublishError};
-use fanfare_protocol::{Cid, InvalidMetadata, InvalidName, RunId, ServiceName, TargetKey, limits};
+use fanfare_protocol::{
+    Cid, InvalidMetadata, InvalidName, InvalidPolicy, RunId, ServiceName, TargetKey, limits,
+};
 
 /// An invocation did not succeed. The variants tell what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
@@ -192,6 +194,14 @@ pub enum Invalid {
     /// The deadline is none.
     #[error("a deadline of {0:?}: give 1 ms to 365 days, or none with `without_deadline`")]
     Deadline(Duration),
+    /// A completion rule that could never be met, or that would be met before anything has happened.
+    #[error(transparent)]
+    Completion(#[from] InvalidPolicy),
+    /// A completion rule with a share that is none.
+    #[error(
+        "completion when more than a share of {0} of the targets has failed: give 0 or more, and less than 1"
+    )]
+    CompletionShare(f64),
     /// Services or callbacks have no queue.
     #[error("no worker serves {}: start one, or pass declare_missing", listed(.0))]
     Unserved(Vec<ServiceName>),

@@ -7,7 +7,9 @@ use serde::Serialize;
 
 use crate::target::CheckedTarget;
 use crate::waiting::{self, WhileWaiting};
-use crate::{Accepted, IntoNames, Invalid, InvokeError, Publisher, Target, WaitError, invocation};
+use crate::{
+    Accepted, Completion, IntoNames, Invalid, InvokeError, Publisher, Target, WaitError, invocation,
+};
 
 /// The longest deadline. What is to take longer has none.
 const LONGEST_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -48,6 +50,7 @@ pub struct Fanout {
     pub(crate) on_final: Vec<ServiceName>,
     pub(crate) metadata: Metadata,
     pub(crate) deadline: Option<Duration>,
+    pub(crate) completion: Option<Completion>,
     pub(crate) declare_missing: bool,
     pub(crate) mistake: Option<Invalid>,
     while_waiting: Option<Arc<dyn WhileWaiting>>,
@@ -68,13 +71,17 @@ impl Fanout {
             on_target: Vec::new(),
             on_final: Vec::new(),
             metadata: Metadata::default(),
-            deadline,
+            deadline: None,
+            completion: None,
             declare_missing,
             mistake: None,
             while_waiting: None,
         };
         fanout.source = fanout.checked(Source::new(source));
-        fanout
+        match deadline {
+            Some(deadline) => fanout.deadline(deadline),
+            None => fanout,
+        }
     }
 
     /// Adds a target that is known by its service's name.
@@ -144,6 +151,30 @@ impl Fanout {
     /// Lets the fan-out wait for its targets for ever.
     pub fn without_deadline(mut self) -> Self {
         self.deadline = None;
+        self
+    }
+
+    /// Completes it before all targets have responded, once a rule is met. Those that have not responded by then fail, with
+    /// the rule as the reason: callbacks are invoked with what there is. A parallel execution ends in the same way, and its
+    /// on-target callbacks are invoked with these failures too. What still answers is dropped.
+    ///
+    /// Called again, it adds a rule, and the one that is met first completes the fan-out.
+    ///
+    /// ```
+    /// # use fanfare_publisher::{Completion, Fanout};
+    /// # fn example(fanout: Fanout) -> Fanout {
+    /// // The first two of these answers are enough, and one failure can be borne.
+    /// fanout
+    ///     .targets([("quote.north", 1), ("quote.south", 1), ("quote.west", 1)])
+    ///     .complete_when(Completion::succeeded(2))
+    ///     .complete_when(Completion::failed_above(1))
+    /// # }
+    /// ```
+    pub fn complete_when(mut self, rule: Completion) -> Self {
+        self.completion = Some(match self.completion {
+            Some(rules) => rules.or(rule),
+            None => rule,
+        });
         self
     }
 

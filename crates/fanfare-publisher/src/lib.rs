@@ -7,6 +7,7 @@
 //! is. [`InvokeError`] therefore tells three cases apart: nothing was sent, the fan-out does not exist, or nobody can say.
 #![doc(test(attr(deny(warnings))))]
 
+mod completion;
 mod error;
 mod fanout;
 mod invocation;
@@ -17,6 +18,7 @@ mod publisher;
 mod target;
 mod waiting;
 
+pub use completion::Completion;
 pub use error::{Failure, Invalid, InvokeError, WaitError};
 pub use fanout::Fanout;
 pub use invocation::Accepted;

@@ -26,6 +26,8 @@ impl Fanout {
         }
         self.check_callbacks(waiter.is_some())?;
         self.check_keys()?;
+        let completion =
+            self.completion.map(|completion| completion.policy(self.targets.len())).transpose()?.flatten();
         let shared = self.publisher.shared;
         let environment = &shared.environment;
         let cid = self.cid.unwrap_or_else(|| Cid::from(environment.sequential()));
@@ -48,6 +50,7 @@ impl Fanout {
             deadline_ms: self.deadline.map(milliseconds),
             deadline_utc: None,
             waiter,
+            completion,
             metadata: self.metadata,
         };
         let mut manifest_message = manifest.encode();

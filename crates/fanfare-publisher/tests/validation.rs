@@ -5,7 +5,7 @@ mod harness;
 
 use std::time::Duration;
 
-use fanfare_publisher::{Fanout, Invalid, InvokeError, Publisher, Target, WaitError};
+use fanfare_publisher::{Completion, Fanout, Invalid, InvokeError, Publisher, Target, WaitError};
 use harness::Faulty;
 
 /// Invokes what `build` builds, and checks that it is refused with `message` and that nothing was sent.
@@ -103,6 +103,22 @@ async fn limits_are_named() {
     .await;
     for deadline in [Duration::ZERO, Duration::MAX] {
         refused(|p| p.fanout("shop").deadline(deadline).on_final("done"), "give 1 ms to 365 days").await;
+    }
+}
+
+#[tokio::test]
+async fn a_completion_rule_that_cannot_be_met_is_refused() {
+    for (rule, says) in [
+        (Completion::succeeded(2), "completion when 2 of 1 targets have succeeded"),
+        (Completion::responded(0), "completion when 0 targets have responded: give 1 or more"),
+        (Completion::failed_above(1), "more than 1 of 1 targets have failed: give fewer than 1"),
+        (
+            Completion::failed_share_above(1.0),
+            "a share of 1 of the targets has failed: give 0 or more, and less than 1",
+        ),
+    ] {
+        refused(|p| p.fanout("shop").target("price", 1).complete_when(rule).on_final("done"), says).await;
+        refused(|p| p.parallel("shop").target("price", 1).complete_when(rule).on_target("done"), says).await;
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use fanfare_broker::{Broker, memory::MemoryBroker};
 use fanfare_protocol::{
-    Callback, CallbackKind, FinalPayloadBuilder, Manifest, QueueNames, RunId, TargetResult,
+    Callback, CallbackKind, Ending, FinalPayloadBuilder, Manifest, QueueNames, RunId, TargetResult,
 };
 use fanfare_publisher::{Fanout, InvokeError, WaitError, WhileWaiting, Yielded};
 use harness::Faulty;
@@ -49,11 +49,12 @@ async fn conclude(broker: &MemoryBroker, manifest: &Manifest, response: &str) {
         ok: true,
         exception: None,
         cid: manifest.cid.clone(),
+        ended_by: None,
     }
     .to_body();
     let mut payload = FinalPayloadBuilder::new(manifest);
     payload.push(&result).unwrap();
-    let kind = CallbackKind::OnFinal { callback: None, failed: 0 };
+    let kind = CallbackKind::OnFinal { callback: None, ending: Ending::default() };
     let message =
         Callback { manifest, kind, body: payload.finish(fanfare_protocol::limits::MESSAGE_BYTES) }.encode();
     broker.publish(manifest.waiter.as_deref().unwrap(), message).await.unwrap();

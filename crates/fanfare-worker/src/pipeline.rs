@@ -237,6 +237,7 @@ impl Pipeline {
             ok: exception.is_none(),
             exception,
             cid: to.cid.clone(),
+            ended_by: None,
         };
         self.answers.publish_result(&result, to).await;
     }

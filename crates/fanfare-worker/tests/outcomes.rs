@@ -181,9 +181,10 @@ fn callback(bench: &Bench, name: &str, body: &'static str) -> Message {
         deadline_ms: None,
         deadline_utc: None,
         waiter: None,
+        completion: None,
         metadata: fanfare_protocol::Metadata::default(),
     };
-    let kind = CallbackKind::OnFinal { callback: Some(&name), failed: 0 };
+    let kind = CallbackKind::OnFinal { callback: Some(&name), ending: fanfare_protocol::Ending::default() };
     Callback { manifest: &manifest, kind, body: body.into() }.encode()
 }
 

@@ -43,7 +43,7 @@ async fn gather(channel: &dyn ConsumerChannel, manifest: &Manifest) -> Message {
     for body in &bodies {
         payload.push(body.as_ref().unwrap()).unwrap();
     }
-    let kind = CallbackKind::OnFinal { callback: None, failed: 0 };
+    let kind = CallbackKind::OnFinal { callback: None, ending: fanfare_protocol::Ending::default() };
     Callback { manifest, kind, body: payload.finish(fanfare_protocol::limits::MESSAGE_BYTES) }.encode()
 }
 

@@ -56,12 +56,12 @@ pub use fanfare_coordinator::{
     Config as CoordinatorConfig, Coordinator, Error as CoordinatorError, Limits as CoordinatorLimits,
 };
 pub use fanfare_protocol::{
-    Channel, Cid, FinalPayload, InvalidMetadata, InvalidName, Metadata, PayloadError, Prefix, QueueNames,
-    RunId, ServiceName, Source, TargetFailure, TargetKey, TargetResult, WireTime,
+    Channel, Cid, EndedBy, FinalPayload, InvalidMetadata, InvalidName, Metadata, PayloadError, Prefix,
+    QueueNames, RunId, ServiceName, Source, TargetFailure, TargetKey, TargetResult, WireTime,
 };
 pub use fanfare_publisher::{
-    Accepted, Config as PublisherConfig, Failure, Fanout, IntoNames, Invalid, InvokeError, Publisher, Target,
-    WaitError,
+    Accepted, Completion, Config as PublisherConfig, Failure, Fanout, IntoNames, Invalid, InvokeError,
+    Publisher, Target, WaitError,
 };
 pub use fanfare_services as services;
 pub use fanfare_worker::{

@@ -36,6 +36,15 @@ fn invocation_that_breaks_a_rule_is_bad_input_even_without_a_broker() {
         (&["--target", "a", "--target", "a", "--wait"], "two targets have the key \"a\""),
         (&["--on-final", "b", "--metadata", "x"], "\"x\" is not NAME=VALUE"),
         (&["--wait", "soon"], "\"soon\" is no duration"),
+        (&["--target", "a", "--deadline", "never", "--wait"], "write it as 500ms, 30s, 5m or 1h, or none"),
+        (&["--target", "a", "--deadline", "0s", "--wait"], "give 1 ms to 365 days"),
+        (
+            &["--target", "a", "--until-succeeded", "2", "--wait"],
+            "completion when 2 of 1 targets have succeeded",
+        ),
+        (&["--target", "a", "--until-responded", "0", "--wait"], "completion when 0 targets have responded"),
+        (&["--target", "a", "--max-failed", "1", "--wait"], "give fewer than 1"),
+        (&["--target", "a", "--max-failed", "110%", "--wait"], "give 0% or more, and less than 100%"),
         (&["--targets", "no-such-file"], "cannot read the targets from \"no-such-file\""),
     ] {
         check_invoke(arguments, 2, expected);

@@ -1,7 +1,8 @@
 //! What comes in: each event's effect on what the machine knows.
 
-use fanfare_protocol::Checkpoint;
+use fanfare_protocol::{Checkpoint, WireTime};
 
+use super::closing::Closing;
 use super::{FanIn, FenceState, Pending, Phase, Time};
 use crate::gathered::{CheckpointId, HeldCheckpoint, Home};
 use crate::read::failure;
@@ -23,6 +24,11 @@ impl<T: Clone> FanIn<T> {
         self.read_anything = true;
         if self.phase == Phase::Deleting || self.queue_gone {
             // Handed out before the queue went; acked with the rest.
+            if let Item::Result { place, .. } = item
+                && self.gathered.is_missing(place)
+            {
+                self.summary.late += 1;
+            }
             self.unknown.push(tag);
             return;
         }
@@ -30,10 +36,15 @@ impl<T: Clone> FanIn<T> {
             self.want_fence();
         }
         match item {
-            Item::Result { place, body, ok } => {
+            Item::Result { place, answer } => {
                 let home = Home::Result { tag: tag.clone(), since: now };
-                if !self.gathered.count(place, body, ok, home) {
-                    self.summary.duplicates += 1;
+                let own = answer.ended_by.is_none();
+                if !self.gathered.count(place, answer, home) {
+                    if own && self.gathered.is_missing(place) {
+                        self.summary.late += 1;
+                    } else {
+                        self.summary.duplicates += 1;
+                    }
                     out.push(Effect::Ack(tag));
                 }
             }
@@ -126,7 +137,8 @@ impl<T: Clone> FanIn<T> {
                 self.at_risk -= freed.settled * self.manifest.on_target.len();
                 out.extend(freed.tags.into_iter().map(Effect::Ack));
             }
-            Pending::Fence | Pending::Expired => {}
+            Pending::Missing => self.closing.iter_mut().for_each(Closing::confirmed),
+            Pending::Fence => {}
             Pending::Renewal => out.extend(self.manifests.renewed().map(Effect::Ack)),
             Pending::ParkedManifest { results_stay } => self.given_up(results_stay, out),
         }
@@ -139,10 +151,10 @@ impl<T: Clone> FanIn<T> {
         let Some(pending) = self.pending.remove(&id) else { return };
         match pending {
             Pending::OnTarget { callback, place } => {
-                let body = self.gathered.entry(place).map_or(0, |entry| entry.body.len());
+                let body = self.gathered.entry(place).map_or(0, |entry| entry.answer.body.len());
                 let reason =
                     format!("the result has {body} bytes, and {most} is the most that this broker takes");
-                let body = failure(&self.manifest, place, reason, None);
+                let body = failure(&self.manifest, place, reason, None, None).body;
                 if body.len() <= most {
                     self.publish(pending, Publication::OnTarget { callback, place, body }, out);
                 } else {
@@ -169,7 +181,8 @@ impl<T: Clone> FanIn<T> {
                 self.at_risk -= settled * self.manifest.on_target.len();
             }
             Pending::Renewal => out.extend(self.manifests.not_renewed(now).map(Effect::Ack)),
-            Pending::OnFinal(_) | Pending::Fence | Pending::Expired => {}
+            Pending::Missing => self.closing.iter_mut().for_each(Closing::confirmed),
+            Pending::OnFinal(_) | Pending::Fence => {}
             Pending::ParkedManifest { results_stay } => self.given_up(results_stay, out),
         }
     }
@@ -199,8 +212,12 @@ impl<T: Clone> FanIn<T> {
         for place in missing {
             let reason =
                 "the aggregation queue was deleted before this target's result had arrived".to_owned();
-            self.gathered.count(place, failure(&self.manifest, place, reason, None), false, Home::Nowhere);
+            self.gathered.count(place, failure(&self.manifest, place, reason, None, None), Home::Nowhere);
         }
+    }
+
+    pub(super) fn cancel(&mut self, at: WireTime) {
+        self.cancel.get_or_insert(at);
     }
 
     pub(super) fn opened(&mut self) {

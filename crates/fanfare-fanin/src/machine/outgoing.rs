@@ -5,7 +5,6 @@ use fanfare_protocol::{Fence, FinalPayloadBuilder};
 
 use super::{FanIn, FenceState, Pending, Phase, Time};
 use crate::gathered::Calls;
-use crate::read::failure;
 use crate::{Effect, Publication, Summary};
 
 impl<T: Clone> FanIn<T> {
@@ -42,28 +41,6 @@ impl<T: Clone> FanIn<T> {
         }
     }
 
-    /// Whether a deadline can do anything. What lies before a fence may well be all that seems to be missing; but where
-    /// nothing was read, there may be nothing that would ever bring the fence on.
-    pub(super) fn may_expire(&self) -> bool {
-        let reads_backlog = self.is_fenced() && self.read_anything;
-        self.phase == Phase::Gathering && !self.queue_gone && !self.stopping && !reads_backlog
-    }
-
-    /// Appends a failed result for every target that has not answered by the deadline.
-    pub(super) fn expire(&mut self, now: Time, out: &mut Vec<Effect<T>>) {
-        if !self.may_expire() || self.deadline.is_none_or(|deadline| now < deadline) {
-            return;
-        }
-        self.deadline = None;
-        let missing: Vec<usize> = self.gathered.missing().collect();
-        for place in missing {
-            let reason = "the deadline of the fan-out passed before this target had answered".to_owned();
-            let at = self.manifest.deadline_utc.map(|at| at.timestamp());
-            let body = failure(&self.manifest, place, reason, at);
-            self.publish(Pending::Expired, Publication::Expired { place, body }, out);
-        }
-    }
-
     pub(super) fn publish_calls(&mut self, out: &mut Vec<Effect<T>>) {
         let callbacks = self.manifest.on_target.len();
         if self.is_fenced() || callbacks == 0 {
@@ -79,7 +56,7 @@ impl<T: Clone> FanIn<T> {
             if !fits {
                 break;
             }
-            let body = entry.body.clone();
+            let body = entry.answer.body.clone();
             self.gathered.to_call.pop_front();
             self.gathered.begin_calls(place, callbacks);
             self.at_risk += callbacks;
@@ -106,7 +83,7 @@ impl<T: Clone> FanIn<T> {
         if self.is_fenced() || !self.gathered.is_complete() {
             return;
         }
-        self.summary.failed = self.gathered.failed();
+        self.summary.ending = self.gathered.ending();
         let waiter = self.manifest.waiter.as_ref().map(|_| None);
         let receivers: Vec<Option<usize>> =
             (0..self.manifest.on_final.len()).map(Some).chain(waiter).collect();
@@ -122,10 +99,10 @@ impl<T: Clone> FanIn<T> {
 
     /// Publishes the final payload to a callback, or to the caller who waits.
     pub(super) fn publish_final(&mut self, callback: Option<usize>, body: Bytes, out: &mut Vec<Effect<T>>) {
-        let failed = self.summary.failed;
+        let ending = self.summary.ending;
         let publication = match callback {
-            Some(callback) => Publication::OnFinal { callback, body, failed },
-            None => Publication::Waiter { body, failed },
+            Some(callback) => Publication::OnFinal { callback, body, ending },
+            None => Publication::Waiter { body, ending },
         };
         self.publish(Pending::OnFinal(callback), publication, out);
     }

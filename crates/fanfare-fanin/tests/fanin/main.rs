@@ -1,12 +1,14 @@
 //! What the fan-in promises: stories of events and the effects expected, and properties of a whole world of coordinators.
 #![expect(clippy::unwrap_used, reason = "what helps tests may fail like tests")]
 
+mod cancel;
 mod checkpoints;
 mod completion;
 mod deadline;
 mod limits;
 mod model;
 mod outages;
+mod policies;
 mod properties;
 mod reading;
 mod renewal;

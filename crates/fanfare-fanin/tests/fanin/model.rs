@@ -8,9 +8,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanfare_fanin::{Effect, Event, FanIn, Hold, Item, Limits, Publication, PublicationId};
-use fanfare_protocol::{Manifest, Message};
+use fanfare_protocol::{EndedBy, Ending, Manifest, Message, TargetResult};
 
-use crate::samples::{id, result_of};
+use crate::samples::{id, result_of, time};
 
 /// Small numbers, so that a few targets reach every limit.
 pub(crate) const LIMITS: Limits = Limits {
@@ -127,7 +127,9 @@ pub(crate) struct Record {
     /// How often each final callback has arrived.
     pub(crate) finals: BTreeMap<usize, usize>,
     /// The payload of the first final callback.
-    pub(crate) payload: Option<Bytes>,
+    pub(crate) payload: Option<(Bytes, Ending)>,
+    /// A cancel was said to have taken effect.
+    pub(crate) cancelled: bool,
     /// Times that a hold ended by a crash or a lost channel.
     pub(crate) losses: usize,
 }
@@ -152,6 +154,7 @@ pub(crate) enum Step {
     /// The process dies, and begins anew. What it was publishing vanishes or arrives late.
     Crash(usize, bool),
     Stop(usize),
+    Cancel(usize),
     Late(usize),
     Time(u64),
     /// Nothing changes: a restart of everything from the queues alone must lead to the same end.
@@ -184,8 +187,11 @@ impl World {
         }
     }
 
-    /// Goes on without trouble until nothing is left to do.
+    /// Goes on without trouble until nothing is left to do. After a cancel that has taken effect, no target needs to answer.
     pub(crate) fn calm_down(mut self) -> Record {
+        if self.record.cancelled {
+            self.work.clear();
+        }
         for _ in 0..CALM_STEPS {
             if self.is_over() {
                 return self.record;
@@ -275,6 +281,9 @@ impl World {
             }
             Step::Crash(c, late) => self.crash(c, late),
             Step::Stop(c) => self.coordinators[c].holder.is_some() && self.event(c, Event::Stop),
+            Step::Cancel(c) => {
+                self.coordinators[c].holder.is_some() && self.event(c, Event::Cancel { at: time() })
+            }
             Step::Late(pick) => self.land_late(pick),
             Step::Time(seconds) => {
                 self.now += Duration::from_secs(seconds);
@@ -293,8 +302,8 @@ impl World {
     fn work(&mut self) -> bool {
         let Some(message) = self.work.pop_front() else { return false };
         let reader: FanIn<Tag> = self.machine(0, false);
-        if let Item::Result { place, body, .. } = reader.read(&message) {
-            self.first.entry(place).or_insert(body);
+        if let Item::Result { place, answer } = reader.read(&message) {
+            self.first.entry(place).or_insert(answer.body);
         }
         self.results.iter_mut().for_each(|results| results.push(message.clone()));
         true
@@ -406,7 +415,7 @@ impl World {
                 self.results.iter_mut().for_each(|results| results.push(message.clone()));
             }
             Publication::Renewal => self.manifests.push(true),
-            Publication::Expired { place, body } => {
+            Publication::Missing { place, body } => {
                 let key = self.manifest.key_at(place).unwrap().as_str();
                 self.work.push_front(result_of(self.manifest.run, key, body));
                 self.work();
@@ -513,6 +522,7 @@ impl World {
                 self.manifests.unacked.remove(&tag);
                 self.results.iter_mut().for_each(|results| drop(results.unacked.remove(&tag)));
             }
+            Effect::Cancelled(_) => self.record.cancelled = true,
             Effect::DeleteQueue => {
                 let holder = self.coordinators[c].holder.as_mut().expect("it has just spoken");
                 assert!(holder.deletion == Deletion::No, "the queue is deleted twice");
@@ -538,13 +548,28 @@ impl World {
         assert!(self.manifests.unacked.values().all(|(to, ..)| *to != c), "a manifest is held by nobody");
     }
 
+    /// How many targets have answered by themselves, with a result that counts: successes and failures.
+    fn answered(&self) -> (usize, usize) {
+        let own = self.first.values().map(|body| result_in(body)).filter(|result| result.ended_by.is_none());
+        let (succeeded, failed): (Vec<_>, Vec<_>) = own.partition(|result| result.ok);
+        (succeeded.len(), failed.len())
+    }
+
     /// What is published keeps the promises.
     fn inspect(&mut self, publication: &Publication) {
         match publication {
             Publication::OnTarget { place, body, .. } => {
                 assert_eq!(Some(body), self.first.get(place), "the first result of a key stands");
             }
-            Publication::OnFinal { body, .. } | Publication::Waiter { body, .. } => {
+            Publication::Missing { body, .. } => {
+                if result_in(body).ended_by == Some(EndedBy::Completion) {
+                    let (succeeded, failed) = self.answered();
+                    let policy = self.manifest.completion.as_ref();
+                    let met = policy.and_then(|policy| policy.met(succeeded, failed));
+                    assert!(met.is_some(), "{succeeded} and {failed} meet no policy");
+                }
+            }
+            Publication::OnFinal { body, ending, .. } | Publication::Waiter { body, ending } => {
                 let callbacks = self.manifest.on_target.len();
                 for place in 0..self.manifest.targets.len() {
                     for callback in 0..callbacks {
@@ -552,8 +577,8 @@ impl World {
                         assert!(called, "a final callback before an on-target callback is safe");
                     }
                 }
-                let payload = self.record.payload.get_or_insert_with(|| body.clone());
-                assert_eq!(payload, body, "all final callbacks are given the same");
+                let payload = self.record.payload.get_or_insert_with(|| (body.clone(), *ending));
+                assert_eq!(*payload, (body.clone(), *ending), "all final callbacks are given the same");
                 let mut expected = fanfare_protocol::FinalPayloadBuilder::new(&self.manifest);
                 self.first.values().for_each(|body| expected.push(body).unwrap());
                 assert_eq!(
@@ -565,4 +590,8 @@ impl World {
             _ => {}
         }
     }
+}
+
+fn result_in(body: &[u8]) -> TargetResult {
+    TargetResult::from_body(body).expect("what counts is a result")
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fanfare_protocol::Message;
+use fanfare_protocol::{CompletionPolicy, Manifest, Message};
 use proptest::prelude::*;
 
 use crate::model::{LIMITS, Record, Step, World};
@@ -18,6 +18,10 @@ struct Scenario {
     on_final: usize,
     /// Seconds after which what is missing fails.
     deadline: Option<u64>,
+    /// None where it is not one that a fan-out of so many targets can have.
+    completion: CompletionPolicy,
+    /// Targets that are not among the answers never answer, where the fan-out can end without them.
+    silent: bool,
     coordinators: usize,
     /// Answers in the order in which they are given: by target, and which of its answers. More than one is a
     /// redelivered request that was answered differently.
@@ -27,9 +31,15 @@ struct Scenario {
 
 impl Scenario {
     fn run(&self) -> Record {
-        let manifest = numbered(self.targets, self.on_target, self.on_final);
+        let numbered = numbered(self.targets, self.on_target, self.on_final);
+        let completion = Some(self.completion).filter(|policy| policy.check(self.targets).is_ok());
+        let manifest = Manifest { completion, ..numbered };
         let answered: BTreeSet<usize> = self.answers.iter().map(|(target, _)| *target).collect();
-        let missing = (0..self.targets).filter(|target| !answered.contains(target)).map(|target| (target, 0));
+        let responding = answered.iter().filter(|target| **target < self.targets).count();
+        let responded = completion.and_then(|policy| policy.responded).filter(|wanted| *wanted <= responding);
+        let silent = self.silent && (self.deadline.is_some() || responded.is_some());
+        let missing = (0..self.targets).filter(|target| !silent && !answered.contains(target));
+        let missing = missing.map(|target| (target, 0));
         let work = self.answers.iter().copied().chain(missing).map(|(target, n)| answer_of(target, n));
         let mut world =
             World::new(manifest, self.deadline.map(Duration::from_secs), self.coordinators, work.collect());
@@ -54,10 +64,12 @@ impl Scenario {
     }
 }
 
-/// Targets beyond the manifest's are strangers; so are other runs. The third answer of a target is malformed.
+/// Targets beyond the manifest's are strangers; so are other runs. The second answer of a target is a failure, the third one
+/// is malformed.
 fn answer_of(target: usize, n: usize) -> Message {
     let key = target.to_string();
     match n {
+        1 => result_of(id(1), &key, body(&format!("!{target}.1"))),
         2 => result_of(id(1), &key, Bytes::from(format!("malformed {target}"))),
         3 => result_of(id(99), &key, body("of another run")),
         n => result_of(id(1), &key, body(&format!("{target}.{n}"))),
@@ -82,7 +94,8 @@ fn calm(coordinators: usize) -> impl Strategy<Value = Step> {
         8 => (c.clone(), 0..20usize).prop_map(|(c, pick)| Step::Confirm(c, pick)),
         1 => c.clone().prop_map(Step::Delete),
         1 => c.clone().prop_map(Step::Learn),
-        1 => c.prop_map(Step::Stop),
+        1 => c.clone().prop_map(Step::Stop),
+        1 => c.prop_map(Step::Cancel),
         1 => (1..40u64).prop_map(Step::Time),
         1 => Just(Step::Late(0)),
     ]
@@ -101,16 +114,28 @@ fn troubled(coordinators: usize) -> impl Strategy<Value = Step> {
     ]
 }
 
+fn policy() -> impl Strategy<Value = CompletionPolicy> {
+    let rule = || proptest::option::weighted(0.3, 0..8usize);
+    (rule(), rule(), rule()).prop_map(|(succeeded, responded, failed_above)| CompletionPolicy {
+        succeeded,
+        responded,
+        failed_above,
+    })
+}
+
 fn scenario<S: Strategy<Value = Step>>(steps: fn(usize) -> S) -> impl Strategy<Value = Scenario> {
     let deadline = proptest::option::weighted(0.3, 0..200u64);
-    (0..=14usize, 0..=3usize, 1..=2usize, 2..=3usize, deadline).prop_flat_map(
-        move |(targets, on_target, on_final, coordinators, deadline)| {
+    let ends_early = (deadline, policy(), any::<bool>());
+    (0..=14usize, 0..=3usize, 1..=2usize, 2..=3usize, ends_early).prop_flat_map(
+        move |(targets, on_target, on_final, coordinators, (deadline, completion, silent))| {
             let steps = proptest::collection::vec(steps(coordinators), 0..250);
             (any_answers(targets), steps).prop_map(move |(answers, steps)| Scenario {
                 targets,
                 on_target,
                 on_final,
                 deadline,
+                completion,
+                silent,
                 coordinators,
                 answers,
                 steps,

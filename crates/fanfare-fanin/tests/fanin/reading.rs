@@ -1,11 +1,11 @@
 //! What a message of an aggregation queue is to a fan-out.
 
 use bytes::Bytes;
-use fanfare_fanin::{Event, FanIn, Hold, Item, Limits};
+use fanfare_fanin::{Answer, Event, FanIn, Hold, Item, Limits};
 use fanfare_protocol::{Checkpoint, CheckpointEntry, Message, TargetKey, TargetResult, header};
 use proptest::prelude::*;
 
-use crate::samples::{body, checkpoint, id, manifest, result_of};
+use crate::samples::{body, checkpoint, id, manifest, result_of, time};
 use crate::story::Story;
 
 fn machine() -> FanIn<u32> {
@@ -21,7 +21,7 @@ fn without_key(mut message: Message, message_id: &str) -> Message {
 
 /// Reads a message as a failed result of target a, and tells why it failed.
 fn failure(message: &Message) -> (Bytes, String) {
-    let Item::Result { place: 0, body, ok: false } = machine().read(message) else {
+    let Item::Result { place: 0, answer: Answer { body, ok: false, .. } } = machine().read(message) else {
         panic!("{:?}", machine().read(message))
     };
     let exception = TargetResult::from_body(&body).unwrap().exception.unwrap();
@@ -34,7 +34,8 @@ fn a_result_goes_on_byte_for_byte_without_the_white_space_around_it() {
     padded.extend_from_slice(&body("one"));
     padded.extend_from_slice(b"\t\n");
     let item = machine().read(&result_of(id(1), "a", padded.into()));
-    assert_eq!(item, Item::Result { place: 0, body: body("one"), ok: true });
+    let answer = Answer { body: body("one"), ok: true, ended_by: None, at: time() };
+    assert_eq!(item, Item::Result { place: 0, answer });
 }
 
 #[test]

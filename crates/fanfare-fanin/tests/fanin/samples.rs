@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    Channel, Checkpoint, CheckpointEntry, Cid, Fence, Manifest, ManifestTarget, Message, Metadata,
+    Channel, Checkpoint, CheckpointEntry, Cid, EndedBy, Fence, Manifest, ManifestTarget, Message, Metadata,
     QueueNames, ReplyAddress, RunId, ServiceName, Source, TargetKey, TargetResult, WireTime,
 };
 use uuid::Uuid;
@@ -44,6 +44,7 @@ pub(crate) fn manifest<'a>(
         deadline_ms: None,
         deadline_utc: None,
         waiter: None,
+        completion: None,
         metadata: Metadata::default(),
     }
 }
@@ -67,8 +68,15 @@ pub(crate) fn body(answer: &str) -> Bytes {
         ok: exception.is_none(),
         exception,
         cid: Cid::new("c1").unwrap(),
+        ended_by: None,
     }
     .to_body()
+}
+
+/// The body of the failure that a coordinator writes in the place of a target that is not awaited any longer.
+pub(crate) fn missing(by: EndedBy, exception: &str) -> Bytes {
+    let failed = TargetResult::from_body(&body(&format!("!{exception}"))).unwrap();
+    TargetResult { ended_by: Some(by), ..failed }.to_body()
 }
 
 /// What a result's body answers, in the words that [`body`] takes.

@@ -3,10 +3,11 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use fanfare_fanin::{Effect, Event, FanIn, Hold, Limits, Publication, PublicationId};
-use fanfare_protocol::{Checkpoint, FinalPayload, Manifest, Message};
+use bytes::Bytes;
+use fanfare_fanin::{Cancellation, Effect, Event, FanIn, Hold, Limits, Publication, PublicationId};
+use fanfare_protocol::{Checkpoint, EndedBy, Ending, FinalPayload, Manifest, Message};
 
-use crate::samples::{answer, body, fence, id, result_of};
+use crate::samples::{answer, body, fence, id, missing, result_of, time};
 
 /// The token of the hold that every story is about.
 pub(crate) const OWN: u128 = 42;
@@ -19,6 +20,8 @@ pub(crate) struct Story {
     open: VecDeque<(String, PublicationId)>,
     /// Checkpoints that were published, for the story to deliver.
     checkpoints: Vec<Checkpoint>,
+    /// Failures that were published in the place of missing targets, for the story to deliver.
+    missing: Vec<Bytes>,
     effects: Vec<Effect<&'static str>>,
 }
 
@@ -40,8 +43,14 @@ impl Story {
     pub(crate) fn with(manifest: Manifest, take_over: bool, limits: Limits) -> Self {
         let hold = Hold { token: id(OWN), take_over };
         let machine = FanIn::new(manifest, "m1", hold, limits, Duration::ZERO);
-        let (open, checkpoints, effects) = (VecDeque::new(), Vec::new(), Vec::new());
-        Self { machine, now: Duration::ZERO, open, checkpoints, effects }
+        Self {
+            machine,
+            now: Duration::ZERO,
+            open: VecDeque::new(),
+            checkpoints: Vec::new(),
+            missing: Vec::new(),
+            effects: Vec::new(),
+        }
     }
 
     /// Sets a deadline, counted from the beginning of the story.
@@ -84,6 +93,23 @@ impl Story {
     pub(crate) fn own_checkpoint(&mut self, tag: &'static str, number: usize) -> Outcome<'_> {
         let checkpoint = self.checkpoints[number].clone();
         self.checkpoint(tag, &checkpoint)
+    }
+
+    /// The failure that this hold published as its n-th comes back, in the place of a target.
+    pub(crate) fn own_missing(&mut self, tag: &'static str, key: &str, number: usize) -> Outcome<'_> {
+        let message = result_of(self.machine.manifest().run, key, self.missing[number].clone());
+        self.message(tag, false, &message)
+    }
+
+    /// The failure that another wrote in the place of a target.
+    pub(crate) fn missing(&mut self, tag: &'static str, key: &str, by: EndedBy) -> Outcome<'_> {
+        let message = result_of(self.machine.manifest().run, key, missing(by, "missing"));
+        self.message(tag, false, &message)
+    }
+
+    /// Someone asks for a cancel.
+    pub(crate) fn cancel(&mut self) -> Outcome<'_> {
+        self.event(Event::Cancel { at: time() })
     }
 
     pub(crate) fn fence(&mut self, tag: &'static str, token: u128) -> Outcome<'_> {
@@ -158,6 +184,13 @@ impl Story {
             Effect::Park { tag, .. } => format!("park {tag}"),
             Effect::DeleteQueue => "delete".to_owned(),
             Effect::Abandon { manifests } => format!("abandon {manifests:?}"),
+            Effect::Cancelled(Cancellation { responded, missing, ended_by }) => {
+                let by = ended_by.map_or("nothing", EndedBy::as_str);
+                format!("cancelled: {responded} responded, {missing} missing, by {by}")
+            }
+            Effect::End(summary) if summary.completed && summary.late > 0 => {
+                format!("end, completed, {} late", summary.late)
+            }
             Effect::End(summary) if summary.completed => "end, completed".to_owned(),
             Effect::End(_) => "end".to_owned(),
         }
@@ -169,10 +202,10 @@ impl Story {
                 let key = self.machine.manifest().key_at(place).unwrap().as_str().to_owned();
                 format!("call {callback} with {key}={}", answer(&body))
             }
-            Publication::OnFinal { callback, body, failed } => {
-                format!("final {callback} with {}", tell_payload(&body, failed))
+            Publication::OnFinal { callback, body, ending } => {
+                format!("final {callback} with {}", tell_payload(&body, ending))
             }
-            Publication::Waiter { body, failed } => format!("waiter with {}", tell_payload(&body, failed)),
+            Publication::Waiter { body, ending } => format!("waiter with {}", tell_payload(&body, ending)),
             Publication::Checkpoint(checkpoint) => {
                 let entry = |(key, answer)| format!("{key}={answer}");
                 let entries: Vec<String> = entries_of(&checkpoint).map(entry).collect();
@@ -185,9 +218,10 @@ impl Story {
                 assert_eq!(fence.token, id(OWN), "a fence carries the hold's token");
                 "fence".to_owned()
             }
-            Publication::Expired { place, body } => {
+            Publication::Missing { place, body } => {
                 let key = self.machine.manifest().key_at(place).unwrap().as_str().to_owned();
-                format!("expired {key}={}", answer(&body))
+                self.missing.push(body.clone());
+                format!("missing {key}={}", answer(&body))
             }
             Publication::Renewal => "renewal".to_owned(),
             Publication::ParkedManifest { .. } => "manifest, parked".to_owned(),
@@ -212,11 +246,14 @@ fn entries_of(checkpoint: &Checkpoint) -> impl Iterator<Item = (&str, String)> {
     checkpoint.entries.iter().map(|entry| (entry.key.as_str(), answer(&entry.body)))
 }
 
-fn tell_payload(body: &[u8], failed: usize) -> String {
+fn tell_payload(body: &[u8], ending: Ending) -> String {
     let payload: FinalPayload = serde_json::from_slice(body).expect("a final payload is JSON");
     // Responses that were left out for want of room are no failures of their targets.
     let left_out = payload.failures().filter(|failure| failure.exception.contains("was left out"));
-    assert_eq!(payload.failures().count() - left_out.count(), failed);
+    assert_eq!(payload.failures().count() - left_out.count(), ending.failed);
+    assert_eq!(payload.ended_by(), ending.by);
+    let missing = payload.data.iter().filter(|(_, result)| result.ended_by.is_some()).count();
+    assert_eq!(missing, ending.missing);
     let entry = |(key, result): (&str, &fanfare_protocol::TargetResult)| {
         let answer = match &result.exception {
             Some(exception) => format!("!{exception}"),
@@ -224,5 +261,7 @@ fn tell_payload(body: &[u8], failed: usize) -> String {
         };
         format!("{key}={answer}")
     };
-    format!("[{}]", payload.data.iter().map(entry).collect::<Vec<_>>().join(" "))
+    let entries = payload.data.iter().map(entry).collect::<Vec<_>>().join(" ");
+    let by = ending.by.map(|by| format!(", ended by {by}")).unwrap_or_default();
+    format!("[{entries}]{by}")
 }

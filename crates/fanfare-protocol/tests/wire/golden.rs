@@ -2,8 +2,9 @@
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    Callback, CallbackKind, Channel, Checkpoint, CheckpointEntry, Fence, FinalPayload, FinalPayloadBuilder,
-    Invocation, Manifest, Metadata, QueueNames, Request, TargetOf, TargetResult,
+    Callback, CallbackKind, Channel, Checkpoint, CheckpointEntry, CompletionPolicy, EndedBy, Ending, Fence,
+    FinalPayload, FinalPayloadBuilder, Invocation, Manifest, Metadata, QueueNames, Request, TargetOf,
+    TargetResult,
 };
 
 use crate::samples::{
@@ -123,13 +124,14 @@ fn a_manifest_with_all_that_may_be_set() {
         channel: Channel::ParallelExecCall,
         deadline_ms: Some(60_000),
         waiter: Some("fanfare.wait.1".to_owned()),
+        completion: Some(CompletionPolicy { succeeded: Some(2), responded: Some(1), failed_above: Some(0) }),
         metadata: metadata(),
         ..manifest()
     };
     let body = String::from_utf8(full.encode().body.to_vec()).unwrap();
     assert!(body.contains(r#""channel":"parallel-exec-call""#));
     assert!(
-        body.ends_with(r#","deadline_ms":60000,"waiter":"fanfare.wait.1","metadata":{"order":"7"}}"#),
+        body.ends_with(r#","deadline_ms":60000,"waiter":"fanfare.wait.1","completion":{"succeeded":2,"responded":1,"failed_above":0},"metadata":{"order":"7"}}"#),
         "{body}"
     );
     assert_eq!(Manifest::decode(&full.encode(), &QueueNames::default()), Ok(full));
@@ -184,7 +186,8 @@ fn an_on_target_callback() {
 fn a_final_callback_and_the_answer_to_a_waiter() {
     let manifest = manifest();
     let body = Bytes::from_static(b"{}");
-    let kind = CallbackKind::OnFinal { callback: Some(&manifest.on_final[0]), failed: 1 };
+    let ending = Ending { failed: 1, ..Ending::default() };
+    let kind = CallbackKind::OnFinal { callback: Some(&manifest.on_final[0]), ending };
     let message = Callback { manifest: &manifest, kind, body: body.clone() }.encode();
     check(
         &message,
@@ -202,9 +205,58 @@ fn a_final_callback_and_the_answer_to_a_waiter() {
          fanfare-version = 1\n\
          {}",
     );
-    let kind = CallbackKind::OnFinal { callback: None, failed: 1 };
+    let kind = CallbackKind::OnFinal { callback: None, ending };
     let expected = written(&message).replace("/on-final/my.cb1", "/on-final");
     check(&Callback { manifest: &manifest, kind, body }.encode(), &expected);
+}
+
+#[test]
+fn the_final_callback_of_a_fan_out_that_ended_early_says_why_and_how_many_were_missing() {
+    let manifest = manifest();
+    let message = |ending| {
+        let kind = CallbackKind::OnFinal { callback: Some(&manifest.on_final[0]), ending };
+        written(&Callback { manifest: &manifest, kind, body: Bytes::from_static(b"{}") }.encode())
+    };
+    let all_responded = message(Ending { failed: 2, missing: 0, by: None });
+    for (by, word) in
+        [(EndedBy::Deadline, "deadline"), (EndedBy::Completion, "completion"), (EndedBy::Cancel, "cancel")]
+    {
+        let expected = all_responded
+            .replace("\nfanfare-failed", &format!("\nfanfare-ended-by = \"{word}\"\nfanfare-failed"))
+            .replace("\nfanfare-req-ts", "\nfanfare-missing = 1\nfanfare-req-ts");
+        assert_eq!(message(Ending { failed: 2, missing: 1, by: Some(by) }), expected);
+    }
+}
+
+#[test]
+fn a_failure_in_the_place_of_a_missing_target_says_why_it_was_not_awaited() {
+    let failed = TargetResult { ended_by: Some(EndedBy::Completion), ..result("null", Some("not awaited")) };
+    let body = String::from_utf8(failed.to_body().to_vec()).unwrap();
+    let expected = RESULT
+        .replace("\"My response\"", "null")
+        .replace(r#""ok":true,"exception":null"#, r#""ok":false,"exception":"not awaited""#)
+        .replace("\"}", "\",\"ended_by\":\"completion\"}");
+    assert_eq!(body, expected);
+    assert_eq!(TargetResult::from_body(body.as_bytes()).unwrap().ended_by, Some(EndedBy::Completion));
+    for other in ["null", "7", "\"else\"", "{\"a\":[1]}"] {
+        let foreign = expected.replace("\"completion\"", other);
+        assert_eq!(TargetResult::from_body(foreign.as_bytes()).unwrap().ended_by, None, "{foreign}");
+    }
+}
+
+#[test]
+fn a_final_payload_tells_what_ended_the_fan_out() {
+    let manifest = manifest();
+    let payload = |ended: [Option<EndedBy>; 2]| -> FinalPayload {
+        let bodies = ended.map(|ended_by| TargetResult { ended_by, ..result("null", Some("x")) }.to_body());
+        let mut builder = FinalPayloadBuilder::new(&manifest);
+        bodies.iter().for_each(|body| builder.push(body).unwrap());
+        serde_json::from_slice(&builder.finish(fanfare_protocol::limits::MESSAGE_BYTES)).unwrap()
+    };
+    assert_eq!(payload([None, None]).ended_by(), None);
+    assert_eq!(payload([None, Some(EndedBy::Deadline)]).ended_by(), Some(EndedBy::Deadline));
+    let both = payload([Some(EndedBy::Cancel), Some(EndedBy::Deadline)]);
+    assert_eq!(both.ended_by(), Some(EndedBy::Cancel));
 }
 
 #[test]

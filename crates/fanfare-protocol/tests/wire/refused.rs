@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    Channel, Checkpoint, Fence, HeaderValue, Invocation, Manifest, ManifestTarget, Message, Metadata,
-    QueueNames, TargetResult,
+    Channel, Checkpoint, CompletionPolicy, Fence, HeaderValue, Invocation, Manifest, ManifestTarget, Message,
+    Metadata, QueueNames, TargetResult,
 };
 
 use crate::samples::{aggregation, key, manifest, request, result, service};
@@ -110,6 +110,11 @@ fn a_manifest_that_names_what_is_not_its_own_is_refused() {
     check_manifest(
         "on_final lists 101 callbacks",
         &Manifest { on_final: vec![service("x"); 101], ..good.clone() },
+    );
+    let policy = |completion| Manifest { completion: Some(completion), ..good.clone() };
+    check_manifest(
+        "completion when 3 of 2 targets have responded",
+        &policy(CompletionPolicy { responded: Some(3), ..CompletionPolicy::default() }),
     );
     check_manifest("lists 100001 targets", &Manifest { targets: vec![twice; 100_001], ..good });
 }

@@ -53,6 +53,7 @@ pub(crate) fn manifest() -> Manifest {
         deadline_ms: None,
         deadline_utc: None,
         waiter: None,
+        completion: None,
         metadata: Metadata::default(),
     }
 }
@@ -80,6 +81,7 @@ pub(crate) fn result(response: &str, exception: Option<&str>) -> TargetResult {
         ok: exception.is_none(),
         exception: exception.map(str::to_owned),
         cid: cid(),
+        ended_by: None,
     }
 }
 
