@@ -30,6 +30,7 @@ pub struct Context {
 struct Shared {
     service: ServiceName,
     invocation: Invocation,
+    redelivered: bool,
     cancellation: CancellationToken,
     publisher: Publisher,
     slot: Slot,
@@ -39,11 +40,13 @@ impl Context {
     pub(crate) fn new(
         service: ServiceName,
         invocation: Invocation,
+        redelivered: bool,
         cancellation: CancellationToken,
         publisher: Publisher,
         slot: Slot,
     ) -> Self {
-        Self { shared: Arc::new(Shared { service, invocation, cancellation, publisher, slot }) }
+        let shared = Shared { service, invocation, redelivered, cancellation, publisher, slot };
+        Self { shared: Arc::new(shared) }
     }
 
     /// How the service was invoked: as a target, as a callback, or plainly.
@@ -93,6 +96,13 @@ impl Context {
     #[must_use]
     pub fn message_id(&self) -> &str {
         &self.shared.invocation.message_id
+    }
+
+    /// Whether the broker may have handed this message out before. Where it has not, no other worker has begun with it; but
+    /// whoever published the message may have published it twice, which only the [`message_id`](Self::message_id) tells.
+    #[must_use]
+    pub fn redelivered(&self) -> bool {
+        self.shared.redelivered
     }
 
     /// When the fan-out was invoked, where the message says so.

@@ -96,10 +96,10 @@ impl Pipeline {
 
     /// Handles a message, unless it is a redelivery of one that runs or was run here: that is answered with the run.
     async fn handle_once(&self, message: &Message, redelivered: bool, slot: &Slot) -> Fate {
-        let Some(work) = Work::of(message) else { return self.handle(message, slot).await };
+        let Some(work) = Work::of(message) else { return self.handle(message, redelivered, slot).await };
         match self.history.turn(work.clone(), redelivered) {
             Turn::Run(running) => {
-                let fate = self.handle(message, slot).await;
+                let fate = self.handle(message, redelivered, slot).await;
                 if matches!(fate, Fate::Done) {
                     running.finish();
                 }
@@ -119,7 +119,7 @@ impl Pipeline {
         }
     }
 
-    async fn handle(&self, message: &Message, slot: &Slot) -> Fate {
+    async fn handle(&self, message: &Message, redelivered: bool, slot: &Slot) -> Fate {
         let invocation = match Invocation::decode(message, &self.answers.names) {
             Ok(invocation) => invocation,
             Err(malformed) => {
@@ -128,7 +128,7 @@ impl Pipeline {
                 return Fate::Done;
             }
         };
-        let outcome = self.run(invocation.clone(), slot).await;
+        let outcome = self.run(invocation.clone(), redelivered, slot).await;
         slot.finish();
         match outcome {
             // It was cut short by this worker and not by anything of its own: it deserves another run.
@@ -177,7 +177,12 @@ impl Pipeline {
         }
     }
 
-    async fn run(&self, invocation: Invocation, slot: &Slot) -> Result<Box<RawValue>, Failure> {
+    async fn run(
+        &self,
+        invocation: Invocation,
+        redelivered: bool,
+        slot: &Slot,
+    ) -> Result<Box<RawValue>, Failure> {
         let body = invocation.body.clone();
         let span = tracing::info_span!(
             "invocation",
@@ -189,6 +194,7 @@ impl Pipeline {
         let context = Context::new(
             self.registered.name.clone(),
             invocation,
+            redelivered,
             self.stop.cancel.child_token(),
             self.publisher.clone(),
             slot.clone(),

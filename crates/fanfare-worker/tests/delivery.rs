@@ -115,6 +115,22 @@ async fn a_run_whose_delivery_the_broker_took_back_still_answers() {
     assert_eq!(bench.waiting(&bench.service_queue("gated")).await, 0);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_service_is_told_whether_its_message_was_handed_out_before() {
+    let bench = Bench::new();
+    let started = Arc::new(Semaphore::new(0));
+    let signal = Arc::clone(&started);
+    let hangs_at_first = service("hangs", move |context: Context, (): ()| {
+        signal.add_permits(1);
+        async move { if context.redelivered() { Ok(()) } else { std::future::pending().await } }
+    });
+    bench.call("hangs", ["null"]).await;
+    let _worker = bench.start([hangs_at_first]).await;
+    within(started.acquire()).await.unwrap().forget();
+    bench.worker.memory.cut();
+    assert!(bench.result().await.ok);
+}
+
 /// A service that counts how many of it run at once, and the most that ever did.
 fn counting(name: &str, now: &Arc<AtomicUsize>, most: &Arc<AtomicUsize>) -> Registration {
     let (now, most) = (Arc::clone(now), Arc::clone(most));
