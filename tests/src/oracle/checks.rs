@@ -353,8 +353,10 @@ impl<'a> Case<'a, '_> {
         };
         let messages = &self.history.messages_left;
         let manifest_left = messages.iter().any(|message| left("fanin")(&message));
+        let manifest_parked =
+            messages.iter().filter(left("parked")).any(|message| message.kind == "fanfare.manifest");
         let queue_left = fan_out.runs.iter().any(|run| self.history.queues_left.contains(run));
-        if !fan_out.exists() && !manifest_left {
+        if !fan_out.exists() && !manifest_left && !manifest_parked {
             return;
         }
         let called: BTreeSet<&str> = fan_out.calls.iter().map(|call| call.message_id).collect();
@@ -368,8 +370,6 @@ impl<'a> Case<'a, '_> {
         };
         let (of, first) = (self.expected.len(), missing.first().map_or("", |id| id.as_str()));
         let some_waiting = missing.iter().any(|id| waiting(&id));
-        let manifest_parked =
-            messages.iter().filter(left("parked")).any(|message| message.kind == "fanfare.manifest");
         let queue_deleted = fan_out.runs.iter().any(|run| self.history.deleted_queues.contains(run));
         let missing = missing.len();
         if manifest_left || queue_left {

@@ -198,6 +198,7 @@ fn of_an_unknown_invocation_comes_all_or_nothing() {
     unknown().holds();
     unknown().started("b", "e2").each(0).each(1).done(&both()).holds();
     unknown().each(0).violates(&[Kind::Lost]);
+    unknown().left("parked", "fanfare.manifest", "c/manifest").violates(&[Kind::Lost]);
     // The caller was killed before it could tell.
     Log::invoking(plan()).holds();
     Log::invoking(plan()).started("a", "e1").each(0).violates(&[Kind::Lost]);
