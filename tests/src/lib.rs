@@ -4,6 +4,7 @@
 //! `FANFARE_TEST_BROKER`, which `cargo xtask test` provides; without it they fail, and say so.
 
 mod by_hand;
+pub mod chaos;
 mod log;
 mod mortal;
 mod operator;

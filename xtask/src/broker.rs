@@ -57,11 +57,23 @@ trait Instance: Send {
     /// Whether RabbitMQ's own check of its ports passes.
     fn check_ports(&self) -> Result<()>;
 
-    /// Stops and starts the broker, which keeps its port and its data.
-    fn restart(&mut self) -> Result<()>;
+    /// Ends the broker, whose port and data are kept for another start. One that has ended stays so.
+    fn end(&mut self, end: End) -> Result<()>;
+
+    /// Starts the broker again after it was ended.
+    fn start_again(&mut self) -> Result<()>;
 
     /// The shell words that run `rabbitmqctl` on this broker.
     fn control(&self) -> String;
+}
+
+/// How a broker ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It is asked to stop, and given the time to do so.
+    Stopped,
+    /// By SIGKILL, in the middle of whatever it does.
+    Killed,
 }
 
 /// A way to start brokers that was found to work on this machine.
@@ -119,11 +131,21 @@ impl Broker {
         self.instance.as_ref().map(|instance| instance.control())
     }
 
-    /// Restarts a broker that was started here, and waits until it accepts connections again.
-    fn restart(&mut self) -> Result<()> {
+    /// Ends a broker that was started here.
+    fn end(&mut self, end: End) -> Result<()> {
+        self.instance()?.end(end)
+    }
+
+    /// Starts it again, and waits until it accepts connections.
+    fn start_again(&mut self) -> Result<()> {
+        let instance = self.instance()?;
+        instance.start_again()?;
+        wait_until_ready(instance).map(drop)
+    }
+
+    fn instance(&mut self) -> Result<&mut dyn Instance> {
         let instance = self.instance.as_mut().context("this broker was not started here")?;
-        instance.restart()?;
-        wait_until_ready(instance.as_mut()).map(drop)
+        Ok(instance.as_mut())
     }
 }
 
@@ -152,9 +174,12 @@ impl Provider {
             Self::Container(engine) => engine.to_string(),
             Self::Package(package) => package.to_string(),
         };
-        let url = format!("amqp://guest:guest@127.0.0.1:{}/%2f", instance.port());
-        Ok(Broker { url, version, provided_by, instance: Some(instance) })
+        Ok(Broker { url: url(instance.as_ref()), version, provided_by, instance: Some(instance) })
     }
+}
+
+fn url(instance: &dyn Instance) -> String {
+    format!("amqp://guest:guest@127.0.0.1:{}/%2f", instance.port())
 }
 
 /// Waits until the broker speaks AMQP on its port and finds all its ports open, and returns its version.

@@ -1,6 +1,7 @@
 //! The commands of this repository: `cargo xtask --help`.
 
 mod broker;
+mod chaos;
 mod compose;
 mod environment;
 mod interrupt;
@@ -31,6 +32,8 @@ enum Command {
     Verify,
     /// Runs the broker that the tests would use, prints its URL, and ends it at Ctrl-C.
     Broker(broker::Options),
+    /// Kills workers, coordinators, publishers and the broker in the middle of fan-outs, and tells what came of it.
+    Chaos(chaos::Options),
     /// Brings up docker-compose.yml under a name of its own, invokes through it, and takes it down.
     ComposeTest,
     /// Asks a running `test` or `broker` to restart one of its brokers.
@@ -43,6 +46,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(options),
         Command::Verify => verify::run(),
         Command::Broker(options) => broker::run(options),
+        Command::Chaos(options) => chaos::run(&options),
         Command::ComposeTest => compose::run(),
         Command::Restart(options) => broker::ask_for_restart(options),
     });

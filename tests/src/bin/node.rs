@@ -1,15 +1,17 @@
 //! A worker or a coordinator as a process of its own, for tests that kill it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use fanfare_broker::System;
 use fanfare_broker::amqp::{self, AmqpBroker};
 use fanfare_coordinator::Coordinator;
 use fanfare_protocol::{Prefix, QueueNames};
 use fanfare_publisher::Publisher;
+use fanfare_tests::chaos::{self, Journal};
 use fanfare_tests::services;
 use fanfare_worker::Worker;
 
@@ -39,6 +41,16 @@ enum Role {
         /// Only `test.report` is served, and never answers.
         #[arg(long)]
         hangs: bool,
+        #[command(flatten)]
+        chaos: Option<Chaos>,
+    },
+    /// Invokes fan-outs of all kinds, for chaos.
+    Publisher {
+        /// Chooses them.
+        #[arg(long)]
+        seed: u64,
+        #[command(flatten)]
+        chaos: Chaos,
     },
     /// Coordinates.
     Coordinator {
@@ -46,6 +58,23 @@ enum Role {
         #[arg(long)]
         renewal_ms: Option<u64>,
     },
+}
+
+/// Takes part in chaos.
+#[derive(Args)]
+struct Chaos {
+    /// Where the journal goes.
+    #[arg(long = "chaos", required = false)]
+    folder: PathBuf,
+    /// Names the journal.
+    #[arg(long, required = false)]
+    process: String,
+}
+
+impl Chaos {
+    fn journal(&self) -> Result<Arc<Journal>> {
+        Journal::create(&self.folder, &self.process).map(Arc::new)
+    }
 }
 
 #[tokio::main]
@@ -59,13 +88,19 @@ async fn main() -> Result<()> {
         terminated.recv().await;
     };
     match arguments.role {
-        Role::Worker { concurrency, prefetch, redelivery_limit, hangs } => {
+        Role::Publisher { seed, chaos } => {
+            // Workers may not have come so far yet.
+            let config = fanfare_publisher::Config { names, declare_missing: true, ..Default::default() };
+            let publisher = Publisher::new(broker, Arc::new(System), config);
+            chaos::publish(publisher, chaos.journal()?, seed, shutdown).await?;
+        }
+        Role::Worker { concurrency, prefetch, redelivery_limit, hangs, chaos } => {
             let config = fanfare_publisher::Config { names, ..Default::default() };
             let publisher = Publisher::new(broker, Arc::new(System), config);
-            let services = if hangs {
-                vec![services::report(true).concurrency(concurrency)]
-            } else {
-                services::all(concurrency)
+            let services = match chaos {
+                Some(chaos) => chaos::services(&chaos.journal()?, concurrency),
+                None if hangs => vec![services::report(true).concurrency(concurrency)],
+                None => services::all(concurrency),
             };
             let services = services.into_iter().map(|service| match prefetch {
                 Some(prefetch) => service.prefetch(prefetch),

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Instance;
+use super::{End, Instance};
 use crate::{environment, process, say};
 
 /// The image of the newest RabbitMQ that the tests are run on.
@@ -104,8 +104,16 @@ impl Instance for Container {
         process::output(&mut self.command(&check), LIMIT).map(drop)
     }
 
-    fn restart(&mut self) -> Result<()> {
-        process::output_undisturbed(&mut self.command(&["restart", "-t", "5", &self.name]), LIMIT).map(drop)
+    fn end(&mut self, end: End) -> Result<()> {
+        let end: &[&str] = match end {
+            End::Stopped => &["stop", "-t", "5"],
+            End::Killed => &["kill"],
+        };
+        process::output_undisturbed(self.command(end).arg(&self.name), LIMIT).map(drop)
+    }
+
+    fn start_again(&mut self) -> Result<()> {
+        process::output_undisturbed(&mut self.command(&["start", &self.name]), LIMIT).map(drop)
     }
 
     fn control(&self) -> String {

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::Instance;
+use super::{End, Instance};
 use crate::process::{self, Group};
 use crate::{environment, interrupt, say};
 
@@ -175,8 +175,15 @@ impl Instance for Node {
         process::output(command.args(["-q", "check_port_connectivity"]), TOOL_LIMIT).map(drop)
     }
 
-    fn restart(&mut self) -> Result<()> {
-        self.server.stop(STOP_GRACE)?;
+    fn end(&mut self, end: End) -> Result<()> {
+        let grace = match end {
+            End::Stopped => STOP_GRACE,
+            End::Killed => Duration::ZERO,
+        };
+        self.server.stop(grace).map(drop)
+    }
+
+    fn start_again(&mut self) -> Result<()> {
         self.server = self.place.start_server()?;
         Ok(())
     }

@@ -4,27 +4,38 @@
 //! command that a test is given only connects, and waits for the word that the broker is back.
 
 use std::io::{ErrorKind, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::Broker;
+use super::{Broker, End};
 use crate::process::POLL;
 use crate::say;
 
 /// The answer that means that the broker is back. An owner that ends half-way sends none.
 const DONE: &str = "restarted";
 
+/// What asks for a restart after a kill. Anything else asks for an orderly restart.
+const KILL: &str = "kill";
+
+/// How long an asker may take to say what it wants.
+const QUESTION_LIMIT: Duration = Duration::from_secs(5);
+
 /// Options of the hidden command that asks for a restart.
 #[derive(Args)]
 pub(crate) struct RestartOptions {
     /// The socket on which the owner of the broker listens.
     socket: PathBuf,
+    /// Ends the broker by SIGKILL, instead of asking it to stop.
+    #[arg(long)]
+    kill: bool,
 }
 
 /// A broker that restarts when it is asked to over a socket, until this is dropped.
@@ -84,7 +95,7 @@ fn serve(mut broker: Broker, listener: &UnixListener, ended: &AtomicBool) {
     while !ended.load(Ordering::SeqCst) {
         match listener.accept() {
             Ok((mut asker, _)) => {
-                let answer = match broker.restart() {
+                let answer = match asked(&mut asker).and_then(|question| answer(&mut broker, &question)) {
                     Ok(()) => DONE.to_owned(),
                     Err(error) => format!("{error:#}"),
                 };
@@ -100,10 +111,27 @@ fn serve(mut broker: Broker, listener: &UnixListener, ended: &AtomicBool) {
     }
 }
 
+fn asked(asker: &mut UnixStream) -> Result<String> {
+    asker.set_read_timeout(Some(QUESTION_LIMIT))?;
+    let mut question = String::new();
+    asker.read_to_string(&mut question)?;
+    Ok(question)
+}
+
+fn answer(broker: &mut Broker, question: &str) -> Result<()> {
+    match question {
+        KILL => broker.end(End::Killed).and_then(|()| broker.start_again()),
+        _ => broker.end(End::Stopped).and_then(|()| broker.start_again()),
+    }
+}
+
 /// Asks the owner of a broker to restart it.
 pub(crate) fn ask_for_restart(options: RestartOptions) -> Result<()> {
     let mut owner = UnixStream::connect(&options.socket)
         .with_context(|| format!("nobody listens on {}", options.socket.display()))?;
+    let question = if options.kill { KILL } else { "" };
+    owner.write_all(question.as_bytes())?;
+    owner.shutdown(Shutdown::Write)?;
     let mut answer = String::new();
     owner.read_to_string(&mut answer)?;
     if answer == DONE { Ok(()) } else { bail!("the broker did not restart: {answer}") }
