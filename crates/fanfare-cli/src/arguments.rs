@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::configuration::QueueType;
 use crate::exit::EXIT_CODES;
 use crate::{coordinator, demo, doctor, durations, invoke, worker};
 
@@ -44,6 +45,10 @@ pub(crate) struct Shared {
     /// How every queue name begins [default: fanfare]
     #[arg(long, global = true, env = "FANFARE_PREFIX", value_name = "NAME")]
     pub(crate) prefix: Option<String>,
+
+    /// The type of aggregation queues, for whoever invokes [default: classic]
+    #[arg(long, global = true, env = "FANFARE_QUEUE_TYPE", value_name = "TYPE")]
+    pub(crate) queue_type: Option<QueueType>,
 
     /// For amqps://, the authorities that may have signed the broker's certificate, as PEM [default: the system's]
     #[arg(long, global = true, env = "FANFARE_CA_CERTIFICATE", value_name = "FILE")]

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
+use clap::ValueEnum;
 use fanfare::ServiceName;
 use serde::Deserialize;
 
@@ -17,6 +18,7 @@ pub(crate) struct Configuration {
     pub(crate) prefix: Option<fanfare::Prefix>,
     pub(crate) user_id: Option<String>,
     pub(crate) consumer_timeout: Option<Written>,
+    pub(crate) queue_type: Option<QueueType>,
     pub(crate) log: Option<String>,
     #[serde(default)]
     pub(crate) tls: Tls,
@@ -30,6 +32,25 @@ pub(crate) struct Configuration {
     pub(crate) services: BTreeMap<ServiceName, Service>,
     #[serde(default)]
     pub(crate) stock: BTreeMap<ServiceName, Stock>,
+}
+
+/// The type of aggregation queues.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum QueueType {
+    /// On one node: a fan-out waits while it is down
+    Classic,
+    /// On a majority of a cluster's nodes
+    Quorum,
+}
+
+impl From<QueueType> for fanfare::QueueType {
+    fn from(queue_type: QueueType) -> Self {
+        match queue_type {
+            QueueType::Classic => Self::Classic,
+            QueueType::Quorum => Self::Quorum,
+        }
+    }
 }
 
 /// One URL, several divided by commas, or a list.
@@ -75,7 +96,6 @@ pub(crate) struct Publisher {
     pub(crate) declare_missing: Option<bool>,
     pub(crate) deadline: Option<Limit>,
     pub(crate) time_limit: Option<Written>,
-    pub(crate) replicated_aggregation: Option<bool>,
 }
 
 /// A service that needs no Rust.
@@ -228,6 +248,7 @@ mod tests {
             prefix = "shop"
             user_id = "fanfare-coordinator"
             consumer_timeout = "2h"
+            queue_type = "quorum"
             log = "debug"
             [tls]
             ca_certificate = "ca.pem"
@@ -250,7 +271,6 @@ mod tests {
             declare_missing = true
             deadline = "1h 30m"
             time_limit = "20s"
-            replicated_aggregation = true
             [services."image.resize"]
             exec = ["python3", "resize.py"]
             directory = "/srv"

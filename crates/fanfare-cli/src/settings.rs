@@ -4,7 +4,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::anyhow;
-use fanfare::{Builder, ClientCertificate, ConnectError, Fanfare, Prefix, PublisherConfig, QueueNames, Tls};
+use fanfare::{
+    Builder, ClientCertificate, ConnectError, Fanfare, Prefix, PublisherConfig, QueueNames, QueueType, Tls,
+};
 use fanfare_broker::amqp::Address;
 
 use crate::arguments::Shared;
@@ -22,6 +24,7 @@ const DEFAULT_FILES: [&str; 2] = ["fanfare.toml", "/etc/fanfare/fanfare.toml"];
 pub(crate) struct Settings {
     pub(crate) broker: Option<String>,
     pub(crate) names: QueueNames,
+    pub(crate) queue_type: QueueType,
     pub(crate) log: Option<String>,
     pub(crate) user_id: Option<String>,
     /// None where nobody says that it is not the default.
@@ -57,6 +60,7 @@ impl Settings {
         Ok(Self {
             broker: flags.broker.or(written),
             names: prefix.map(QueueNames::new).unwrap_or_default(),
+            queue_type: flags.queue_type.or(file.queue_type).map(QueueType::from).unwrap_or_default(),
             log: flags.log.or_else(|| file.log.clone()),
             user_id: flags.user_id.or_else(|| file.user_id.clone()),
             consumer_timeout: flags.consumer_timeout.or(file.consumer_timeout.map(|written| written.0)),
@@ -97,7 +101,7 @@ impl Settings {
             deadline: file.deadline.map_or(defaults.deadline, Into::into),
             time_limit: file.time_limit.map_or(defaults.time_limit, |limit| limit.0),
             user_id: self.user_id.clone(),
-            replicated_aggregation: file.replicated_aggregation.unwrap_or(defaults.replicated_aggregation),
+            queue_type: self.queue_type,
             ..defaults
         };
         let urls = self.broker.as_deref().unwrap_or(DEFAULT_BROKER);
@@ -146,6 +150,7 @@ fn refused(error: ConnectError) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::configuration;
 
     fn file(text: &str) -> Configuration {
         toml::from_str(text).unwrap()
@@ -159,6 +164,20 @@ mod tests {
         assert_eq!(settings.names.prefix().as_str(), "file");
         let settings = Settings::merge(Shared::default(), file("")).unwrap();
         assert_eq!((settings.broker.as_deref(), settings.names.prefix().as_str()), (None, "fanfare"));
+    }
+
+    #[test]
+    fn queue_type_reaches_the_publisher() {
+        let of = |text: &str, flag: Option<configuration::QueueType>| {
+            let flags = Shared { queue_type: flag, ..Shared::default() };
+            let fanfare = Settings::merge(flags, file(text)).unwrap().fanfare("test").unwrap();
+            fanfare.publisher().config().queue_type
+        };
+        assert_eq!(of("", None), QueueType::Classic);
+        assert_eq!(of("queue_type = \"quorum\"", None), QueueType::Quorum);
+        assert_eq!(of("", Some(configuration::QueueType::Quorum)), QueueType::Quorum);
+        let flag = Some(configuration::QueueType::Classic);
+        assert_eq!(of("queue_type = \"quorum\"", flag), QueueType::Classic);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::error::pressed;
 use crate::known_queues::Unprepared;
 use crate::plan::Plan;
 use crate::publisher::Shared;
-use crate::{Failure, InvokeError, Target};
+use crate::{Failure, InvokeError, QueueType, Target};
 
 /// Requests of one fan-out that are under way to the broker at the same time.
 const REQUESTS_IN_FLIGHT: usize = 256;
@@ -235,10 +235,9 @@ impl Commitment {
     fn aggregation_queue(&self) -> QueueSpec {
         let names = &self.shared.config.names;
         let Accepted { cid, run } = &self.accepted;
-        if self.shared.config.replicated_aggregation {
-            names.replicated_aggregation(cid, *run)
-        } else {
-            names.aggregation(cid, *run)
+        match self.shared.config.queue_type {
+            QueueType::Classic => names.aggregation(cid, *run),
+            QueueType::Quorum => names.replicated_aggregation(cid, *run),
         }
     }
 }

@@ -23,6 +23,6 @@ pub use error::{Failure, Invalid, InvokeError, WaitError};
 pub use fanout::Fanout;
 pub use invocation::Accepted;
 pub use names::IntoNames;
-pub use publisher::{Config, Publisher};
+pub use publisher::{Config, Publisher, QueueType};
 pub use target::Target;
 pub use waiting::{WhileWaiting, Yielded};

@@ -53,8 +53,19 @@ pub struct Config {
     /// The login that this program has at the broker, to be put into its manifests as `user_id`, which the broker checks.
     /// Coordinators can be told to accept manifests of certain users only. None, which is the default, puts in nothing.
     pub user_id: Option<String>,
-    /// Whether aggregation queues are replicated over the nodes of a cluster.
-    pub replicated_aggregation: bool,
+    /// The type of aggregation queues. Classic.
+    pub queue_type: QueueType,
+}
+
+/// Of which type the queues are that results are gathered in. All others are quorum queues.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum QueueType {
+    /// Classic queues, which are cheap and live on one node. In a cluster, a fan-out whose queue is on a node that is
+    /// down waits for its return, and then goes on with nothing lost.
+    #[default]
+    Classic,
+    /// Quorum queues, which are replicated over a cluster's nodes, and cost two to three times as much.
+    Quorum,
 }
 
 impl Default for Config {
@@ -66,7 +77,7 @@ impl Default for Config {
             preparation_limit: Duration::from_secs(10),
             deadline: Some(Duration::from_secs(24 * 60 * 60)),
             user_id: None,
-            replicated_aggregation: false,
+            queue_type: QueueType::default(),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fanfare_broker::{Broker, BrokerError, PublishError};
 use fanfare_protocol::{Manifest, Message, QueueNames, RunId};
-use fanfare_publisher::{Config, Failure, Fanout, InvokeError, Publisher, Target};
+use fanfare_publisher::{Config, Failure, Fanout, InvokeError, Publisher, QueueType, Target};
 use harness::{Fault, Faulty, lost};
 
 const FANIN: &str = "fanfare.fanin";
@@ -359,7 +359,7 @@ async fn a_plain_invocation_that_may_be_in_its_queue_is_unknown() {
 #[tokio::test]
 async fn a_cluster_gets_replicated_aggregation_queues_where_configured() {
     let broker = served().await;
-    let config = Config { replicated_aggregation: true, ..Config::default() };
+    let config = Config { queue_type: QueueType::Quorum, ..Config::default() };
     let accepted = enrichment(&broker.publisher_with(config)).invoke().await.unwrap();
     let queue = QueueNames::default().replicated_aggregation(&accepted.cid, accepted.run);
     broker.memory.declare(&queue).await.expect("it was declared with these arguments");

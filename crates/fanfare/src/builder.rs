@@ -4,7 +4,7 @@ use fanfare_broker::amqp::{self, AmqpBroker, InvalidAddress, Tls};
 use fanfare_broker::memory::MemoryBroker;
 use fanfare_broker::{Broker, BrokerError, Environment, System};
 use fanfare_protocol::{InvalidName, Prefix, QueueNames};
-use fanfare_publisher::{Config as PublisherConfig, Publisher};
+use fanfare_publisher::{Config as PublisherConfig, Publisher, QueueType};
 
 use crate::Fanfare;
 
@@ -105,6 +105,12 @@ impl Builder {
     /// [`PublisherConfig::user_id`].
     pub fn user_id(mut self, login: impl Into<String>) -> Self {
         self.publisher.user_id = Some(login.into());
+        self
+    }
+
+    /// Sets the type of aggregation queues: [`QueueType::Quorum`] replicates them over the nodes of a cluster.
+    pub fn queue_type(mut self, queue_type: QueueType) -> Self {
+        self.publisher.queue_type = queue_type;
         self
     }
 

@@ -61,7 +61,7 @@ pub use fanfare_protocol::{
 };
 pub use fanfare_publisher::{
     Accepted, Completion, Config as PublisherConfig, Failure, Fanout, IntoNames, Invalid, InvokeError,
-    Publisher, Target, WaitError,
+    Publisher, QueueType, Target, WaitError,
 };
 pub use fanfare_services as services;
 pub use fanfare_worker::{
