@@ -4,7 +4,7 @@ use fanfare_protocol::{FinalPayload, TargetResult};
 use serde_json::Value;
 
 use super::Rules;
-use super::history::{Call, FanOut, History, Left, Moment};
+use super::history::{Call, FanOut, History, Left, Published};
 use super::record::{Disturbance, Outcome, mark};
 use super::verdict::{Kind, Verdict};
 
@@ -251,7 +251,8 @@ impl<'a> Case<'a, '_> {
     fn check_order(&mut self) {
         let plan = self.fan_out.plan;
         let first = |wanted: &str| {
-            self.fan_out.published.iter().find(|(_, message_id)| *message_id == wanted).map(|(at, _)| *at)
+            let mut published = self.fan_out.published.iter();
+            published.find(|published| published.message_id == wanted).map(|published| published.at)
         };
         let finals = self.expected.iter().filter(|(_, expected)| expected.key.is_none());
         let Some(earliest) = finals.filter_map(|(id, _)| first(id)).min() else { return };
@@ -278,12 +279,9 @@ impl<'a> Case<'a, '_> {
                 continue;
             }
             self.verdict.counts.repeated_executions += 1;
-            let disturbed = self.history.disturbed(self.fan_out.invoked, execution.at).count();
-            if disturbed < *before - 1 {
-                let what = format!(
-                    "target {:?} ran {before} times, and {disturbed} disturbances explain it",
-                    execution.key
-                );
+            // One disturbance may repeat the request as well as hand every copy of it out again.
+            if self.history.disturbed(self.fan_out.invoked, execution.at).next().is_none() {
+                let what = format!("target {:?} ran {before} times, and nothing explains it", execution.key);
                 self.verdict.violated(Kind::Duplicated, self.name, what);
             }
         }
@@ -292,22 +290,27 @@ impl<'a> Case<'a, '_> {
     /// Callback messages are repeated only where a coordinator was disturbed, and on-target ones only so often.
     fn check_repeated_messages(&mut self) {
         let fan_out = self.fan_out;
-        let copies: Vec<(Moment, &str)> = if self.history.sees_publications {
+        let copies: Vec<Published<'_>> = if self.history.sees_publications {
             fan_out.published.clone()
         } else {
             let own = fan_out.calls.iter().filter(|call| !call.redelivered);
-            own.map(|call| (call.at, call.message_id)).collect()
+            own.map(|call| Published { at: call.at, at_ms: call.at_ms, message_id: call.message_id })
+                .collect()
         };
-        let mut of_message: BTreeMap<&str, Vec<Moment>> = BTreeMap::new();
-        for (at, message_id) in copies {
-            of_message.entry(message_id).or_default().push(at);
+        let mut of_message: BTreeMap<&str, Vec<Published<'_>>> = BTreeMap::new();
+        for copy in copies {
+            of_message.entry(copy.message_id).or_default().push(copy);
         }
         let mut on_target = Vec::new();
-        for (message_id, moments) in &of_message {
-            let first = if self.history.sees_publications { moments[0] } else { fan_out.invoked };
-            for (before, again) in moments.iter().enumerate().skip(1) {
-                let disturbed = self.history.disturbed(first, *again);
-                let explained = disturbed.filter(|disturbed| disturbed.concerns_coordinators()).count();
+        for (message_id, copies) in &of_message {
+            // Where publications are not seen, the first may have been called late.
+            let first = if self.history.sees_publications { copies[0].at_ms } else { fan_out.invoked_ms };
+            let from_ms = first.saturating_sub(self.rules.notice_ms).max(fan_out.invoked_ms);
+            for (before, again) in copies.iter().enumerate().skip(1) {
+                let disturbed = self.history.disturbed(fan_out.invoked, again.at);
+                let explained = disturbed
+                    .filter(|disturbed| disturbed.concerns_coordinators() && disturbed.at_ms >= from_ms)
+                    .count();
                 if explained < before {
                     let what = format!(
                         "{message_id} was published {} times, and {explained} disturbances explain it",
@@ -316,9 +319,9 @@ impl<'a> Case<'a, '_> {
                     self.violated(Kind::Duplicated, what);
                 }
             }
-            let repeats = moments.len() - 1;
+            let repeats = copies.len() - 1;
             match self.expected.get(*message_id).map(|expected| expected.key.is_some()) {
-                Some(true) => on_target.extend(&moments[1..]),
+                Some(true) => on_target.extend(copies[1..].iter().map(|copy| copy.at)),
                 Some(false) => self.verdict.counts.repeated_on_final += repeats,
                 None => {}
             }

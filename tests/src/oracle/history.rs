@@ -23,6 +23,7 @@ pub(super) struct History<'a> {
 #[derive(Debug)]
 pub(super) struct Disturbed {
     pub(super) at: Moment,
+    pub(super) at_ms: u64,
     pub(super) role: Role,
     pub(super) how: Disturbance,
 }
@@ -48,8 +49,16 @@ pub(super) struct FanOut<'a> {
     pub(super) waited: Vec<Waited<'a>>,
     pub(super) executions: Vec<Execution<'a>>,
     /// Callback messages that came into their queues.
-    pub(super) published: Vec<(Moment, &'a str)>,
+    pub(super) published: Vec<Published<'a>>,
     pub(super) calls: Vec<Call<'a>>,
+}
+
+/// One copy of a callback message.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Published<'a> {
+    pub(super) at: Moment,
+    pub(super) at_ms: u64,
+    pub(super) message_id: &'a str,
 }
 
 #[derive(Debug)]
@@ -150,7 +159,7 @@ impl<'a> History<'a> {
             Event::Published { invocation, run, message_id } => {
                 self.sees_publications = true;
                 if let Some(fan_out) = self.of_run(invocation, Some(run)) {
-                    fan_out.published.push((at, message_id));
+                    fan_out.published.push(Published { at, at_ms, message_id });
                 }
             }
             Event::Called { invocation, run, cid, callback, channel, key, message_id, body, redelivered } => {
@@ -170,7 +179,7 @@ impl<'a> History<'a> {
                 }
             }
             Event::Disturbed { role, how, .. } => {
-                self.disturbances.push(Disturbed { at, role: *role, how: *how });
+                self.disturbances.push(Disturbed { at, at_ms, role: *role, how: *how });
             }
             Event::QueueDeleted { run } => {
                 self.deleted_queues.insert(run);

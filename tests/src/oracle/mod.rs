@@ -33,11 +33,14 @@ use self::history::History;
 pub struct Rules {
     /// On-target callback messages that one crash of a coordinator may repeat.
     pub calls_at_risk: usize,
+    /// How long it may take until whoever is disturbed notices, in milliseconds. What it publishes until then can be
+    /// repeated because of a disturbance that came before.
+    pub notice_ms: u64,
 }
 
 impl Default for Rules {
     fn default() -> Self {
-        Self { calls_at_risk: 100 }
+        Self { calls_at_risk: 100, notice_ms: 0 }
     }
 }
 
