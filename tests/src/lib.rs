@@ -12,6 +12,7 @@ pub mod oracle;
 mod recorder;
 mod running;
 pub mod services;
+pub mod simulation;
 mod stack;
 
 pub use by_hand::answer;

@@ -7,6 +7,7 @@ mod environment;
 mod interrupt;
 mod process;
 mod python;
+mod simulate;
 mod test;
 mod verify;
 
@@ -30,6 +31,8 @@ enum Command {
     Test(test::Options),
     /// Checks everything that is not a test: format, lints, docs, licences, dependencies.
     Verify,
+    /// Runs fan-outs under faults in virtual time, one seed after the other, up to the first violation of a guarantee.
+    Simulate(simulate::Options),
     /// Runs the broker that the tests would use, prints its URL, and ends it at Ctrl-C.
     Broker(broker::Options),
     /// Kills workers, coordinators, publishers and the broker in the middle of fan-outs, and tells what came of it.
@@ -45,6 +48,7 @@ fn main() -> ExitCode {
     let outcome = interrupt::watch().and_then(|()| match Arguments::parse().command {
         Command::Test(options) => test::run(options),
         Command::Verify => verify::run(),
+        Command::Simulate(options) => simulate::run(options),
         Command::Broker(options) => broker::run(options),
         Command::Chaos(options) => chaos::run(&options),
         Command::ComposeTest => compose::run(),

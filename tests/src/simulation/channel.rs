@@ -1,0 +1,257 @@
+//! A channel of a simulated connection. What is done on it has its effect later, but in its order.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::pending;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use async_trait::async_trait;
+use fanfare_broker::{Acknowledge, BrokerError, Consumer, ConsumerChannel, Delivery, Receipt};
+use fanfare_protocol::QueueSpec;
+use futures_util::future::BoxFuture;
+use futures_util::{StreamExt, stream};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::link::{Link, unreachable, wait};
+use crate::oracle::Disturbance;
+
+/// A channel: a pipe to the broker, through which acks and operations travel one after the other. An ack is sent and not
+/// waited for, as on a real connection, so that it is lost where its sender dies right after it.
+pub(super) struct SimulatedChannel {
+    pipe: Arc<Pipe>,
+    /// Taken out when the handle is dropped, which closes the channel after all that was sent before.
+    inner: Option<Arc<dyn ConsumerChannel>>,
+}
+
+struct Pipe {
+    link: Arc<Link>,
+    inner: Weak<dyn ConsumerChannel>,
+    operations: mpsc::UnboundedSender<(Instant, BoxFuture<'static, ()>)>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    last_arrival: Option<Instant>,
+    last_tag: u64,
+    /// What was handed out. An answer given twice goes to the broker twice, which ends the channel.
+    deliveries: BTreeMap<u64, Receipt>,
+}
+
+impl SimulatedChannel {
+    pub(super) fn new(link: Arc<Link>, inner: Arc<dyn ConsumerChannel>) -> Self {
+        let (operations, arriving) = mpsc::unbounded_channel();
+        tokio::spawn(run(Arc::clone(&link), arriving));
+        let pipe = Pipe { link, inner: Arc::downgrade(&inner), operations, state: Mutex::default() };
+        Self { pipe: Arc::new(pipe), inner: Some(inner) }
+    }
+
+    fn inner(&self) -> Arc<dyn ConsumerChannel> {
+        self.inner.clone().expect("it is there until the handle is dropped")
+    }
+
+    /// Takes a step in the channel's order, and waits for its answer.
+    async fn operate<T: Send + 'static>(
+        &self,
+        what: impl FnOnce() -> String,
+        work: impl Future<Output = Result<T, BrokerError>> + Send + 'static,
+    ) -> Result<T, BrokerError> {
+        let link = &self.pipe.link;
+        link.alive(async {
+            link.shared.journal.trace(|| format!("{}: {}", link.name, what()));
+            self.pipe.step();
+            if link.is_over() {
+                return pending().await;
+            }
+            let (answer, answered) = oneshot::channel();
+            self.pipe.send(Box::pin(async move {
+                let _ = answer.send(work.await);
+            }));
+            let outcome = answered.await.unwrap_or_else(|_| Err(unreachable()));
+            self.pipe.step();
+            link.shared.travel().await;
+            outcome
+        })
+        .await
+    }
+}
+
+/// Lets what was sent arrive, in order, until the process is dead or the channel is dropped.
+async fn run(link: Arc<Link>, mut arriving: mpsc::UnboundedReceiver<(Instant, BoxFuture<'static, ()>)>) {
+    let arrive = async {
+        while let Some((at, operation)) = arriving.recv().await {
+            tokio::time::sleep_until(at).await;
+            operation.await;
+        }
+    };
+    tokio::select! {
+        biased;
+        () = link.over() => {}
+        () = arrive => {}
+    }
+}
+
+impl Pipe {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn send(&self, operation: BoxFuture<'static, ()>) {
+        let latency = self.link.shared.latency();
+        let mut state = self.state();
+        let at = (Instant::now() + latency).max(state.last_arrival.unwrap_or_else(Instant::now));
+        state.last_arrival = Some(at);
+        // Where nobody reads any more, the process is dead.
+        let _ = self.operations.send((at, operation));
+    }
+
+    /// A moment at which the process may die, its connection be cut, or this channel be closed by the broker.
+    fn step(&self) {
+        let (link, shared) = (&self.link, &self.link.shared);
+        link.step();
+        if shared.happens(shared.faults.close_channel)
+            && !link.is_over()
+            && let Some(inner) = self.inner.upgrade()
+        {
+            shared.disturb(&link.name, link.role, Disturbance::Cut);
+            tokio::spawn(async move { inner.close().await });
+        }
+    }
+
+    fn hand_out(self: &Arc<Self>, delivery: Delivery) -> Delivery {
+        let message = &delivery.message;
+        let (kind, id) = (message.kind(), message.properties.message_id.as_deref().unwrap_or_default());
+        let again = if delivery.redelivered { " again" } else { "" };
+        self.link.shared.journal.trace(|| format!("{}: is handed {kind} {id}{again}", self.link.name));
+        let mut state = self.state();
+        state.last_tag += 1;
+        let tag = state.last_tag;
+        state.deliveries.insert(tag, delivery.receipt.clone());
+        Delivery { receipt: Receipt::new(Arc::clone(self) as Arc<dyn Acknowledge>, tag), ..delivery }
+    }
+
+    fn answer(&self, tag: u64, requeue: bool) {
+        if self.link.is_over() {
+            return;
+        }
+        let Some(receipt) = self.state().deliveries.get(&tag).cloned() else { return };
+        self.send(Box::pin(
+            async move { if requeue { receipt.requeue().await } else { receipt.ack().await } },
+        ));
+    }
+}
+
+#[async_trait]
+impl ConsumerChannel for SimulatedChannel {
+    async fn consume(&self, queue: &str, prefetch: u16) -> Result<Consumer, BrokerError> {
+        let (inner, name, shared) = (self.inner(), queue.to_owned(), Arc::clone(&self.pipe.link.shared));
+        let consume = async move {
+            shared.check(&name)?;
+            inner.consume(&name, prefetch).await
+        };
+        let consumer = self.operate(|| format!("consume {queue}"), consume).await?;
+        let tag = consumer.tag().to_owned();
+        let (pipe, queue) = (Arc::clone(&self.pipe), queue.to_owned());
+        let deliveries = stream::unfold((consumer, pipe, queue), |(mut consumer, pipe, queue)| async {
+            let next = pipe.next(&mut consumer, &queue).await?;
+            Some((next, (consumer, pipe, queue)))
+        });
+        Ok(Consumer::new(tag, deliveries.boxed()))
+    }
+
+    async fn declare_exclusive(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
+        let (inner, spec) = (self.inner(), queue.clone());
+        let declare = async move { inner.declare_exclusive(&spec).await };
+        self.operate(|| format!("declare {}", queue.name), declare).await
+    }
+
+    async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
+        let (inner, name, to) = (self.inner(), queue.to_owned(), exchange.to_owned());
+        let bind = async move { inner.bind(&name, &to).await };
+        self.operate(|| format!("bind {queue} to {exchange}"), bind).await
+    }
+
+    async fn cancel(&self, consumer: &str) -> Result<(), BrokerError> {
+        let (inner, tag) = (self.inner(), consumer.to_owned());
+        self.operate(|| format!("cancel {consumer}"), async move { inner.cancel(&tag).await }).await
+    }
+
+    async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
+        let (inner, name, shared) = (self.inner(), queue.to_owned(), Arc::clone(&self.pipe.link.shared));
+        let delete = async move {
+            shared.check(&name)?;
+            inner.delete(&name).await
+        };
+        self.operate(|| format!("delete {queue} on its channel"), delete).await
+    }
+
+    async fn close(&self) {
+        let inner = self.inner();
+        let close = async move {
+            inner.close().await;
+            Ok(())
+        };
+        let _ = self.operate(|| "close a channel".to_owned(), close).await;
+    }
+
+    async fn ended(&self) {
+        let inner = self.inner();
+        self.pipe.link.alive(inner.ended()).await;
+    }
+}
+
+impl Pipe {
+    /// The next delivery, when it has arrived. The broker may take the consumer away while its queue is out.
+    async fn next(
+        self: &Arc<Self>,
+        consumer: &mut Consumer,
+        queue: &str,
+    ) -> Option<Result<Delivery, BrokerError>> {
+        let (link, shared) = (&self.link, &self.link.shared);
+        link.alive(async {
+            let next = tokio::select! {
+                biased;
+                () = shared.outage_begins(queue) => return None,
+                next = consumer.next() => next?,
+            };
+            let delivery = next.map(|delivery| self.hand_out(delivery));
+            wait(shared.latency()).await;
+            self.step();
+            Some(delivery)
+        })
+        .await
+    }
+}
+
+impl Drop for SimulatedChannel {
+    fn drop(&mut self) {
+        let inner = self.inner.take();
+        self.pipe.send(Box::pin(async move { drop(inner) }));
+    }
+}
+
+#[async_trait]
+impl Acknowledge for Pipe {
+    async fn ack(&self, tag: u64) {
+        self.link.alive(async { self.step() }).await;
+        self.answer(tag, false);
+    }
+
+    async fn requeue(&self, tag: u64) {
+        self.link.alive(async { self.step() }).await;
+        self.answer(tag, true);
+    }
+}
+
+impl fmt::Debug for SimulatedChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimulatedChannel").field("of", &self.pipe.link.name).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Pipe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pipe").field("of", &self.link.name).finish_non_exhaustive()
+    }
+}

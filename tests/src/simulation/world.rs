@@ -1,0 +1,202 @@
+//! What all simulated processes share: the broker, chance, and what is wrong at the moment.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use fanfare_broker::BrokerError;
+use fanfare_broker::memory::MemoryBroker;
+use fanfare_protocol::{Manifest, Message, QueueNames, header};
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::journal::{Journal, invocation_of};
+use super::link::wait;
+use super::random::Random;
+use super::scenario::Faults;
+use crate::oracle::{Disturbance, Event, Role};
+
+/// The longest that a step on the broker takes where nothing is wrong.
+const LATENCY_MS: u64 = 3;
+
+pub(super) struct Shared {
+    pub(super) started: Instant,
+    pub(super) broker: MemoryBroker,
+    pub(super) random: Random,
+    pub(super) faults: Faults,
+    pub(super) journal: Journal,
+    pub(super) names: QueueNames,
+    /// Whether anything may go wrong.
+    trouble: AtomicBool,
+    broker_is_down: AtomicBool,
+    steps: AtomicU64,
+    numbers: AtomicU64,
+    deaths: mpsc::UnboundedSender<String>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Aggregation queues that were declared, by run.
+    aggregation: BTreeMap<String, String>,
+    /// Runs whose manifest came into its queue.
+    committed: Vec<String>,
+    /// The queue that is out, and by queue what ends when it goes out.
+    out: Option<String>,
+    outages: BTreeMap<String, CancellationToken>,
+}
+
+impl Shared {
+    pub(super) fn new(
+        random: Random,
+        faults: Faults,
+        journal: Journal,
+        deaths: mpsc::UnboundedSender<String>,
+    ) -> Self {
+        Self {
+            started: Instant::now(),
+            broker: MemoryBroker::new(),
+            random,
+            faults,
+            journal,
+            names: QueueNames::default(),
+            trouble: AtomicBool::new(true),
+            broker_is_down: AtomicBool::new(false),
+            steps: AtomicU64::new(0),
+            numbers: AtomicU64::new(0),
+            deaths,
+            state: Mutex::default(),
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Nothing goes wrong any more.
+    pub(super) fn calm_down(&self) {
+        self.trouble.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether something of this probability goes wrong now.
+    pub(super) fn happens(&self, probability: f64) -> bool {
+        self.trouble.load(Ordering::Relaxed) && self.random.chance(probability)
+    }
+
+    /// How long a step takes to the broker, or from there.
+    pub(super) fn latency(&self) -> Duration {
+        let most = if self.happens(self.faults.stall) { self.faults.stall_ms } else { LATENCY_MS };
+        Duration::from_millis(self.random.of(0..=most))
+    }
+
+    /// After which whatever was sent has arrived.
+    pub(super) fn longest_latency(&self) -> Duration {
+        Duration::from_millis(self.faults.stall_ms.max(LATENCY_MS) + 1)
+    }
+
+    pub(super) async fn travel(&self) {
+        wait(self.latency()).await;
+    }
+
+    pub(super) fn count_step(&self) {
+        self.steps.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(super) fn steps(&self) -> u64 {
+        self.steps.load(Ordering::Relaxed)
+    }
+
+    /// A number that is not given twice.
+    pub(super) fn next_number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
+    pub(super) fn disturb(&self, name: &str, role: Role, how: Disturbance) {
+        self.journal.record("chaos", Event::Disturbed { role, name: name.to_owned(), how });
+    }
+
+    pub(super) fn died(&self, name: &str) {
+        let _ = self.deaths.send(name.to_owned());
+    }
+
+    pub(super) fn broker_is_down(&self) -> bool {
+        self.broker_is_down.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_broker_down(&self, down: bool) {
+        self.broker_is_down.store(down, Ordering::Relaxed);
+    }
+
+    /// Takes a queue away for now, or gives it back.
+    pub(super) fn take_out(&self, queue: Option<String>) {
+        let mut state = self.state();
+        let begun = queue.as_ref().and_then(|queue| state.outages.remove(queue));
+        state.out = queue;
+        drop(state);
+        if let Some(begun) = begun {
+            begun.cancel();
+        }
+    }
+
+    /// What the broker says to whoever wants a queue that is out.
+    pub(super) fn outage_of(&self, queue: &str) -> Option<BrokerError> {
+        (self.state().out.as_deref() == Some(queue)).then(|| BrokerError::Unavailable {
+            queue: queue.to_owned(),
+            reason: "its node is down".to_owned(),
+        })
+    }
+
+    pub(super) fn check(&self, queue: &str) -> Result<(), BrokerError> {
+        self.outage_of(queue).map_or(Ok(()), Err)
+    }
+
+    /// Returns when a queue goes out.
+    pub(super) async fn outage_begins(&self, queue: &str) {
+        let begins = self.state().outages.entry(queue.to_owned()).or_default().clone();
+        begins.cancelled().await;
+    }
+
+    /// A message has come into its queue.
+    pub(super) fn arrived(&self, by: &str, queue: &str, message: &Message) {
+        match message.kind() {
+            header::TYPE_MANIFEST if queue == self.names.fanin().name && !Manifest::is_renewed(message) => {
+                let Ok(manifest) = Manifest::decode(message, &self.names) else { return };
+                let run = manifest.run.to_string();
+                let invocation = invocation_of(message).unwrap_or_else(|| {
+                    manifest.metadata.get(super::journal::INVOCATION).unwrap_or_default().to_owned()
+                });
+                self.state().committed.push(run.clone());
+                self.journal.record(by, Event::Committed { invocation, run });
+            }
+            header::TYPE_CALLBACK if !queue.starts_with(&self.names.parked().name) => {
+                let Some(invocation) = invocation_of(message) else { return };
+                let run = message.run().map(|run| run.to_string()).unwrap_or_default();
+                let message_id = message.properties.message_id.clone().unwrap_or_default();
+                if message_id.contains("/on-") && !message_id.ends_with("/on-final") {
+                    self.journal.record(by, Event::Published { invocation, run, message_id });
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A queue was declared.
+    pub(super) fn declared(&self, queue: &str) {
+        let run = queue.rsplit('.').next().unwrap_or_default();
+        if queue.starts_with("fanfare.agg.") {
+            self.state().aggregation.insert(run.to_owned(), queue.to_owned());
+        }
+    }
+
+    /// Aggregation queues by run, as far as they were ever declared.
+    pub(super) fn aggregation_queues(&self) -> Vec<(String, String)> {
+        self.state().aggregation.iter().map(|(run, queue)| (run.clone(), queue.clone())).collect()
+    }
+
+    /// Whether a run exists.
+    pub(super) fn is_committed(&self, run: &str) -> bool {
+        self.state().committed.iter().any(|committed| committed == run)
+    }
+}
