@@ -57,9 +57,8 @@ fn read_result(message: &Message, manifest: &Manifest, places: &BTreeMap<String,
     match sound {
         Ok(result) => Item::Result { place, answer: Answer::new(trimmed(&message.body), &result) },
         Err(Malformed(reason)) => {
-            let seconds = message.properties.timestamp.and_then(|seconds| i64::try_from(seconds).ok());
-            let at = seconds.and_then(|seconds| chrono::DateTime::from_timestamp(seconds, 0));
-            let answer = failure(manifest, place, reason, at.map(WireTime::from), None);
+            let at = message.properties.timestamp.and_then(WireTime::from_timestamp);
+            let answer = failure(manifest, place, reason, at, None);
             Item::Result { place, answer }
         }
     }

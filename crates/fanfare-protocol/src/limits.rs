@@ -9,6 +9,9 @@ pub const KEY_BYTES: usize = 255;
 pub const PREFIX_CHARS: usize = 32;
 /// Bytes of keys and values together in the caller's metadata.
 pub const METADATA_BYTES: usize = 4 * 1024;
+/// Bytes of headers that a parked message keeps, about. All headers travel in one frame, which holds 128 KiB unless an
+/// operator says otherwise, and a stranger's message may have filled it: with what parking adds, it could not be sent.
+pub const PARKED_HEADER_BYTES: usize = 64 * 1024;
 /// Bytes of one message body. RabbitMQ 4 refuses messages above 16 MiB; what is left is for headers.
 pub const MESSAGE_BYTES: usize = 16 * 1024 * 1024 - 64 * 1024;
 /// Bytes of one result's body. A larger one completes its target as failed. Half of [`MESSAGE_BYTES`], so that a
@@ -20,3 +23,9 @@ pub const CHECKPOINT_BYTES: usize = MESSAGE_BYTES / 2;
 pub const TARGETS: usize = 100_000;
 /// Callbacks of one kind in one fan-out.
 pub const CALLBACKS: usize = 100;
+/// Levels of arrays and objects in a payload or a response. Parsers give up at some depth, and some of them crash: Ruby's
+/// stops at 100 levels, `serde_json` at 128, Python's near 1,000. A receiver of a final payload, which has
+/// [`PAYLOAD_LEVELS`] more, is to be able to parse it whole.
+pub const NESTING: usize = 96;
+/// Levels that a final payload puts around each response: itself, `data` and the result.
+pub const PAYLOAD_LEVELS: usize = 3;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::name::{Cid, RunId};
-use crate::{Malformed, WireTime, header};
+use crate::{Malformed, WireTime, header, limits};
 
 /// A message, free of any client library's types.
 ///
@@ -83,6 +83,19 @@ impl From<i64> for HeaderValue {
     }
 }
 
+/// Bytes of a header's value in a frame, about.
+fn size(value: &HeaderValue) -> usize {
+    /// Of a type, a length or a number.
+    const AROUND: usize = 9;
+    AROUND
+        + match value {
+            HeaderValue::Text(text) | HeaderValue::Other(text) => text.len(),
+            HeaderValue::Int(_) | HeaderValue::Bool(_) => 0,
+            HeaderValue::Table(table) => table.iter().map(|(name, value)| name.len() + size(value)).sum(),
+            HeaderValue::List(list) => list.iter().map(size).sum(),
+        }
+}
+
 impl Message {
     /// A message of the given type for a CID, with what every message of the protocol carries.
     pub(crate) fn of(kind: &str, cid: &Cid, message_id: String, body: impl Into<Bytes>) -> Self {
@@ -114,10 +127,20 @@ impl Message {
     /// The message to park in place of this one: the same, with headers that say why and where from, and in a header
     /// whose `user_id` it had.
     ///
-    /// The reason is cut at 1,000 characters, so that headers stay small whatever the message was.
+    /// The reason is cut at 1,000 characters, and the largest headers are left out where all together have more than
+    /// [`limits::PARKED_HEADER_BYTES`], so that it can be sent whatever the message was.
     #[must_use]
-    pub fn parked(self, from: &str, reason: &str) -> Self {
-        let reason: String = reason.chars().take(1000).collect();
+    pub fn parked(mut self, from: &str, reason: &str) -> Self {
+        let mut reason: String = reason.chars().take(1000).collect();
+        let mut bytes: usize = self.headers.iter().map(|(name, value)| name.len() + size(value)).sum();
+        if bytes > limits::PARKED_HEADER_BYTES {
+            reason.push_str("; its largest headers are left out");
+        }
+        while bytes > limits::PARKED_HEADER_BYTES {
+            let largest = self.headers.iter().max_by_key(|(name, value)| name.len() + size(value));
+            let Some(name) = largest.map(|(name, _)| name.clone()) else { break };
+            bytes -= name.len() + self.headers.remove(&name).as_ref().map_or(0, size);
+        }
         let user = self.properties.user_id.clone();
         let parked =
             self.without_user().with_header(header::REASON, reason).with_header(header::PARKED_FROM, from);

@@ -9,14 +9,14 @@ use crate::{Malformed, header};
 /// What a caller wants to tell every target and callback of a fan-out beside their payloads: strings by name,
 /// 4 KiB in all.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(transparent)]
+#[serde(try_from = "BTreeMap<String, String>", into = "BTreeMap<String, String>")]
 pub struct Metadata(BTreeMap<String, String>);
 
 /// An entry would break a limit of [`Metadata`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidMetadata {
     /// A name is empty or longer than the 128 bytes that every AMQP client takes.
-    #[error("metadata name {0:?} is not allowed: give 1 to 128 bytes")]
+    #[error("metadata name {} is not allowed: give 1 to 128 bytes", crate::name::shown(.0))]
     Name(String),
     /// All entries together are too large.
     #[error(
@@ -27,6 +27,21 @@ pub enum InvalidMetadata {
         /// Bytes of all names and values.
         bytes: usize,
     },
+}
+
+impl TryFrom<BTreeMap<String, String>> for Metadata {
+    type Error = InvalidMetadata;
+    fn try_from(entries: BTreeMap<String, String>) -> Result<Self, InvalidMetadata> {
+        let mut metadata = Self::default();
+        entries.into_iter().try_for_each(|(name, value)| metadata.insert(name, value))?;
+        Ok(metadata)
+    }
+}
+
+impl From<Metadata> for BTreeMap<String, String> {
+    fn from(metadata: Metadata) -> Self {
+        metadata.0
+    }
 }
 
 impl Metadata {
@@ -91,8 +106,11 @@ impl Metadata {
                         "entry {name:?} of header fanfare-metadata is not a string"
                     ))),
                 })
-                .collect::<Result<_, _>>()
-                .map(Self),
+                .collect::<Result<BTreeMap<_, _>, _>>()
+                .and_then(|entries| {
+                    let checked = Self::try_from(entries);
+                    checked.map_err(|error| Malformed::new(format!("header fanfare-metadata: {error}")))
+                }),
             Some(_) => Err(Malformed::new("header fanfare-metadata is not a table")),
         }
     }

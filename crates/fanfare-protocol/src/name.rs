@@ -21,7 +21,7 @@ pub struct InvalidName {
 }
 
 /// Quotes a value for an error message and cuts it where it is long.
-fn shown(value: &str) -> String {
+pub(crate) fn shown(value: &str) -> String {
     const SHOWN_CHARS: usize = 120;
     match value.char_indices().nth(SHOWN_CHARS) {
         None => format!("{value:?}"),

@@ -5,7 +5,7 @@ use serde_json::value::RawValue;
 use crate::invocation::ReplyAddress;
 use crate::message::{HeaderValue, Message};
 use crate::name::Cid;
-use crate::{EndedBy, Malformed, WireTime, header, limits};
+use crate::{EndedBy, Malformed, WireTime, header, limits, nesting};
 
 /// What a target answered, or why it failed. It is the body of a result, of an on-target callback, and each entry of a
 /// final payload.
@@ -35,33 +35,49 @@ pub struct TargetResult {
 impl TargetResult {
     /// The body of a result: compact JSON, fields in the order of the protocol.
     ///
-    /// A body larger than [`limits::RESULT_BYTES`] is replaced by that of a failed result that says so: nothing that
-    /// a service returns can get stuck on its way.
+    /// A body larger than [`limits::RESULT_BYTES`], or a response nested deeper than [`limits::NESTING`], is replaced by that of
+    /// a failed result that says so: nothing that a service returns can get stuck on its way, or harm who receives it.
     #[must_use]
     pub fn to_body(&self) -> Bytes {
         let body = to_json(self);
-        if body.len() <= limits::RESULT_BYTES {
+        let depth = nesting(self.response.get().as_bytes());
+        let exception = if body.len() > limits::RESULT_BYTES {
+            format!(
+                "the response is too large: the result has {} bytes, and {} is the most; store the data elsewhere and \
+                 return a reference to it",
+                body.len(),
+                limits::RESULT_BYTES
+            )
+        } else if depth > limits::NESTING {
+            format!(
+                "the response is nested too deeply: it has {depth} levels of arrays and objects, and {} is the most; \
+                 flatten it, or return it as a string",
+                limits::NESTING
+            )
+        } else {
             return body.into();
-        }
-        let exception = format!(
-            "the response is too large: the result has {} bytes, and {} is the most; store the data elsewhere and \
-             return a reference to it",
-            body.len(),
-            limits::RESULT_BYTES
-        );
+        };
         to_json(&Self { response: null(), ok: false, exception: Some(exception), ..self.clone() }).into()
     }
 
     /// Decodes the body of a result.
     ///
     /// # Errors
-    /// Where it is not a JSON object in UTF-8, lacks a field, has one of another type, is too large, or contradicts itself.
+    /// Where it is not a JSON object in UTF-8, lacks a field, has one of another type, is too large or nested too deeply, or
+    /// contradicts itself.
     pub fn from_body(body: &[u8]) -> Result<Self, Malformed> {
         if body.len() > limits::RESULT_BYTES {
             let (is, most) = (body.len(), limits::RESULT_BYTES);
             return Err(Malformed::new(format!("the result has {is} bytes, and {most} is the most")));
         }
         let result: Self = from_json("result", body)?;
+        // Of the whole, since a field that is unknown here goes on to callbacks too.
+        let (depth, most) = (nesting(body), limits::NESTING + 1);
+        if depth > most {
+            return Err(Malformed::new(format!(
+                "the result is nested too deeply: it has {depth} levels of arrays and objects, and {most} is the most"
+            )));
+        }
         match (result.ok, &result.exception) {
             (true, Some(_)) => {
                 Err(Malformed::new("the result is malformed: `ok` is true, but there is an `exception`"))

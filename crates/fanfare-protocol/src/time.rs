@@ -1,10 +1,13 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, NaiveDateTime, SubsecRound, Utc};
+use chrono::{DateTime, Datelike, NaiveDateTime, SubsecRound, Utc};
 use serde::{Deserialize, Serialize};
 
 const FORMAT: &str = "%Y-%m-%d %H:%M:%S";
+
+/// What the four digits of a year can say.
+const YEARS: std::ops::RangeInclusive<i32> = 0..=9999;
 
 /// A time as the protocol writes it: `YYYY-MM-DD HH:MM:SS`, UTC, whole seconds.
 ///
@@ -24,6 +27,13 @@ impl WireTime {
     #[must_use]
     pub const fn to_utc(self) -> DateTime<Utc> {
         self.0
+    }
+
+    /// The time so many seconds after 1970, where it can be written.
+    #[must_use]
+    pub fn from_timestamp(seconds: u64) -> Option<Self> {
+        let time = DateTime::from_timestamp(i64::try_from(seconds).ok()?, 0)?;
+        YEARS.contains(&time.year()).then_some(Self(time))
     }
 
     /// Seconds since 1970, as the AMQP property `timestamp` counts them; 0 for earlier times.
@@ -52,7 +62,8 @@ impl FromStr for WireTime {
         let wrong =
             || crate::Malformed::new(format!("{text:?} is not a time of the form YYYY-MM-DD HH:MM:SS"));
         let time = NaiveDateTime::parse_from_str(text, FORMAT).map_err(|_| wrong())?.and_utc();
-        Ok(Self(time))
+        // Years beyond would be written with more digits and a sign.
+        if YEARS.contains(&time.year()) { Ok(Self(time)) } else { Err(wrong()) }
     }
 }
 

@@ -79,6 +79,17 @@ pub enum Failure {
     /// The broker did not answer in time while queues were prepared.
     #[error("the queues could not be prepared within {0:?}: the broker does not answer")]
     PreparationLimit(Duration),
+    /// As many fan-outs as may wait for a coordinator.
+    #[error(
+        "{waiting} fan-outs wait for a coordinator, and {most} is the most: try again later, start more coordinators, or raise \
+         the publisher's most_waiting"
+    )]
+    Busy {
+        /// Those that wait.
+        waiting: u64,
+        /// The limit: [`Config::most_waiting`](crate::Config::most_waiting), or twice that inside a service.
+        most: u64,
+    },
     /// The request for a service could not be brought into its queue.
     #[error("the request for `{service}` could not be sent")]
     Request {
@@ -171,6 +182,18 @@ pub enum Invalid {
         key: TargetKey,
         /// Its bytes.
         bytes: usize,
+    },
+    /// A payload is nested too deeply for the parsers of some languages.
+    #[error(
+        "the payload of target {:?} has {levels} levels of arrays and objects, and {} is the most: flatten it, or send it as \
+         a string",
+        key.as_str(), limits::NESTING
+    )]
+    PayloadTooDeep {
+        /// The target.
+        key: TargetKey,
+        /// Its levels.
+        levels: usize,
     },
     /// The manifest, which lists all keys and services, is too large.
     #[error(

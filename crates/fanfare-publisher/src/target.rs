@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use fanfare_protocol::{ServiceName, TargetKey, limits};
+use fanfare_protocol::{ServiceName, TargetKey, limits, nesting};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -51,6 +51,10 @@ impl Target {
         let body = self.payload.map_err(|source| Invalid::Payload { key: key.clone(), source })?;
         if body.len() > limits::MESSAGE_BYTES {
             return Err(Invalid::PayloadTooLarge { key, bytes: body.len() });
+        }
+        let levels = nesting(&body);
+        if levels > limits::NESTING {
+            return Err(Invalid::PayloadTooDeep { key, levels });
         }
         Ok(CheckedTarget { service, key, body })
     }

@@ -2,6 +2,7 @@ use std::any::Any;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
+use fanfare_protocol::{limits, nesting};
 use futures_util::FutureExt;
 use serde_json::value::RawValue;
 
@@ -59,6 +60,12 @@ pub(crate) async fn execute(
 ) -> Result<Box<RawValue>, Failure> {
     let payload: &RawValue = serde_json::from_slice(payload)
         .map_err(|error| ServiceError::unusable("the payload is not JSON", error))?;
+    let (levels, most) = (nesting(payload.get().as_bytes()), limits::NESTING + limits::PAYLOAD_LEVELS);
+    if levels > most {
+        // A service may hand it to a parser, or to a program, that does not survive it.
+        let rule = format!("it has {levels} levels of arrays and objects, and {most} is the most");
+        return Err(ServiceError::unusable("the payload is nested too deeply", rule).into());
+    }
     let unfinished = context.cancellation().clone().drop_guard();
     // The service's state is its own affair: what it shares must stand a panic, as with any thread.
     let call = AssertUnwindSafe(async { registered.service.call(context, payload).await }).catch_unwind();

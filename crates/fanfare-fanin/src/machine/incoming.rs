@@ -59,6 +59,11 @@ impl<T: Clone> FanIn<T> {
                 self.summary.strangers += 1;
                 out.push(Effect::Ack(tag));
             }
+            // They are held for a newer version to read, but must not fill the window: nothing else would be read any more.
+            Item::Unknown if self.unknown.len() >= usize::from(self.limits.window) / 4 => {
+                let reason = "more messages of unknown types than can be held back".to_owned();
+                out.push(Effect::Park { tag, reason });
+            }
             Item::Unknown => self.unknown.push(tag),
             Item::Garbage(reason) => out.push(Effect::Park { tag, reason }),
         }

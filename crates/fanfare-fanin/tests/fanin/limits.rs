@@ -167,3 +167,18 @@ fn without_a_queue_callbacks_still_go_out_a_limited_number_at_a_time() {
     assert_eq!(events, 1_000 - 20 + 1, "each callback once, and the final one");
     assert!(story.is_done());
 }
+
+#[test]
+fn messages_of_unknown_types_leave_room_for_results_in_the_window() {
+    let limits = Limits { window: 40, ..Limits::default() };
+    let mut story = Story::with(manifest(["a"], 0, 1), false, limits);
+    story.opened().check(&[]);
+    let mut novelty = result_of(id(1), "a", body("x"));
+    novelty.properties.kind = Some("fanfare.novelty".to_owned());
+    for _ in 0..10 {
+        story.message("held", false, &novelty).check(&[]);
+    }
+    let lines = story.message("parked", false, &novelty).lines();
+    assert!(lines[0].starts_with("park parked"), "{lines:?}");
+    assert_eq!(story.result("r", "a", "x").lines().len(), 1, "the final callback");
+}

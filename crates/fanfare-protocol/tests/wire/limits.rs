@@ -1,6 +1,8 @@
 //! What is too large is replaced, and never in two ways.
 
-use fanfare_protocol::{FinalPayload, FinalPayloadBuilder, Manifest, ManifestTarget, TargetResult, limits};
+use fanfare_protocol::{
+    FinalPayload, FinalPayloadBuilder, Manifest, ManifestTarget, TargetResult, limits, nesting,
+};
 
 use crate::samples::{key, manifest, result, service};
 
@@ -26,6 +28,25 @@ fn a_result_at_the_limit_goes_through_and_one_above_it_fails_saying_so() {
             limits::RESULT_BYTES
         )
     );
+}
+
+#[test]
+fn a_response_nested_too_deeply_fails_saying_so_and_a_final_payload_with_the_deepest_can_be_parsed_whole() {
+    let nested = |levels: usize| format!("{}{}", "[".repeat(levels), "]".repeat(levels));
+    let failed = TargetResult::from_body(&result(&nested(10_000), None).to_body()).unwrap();
+    assert_eq!(
+        failed.exception.unwrap(),
+        "the response is nested too deeply: it has 10000 levels of arrays and objects, and 96 is the most; flatten it, or \
+         return it as a string"
+    );
+    let deepest = result(&nested(limits::NESTING), None).to_body();
+    assert!(TargetResult::from_body(&deepest).unwrap().ok);
+    let manifest = targets(1);
+    let mut builder = FinalPayloadBuilder::new(&manifest);
+    builder.push(&deepest).unwrap();
+    let payload = builder.finish(limits::MESSAGE_BYTES);
+    assert_eq!(nesting(&payload), limits::NESTING + limits::PAYLOAD_LEVELS);
+    serde_json::from_slice::<serde_json::Value>(&payload).unwrap();
 }
 
 #[test]

@@ -142,6 +142,13 @@ fn a_result_that_contradicts_itself_or_lacks_something_is_refused() {
         ("\"response\":1,", "", "missing field `response`"),
         ("\"ok\":true", "\"ok\":\"yes\"", "expected a boolean"),
         ("2025-01-19 19:55:46", "yesterday", "\"yesterday\" is not a time"),
+        ("2025-01-19 19:55:46", "+12025-01-19 19:55:46", "is not a time"),
+        (
+            "\"response\":1",
+            &format!("\"response\":{}", nested(97)),
+            "it has 98 levels of arrays and objects, and 97 is the most",
+        ),
+        ("\"cid\"", &format!("\"new\":{},\"cid\"", nested(10_000)), "nested too deeply: it has 10001 levels"),
         ("63e7c3a2ba616badecb125ce", "not a cid", "CID \"not a cid\" is not allowed"),
     ] {
         let error = TargetResult::from_body(good.replace(from, to).as_bytes()).unwrap_err().to_string();
@@ -150,6 +157,10 @@ fn a_result_that_contradicts_itself_or_lacks_something_is_refused() {
     let list = r#"["s","t",1,"2025-01-19 19:55:45","2025-01-19 19:55:46",true,null,"c"]"#;
     let error = TargetResult::from_body(list.as_bytes()).unwrap_err().to_string();
     assert_eq!(error, "the result is malformed: it is not a JSON object");
+}
+
+fn nested(levels: usize) -> String {
+    format!("{}{}", "[".repeat(levels), "]".repeat(levels))
 }
 
 #[test]
@@ -178,6 +189,36 @@ fn a_malformed_checkpoint_or_fence_says_what_is_wrong() {
     message.body = Bytes::from_static(b"{}");
     let error = Fence::decode(&message).unwrap_err().to_string();
     assert!(error.contains("the fence is malformed: missing field `token`"), "{error}");
+}
+
+#[test]
+fn metadata_beyond_its_limits_is_refused_in_requests_and_manifests_too() {
+    let table = |name: &str, bytes: usize| {
+        HeaderValue::Table([(name.to_owned(), HeaderValue::Text("x".repeat(bytes)))].into())
+    };
+    check_request("metadata of 4097 bytes is not allowed", true, |m| {
+        m.headers.insert("fanfare-metadata".to_owned(), table("a", 4096));
+    });
+    check_request("is not allowed: give 1 to 128 bytes", true, |m| {
+        m.headers.insert("fanfare-metadata".to_owned(), table(&"n".repeat(300), 1));
+    });
+    let mut message = manifest().encode();
+    let body = String::from_utf8(message.body.to_vec()).unwrap();
+    let entry = format!("{{\"metadata\":{{\"a\":\"{}\"}},", "x".repeat(5000));
+    message.body = body.replacen('{', &entry, 1).replace(",\"metadata\":{\"order\":\"7\"}", "").into();
+    let error = Manifest::decode(&message, &QueueNames::default()).unwrap_err().to_string();
+    assert!(error.contains("metadata of 5001 bytes is not allowed"), "{error}");
+}
+
+#[test]
+fn a_parked_message_can_be_sent_whatever_headers_it_had() {
+    let text = |bytes: usize| HeaderValue::Text("x".repeat(bytes));
+    let message = Message::default().with_header("small", "s").with_header("large", text(30_000));
+    let parked = message.clone().parked("queue", "why");
+    assert_eq!(parked.headers.len(), 4, "what fits is kept");
+    let parked = message.with_header("huge", text(100_000)).parked("queue", "why");
+    assert_eq!(parked.text("fanfare-reason"), Some("why; its largest headers are left out"));
+    assert_eq!((parked.text("small"), parked.headers.contains_key("huge")), (Some("s"), false));
 }
 
 #[test]
