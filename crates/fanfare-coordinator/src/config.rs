@@ -17,8 +17,10 @@ pub struct Config {
     pub consumer_timeout: Duration,
     /// Manifests that one channel is handed before another is opened.
     pub prefetch: u16,
-    /// Channels that consume manifests. With `prefetch` it bounds how many fan-outs are open here at once; the rest waits
-    /// in the queue, or is taken by other coordinators.
+    /// Channels that consume manifests. With `prefetch` it bounds how many fan-outs are open here at once, 10,000 by default;
+    /// the rest waits in the queue, or is taken by other coordinators. It must leave room for fan-outs that services
+    /// invoke: where all places of all coordinators are taken by fan-outs that wait for others, these come to their turn when
+    /// a wait times out, a deadline passes, or another coordinator is started.
     pub most_channels: usize,
     /// The users whose manifests are accepted, by the `user_id` that the broker has checked; manifests of others, and those
     /// without one, are parked. None, which is the default, accepts all. Publishers must be told to set theirs before.
@@ -39,7 +41,7 @@ impl Default for Config {
             limits: Limits::default(),
             consumer_timeout: consumer_timeout::DEFAULT,
             prefetch: 100,
-            most_channels: 50,
+            most_channels: 100,
             accepted_users: None,
             user_id: None,
             absence_pause: absence::PAUSE,
@@ -68,6 +70,11 @@ pub enum Error {
 }
 
 impl Config {
+    /// Fan-outs that may be open at once.
+    pub(crate) fn most_open(&self) -> usize {
+        self.most_channels.saturating_mul(self.prefetch.into())
+    }
+
     pub(crate) fn check(&self) -> Result<(), Error> {
         let limits = &self.limits;
         if let (Some(users), None) = (&self.accepted_users, &self.user_id) {

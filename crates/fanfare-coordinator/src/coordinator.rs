@@ -38,6 +38,8 @@ pub struct Coordinator {
     /// What is no manifest, on its way to the parked messages, and dead letters on their way to where they belong.
     parking: TaskTracker,
     ended: LatelyEnded,
+    /// Set while as many fan-outs are open as may be, once that was told.
+    full: bool,
     stop: CancellationToken,
 }
 
@@ -56,6 +58,7 @@ impl Coordinator {
             tasks: JoinSet::new(),
             parking: TaskTracker::new(),
             ended: LatelyEnded::default(),
+            full: false,
             stop: CancellationToken::new(),
         }
     }
@@ -170,6 +173,23 @@ impl Coordinator {
         );
         self.open.insert(run, sender);
         self.tasks.spawn(fan_out.run());
+        self.tell_whether_full();
+    }
+
+    /// Tells, once each time, that further fan-outs wait from here on.
+    fn tell_whether_full(&mut self) {
+        let (open, most) = (self.open.len(), self.config.most_open());
+        if open >= most && !self.full {
+            self.full = true;
+            let queue = self.config.names.fanin().name;
+            tracing::warn!(
+                queue,
+                open,
+                "as many fan-outs are open here as may be, and others wait: start another coordinator, or raise its channels"
+            );
+        } else if open < most.div_ceil(2) {
+            self.full = false;
+        }
     }
 
     /// When what is missing is to fail. The first coordinator counts from now, and writes the time of day down for those
@@ -214,6 +234,7 @@ impl Coordinator {
             }
         };
         self.open.remove(&conclusion.run);
+        self.tell_whether_full();
         if conclusion.ended {
             self.ended.insert(conclusion.run);
         }

@@ -52,6 +52,7 @@ pub struct Fanout {
     pub(crate) deadline: Option<Duration>,
     pub(crate) completion: Option<Completion>,
     pub(crate) declare_missing: bool,
+    pub(crate) nested: bool,
     pub(crate) mistake: Option<Invalid>,
     while_waiting: Option<Arc<dyn WhileWaiting>>,
 }
@@ -74,6 +75,7 @@ impl Fanout {
             deadline: None,
             completion: None,
             declare_missing,
+            nested: false,
             mistake: None,
             while_waiting: None,
         };
@@ -175,6 +177,13 @@ impl Fanout {
             Some(rules) => rules.or(rule),
             None => rule,
         });
+        self
+    }
+
+    /// Says that a service invokes it, so that it is part of what has begun: see [`Config::most_waiting`](crate::Config). For
+    /// whoever runs services.
+    pub fn nested(mut self) -> Self {
+        self.nested = true;
         self
     }
 

@@ -7,6 +7,7 @@
 //! is. [`InvokeError`] therefore tells three cases apart: nothing was sent, the fan-out does not exist, or nobody can say.
 #![doc(test(attr(deny(warnings))))]
 
+mod backlog;
 mod completion;
 mod error;
 mod fanout;

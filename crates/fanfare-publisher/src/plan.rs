@@ -16,6 +16,7 @@ pub(crate) struct Plan {
     /// The payloads of the manifest's targets, in its order.
     pub(crate) bodies: Vec<Bytes>,
     pub(crate) declare_missing: bool,
+    pub(crate) nested: bool,
 }
 
 impl Fanout {
@@ -64,7 +65,8 @@ impl Fanout {
         if has_payload && bytes > limits::MESSAGE_BYTES {
             return Err(Invalid::FinalPayloadTooLarge { bytes });
         }
-        Ok(Plan { manifest, manifest_message, bodies, declare_missing: self.declare_missing })
+        let (declare_missing, nested) = (self.declare_missing, self.nested);
+        Ok(Plan { manifest, manifest_message, bodies, declare_missing, nested })
     }
 
     fn check_callbacks(&self, waits: bool) -> Result<(), Invalid> {

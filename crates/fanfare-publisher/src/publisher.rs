@@ -5,6 +5,7 @@ use fanfare_broker::{Broker, Environment};
 use fanfare_protocol::QueueNames;
 use serde::Serialize;
 
+use crate::backlog::Backlog;
 use crate::known_queues::KnownQueues;
 use crate::{Accepted, Fanout, InvokeError, Target, invocation};
 
@@ -50,6 +51,11 @@ pub struct Config {
     pub preparation_limit: Duration,
     /// The deadline of a fan-out that sets none itself, from its manifest's first delivery; none for no deadline. 24 h.
     pub deadline: Option<Duration>,
+    /// Fan-outs that may wait for a coordinator, of all publishers together: where so many do, an invocation is refused with
+    /// [`Failure::Busy`](crate::Failure::Busy) before anything is sent. Each of them has a queue at the broker, which takes up
+    /// to two of its file descriptors, and a broker that has none left closes everybody's connections. Services may
+    /// invoke until it is twice as many, so that what has begun can end. 10,000; [`u64::MAX`] for no limit.
+    pub most_waiting: u64,
     /// The login that this program has at the broker, to be put into its manifests as `user_id`, which the broker checks.
     /// Coordinators can be told to accept manifests of certain users only. None, which is the default, puts in nothing.
     pub user_id: Option<String>,
@@ -76,6 +82,7 @@ impl Default for Config {
             time_limit: Duration::from_secs(60),
             preparation_limit: Duration::from_secs(10),
             deadline: Some(Duration::from_secs(24 * 60 * 60)),
+            most_waiting: 10_000,
             user_id: None,
             queue_type: QueueType::default(),
         }
@@ -88,13 +95,15 @@ pub(crate) struct Shared {
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) config: Config,
     pub(crate) known: KnownQueues,
+    pub(crate) backlog: Backlog,
 }
 
 impl Publisher {
     /// A publisher on a broker. Nothing is sent or declared before the first invocation.
     #[must_use]
     pub fn new(broker: Arc<dyn Broker>, environment: Arc<dyn Environment>, config: Config) -> Self {
-        let shared = Shared { broker, environment, config, known: KnownQueues::default() };
+        let (known, backlog) = (KnownQueues::default(), Backlog::default());
+        let shared = Shared { broker, environment, config, known, backlog };
         Self { shared: Arc::new(shared) }
     }
 

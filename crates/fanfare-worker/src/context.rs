@@ -128,12 +128,12 @@ impl Context {
     /// [`invoke_and_wait`](Fanout::invoke_and_wait) gives this service's slot to others meanwhile.
     pub fn fanout(&self) -> Fanout {
         let fanout = self.shared.publisher.fanout(&self.shared.service);
-        fanout.while_waiting(Arc::new(self.shared.slot.clone()))
+        fanout.nested().while_waiting(Arc::new(self.shared.slot.clone()))
     }
 
     /// Starts a parallel execution with this service as the source, and a CID of its own.
     pub fn parallel(&self) -> Fanout {
-        self.shared.publisher.parallel(&self.shared.service)
+        self.shared.publisher.parallel(&self.shared.service).nested()
     }
 
     /// Invokes one service, whose answer nobody waits for, with this service as the source.

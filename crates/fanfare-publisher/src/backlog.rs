@@ -1,0 +1,62 @@
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::Failure;
+use crate::publisher::Shared;
+
+/// How many manifests wait for a coordinator, as far as this publisher knows.
+#[derive(Debug, Default)]
+pub(crate) struct Backlog {
+    seen: Mutex<Option<Seen>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Seen {
+    at: Instant,
+    /// Those that waited then, and those that this publisher has let pass since.
+    waiting: u64,
+}
+
+impl Backlog {
+    /// How long a look at the queue is good for. What others add meanwhile is not seen, so the bound is exceeded by what they
+    /// can invoke within this.
+    const TRUSTED_FOR: Duration = Duration::from_secs(1);
+
+    /// Whether one more stays below the bound, without a look at the queue. It counts then.
+    fn takes(&self, most: u64) -> bool {
+        let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
+        match seen.as_mut() {
+            Some(seen) if seen.at.elapsed() < Self::TRUSTED_FOR && seen.waiting < most => {
+                seen.waiting += 1;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn saw(&self, waiting: u64) {
+        let seen = Seen { at: Instant::now(), waiting };
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+    }
+}
+
+impl Shared {
+    /// Refuses one more fan-out where as many wait already as may. It looks at the queue once a second while there is room, and
+    /// each time where there seems to be none.
+    pub(crate) async fn ensure_room(&self, nested: bool) -> Result<(), Failure> {
+        /// What a service invokes belongs to a fan-out that has begun: refused like any other, it would keep that one from its
+        /// end when there is most to be ended.
+        const NESTED_SHARE: u64 = 2;
+        let most = self.config.most_waiting.saturating_mul(if nested { NESTED_SHARE } else { 1 });
+        if most == u64::MAX || self.backlog.takes(most) {
+            return Ok(());
+        }
+        let queue = self.config.names.fanin().name;
+        let looked = self.through_outages(self.preparation_end(), || self.broker.inspect(&queue)).await?;
+        let waiting = looked.map_or(0, |state| state.messages);
+        self.backlog.saw(waiting);
+        if self.backlog.takes(most) { Ok(()) } else { Err(Failure::Busy { waiting, most }) }
+    }
+}
