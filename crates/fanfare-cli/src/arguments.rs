@@ -38,9 +38,14 @@ pub(crate) struct Shared {
     pub(crate) config: Option<PathBuf>,
 
     /// The broker: amqp://user:password@host:5672/vhost, amqps:// for TLS, or several nodes of it divided by commas, which are
-    /// tried in turn [default: amqp://localhost; of the demo: memory://]
+    /// tried in turn. Whoever may list processes sees this flag with a password in it: FANFARE_BROKER, fanfare.toml and
+    /// --broker-password-file keep it to themselves [default: amqp://localhost; of the demo: memory://]
     #[arg(long, global = true, env = "FANFARE_BROKER", value_name = "URLS", hide_env_values = true)]
     pub(crate) broker: Option<String>,
+
+    /// A file that holds the password of all these URLs and nothing else, in place of what they say
+    #[arg(long, global = true, env = "FANFARE_BROKER_PASSWORD_FILE", value_name = "FILE")]
+    pub(crate) broker_password_file: Option<PathBuf>,
 
     /// How every queue name begins [default: fanfare]
     #[arg(long, global = true, env = "FANFARE_PREFIX", value_name = "NAME")]

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use clap::ValueEnum;
-use fanfare::ServiceName;
+use fanfare_protocol::ServiceName;
 use serde::Deserialize;
 
 use crate::durations::{Limit, Written};
@@ -15,7 +15,8 @@ use crate::durations::{Limit, Written};
 #[serde(deny_unknown_fields)]
 pub(crate) struct Configuration {
     pub(crate) broker: Option<Broker>,
-    pub(crate) prefix: Option<fanfare::Prefix>,
+    pub(crate) broker_password_file: Option<PathBuf>,
+    pub(crate) prefix: Option<fanfare_protocol::Prefix>,
     pub(crate) user_id: Option<String>,
     pub(crate) consumer_timeout: Option<Written>,
     pub(crate) queue_type: Option<QueueType>,
@@ -42,15 +43,6 @@ pub(crate) enum QueueType {
     Classic,
     /// On a majority of a cluster's nodes
     Quorum,
-}
-
-impl From<QueueType> for fanfare::QueueType {
-    fn from(queue_type: QueueType) -> Self {
-        match queue_type {
-            QueueType::Classic => Self::Classic,
-            QueueType::Quorum => Self::Quorum,
-        }
-    }
 }
 
 /// One URL, several divided by commas, or a list.
@@ -96,6 +88,7 @@ pub(crate) struct Publisher {
     pub(crate) declare_missing: Option<bool>,
     pub(crate) deadline: Option<Limit>,
     pub(crate) time_limit: Option<Written>,
+    pub(crate) most_waiting: Option<u64>,
 }
 
 /// A service that needs no Rust.
@@ -191,7 +184,7 @@ impl Configuration {
         Self::parse(&text, path)
     }
 
-    fn parse(text: &str, path: &Path) -> Result<Self, ConfigurationError> {
+    pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, ConfigurationError> {
         toml::from_str(text).map_err(|error| {
             let (line, column) = position(text, error.span().map_or(0, |span| span.start));
             let mistake = with_suggestion(error.message());
@@ -245,6 +238,7 @@ mod tests {
         let configuration = parse(
             r#"
             broker = ["amqp://one", "amqp://two"]
+            broker_password_file = "/run/secrets/broker"
             prefix = "shop"
             user_id = "fanfare-coordinator"
             consumer_timeout = "2h"
@@ -271,6 +265,7 @@ mod tests {
             declare_missing = true
             deadline = "1h 30m"
             time_limit = "20s"
+            most_waiting = 100
             [services."image.resize"]
             exec = ["python3", "resize.py"]
             directory = "/srv"

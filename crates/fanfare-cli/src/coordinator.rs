@@ -27,7 +27,7 @@ pub(crate) struct CoordinatorArguments {
     #[arg(long, env = "FANFARE_COORDINATOR_PREFETCH", value_name = "N")]
     prefetch: Option<u16>,
 
-    /// The most of such channels; with --prefetch this bounds the fan-outs that are open here [default: 50]
+    /// The most of such channels; with --prefetch this bounds the fan-outs that are open here [default: 100]
     #[arg(long, env = "FANFARE_COORDINATOR_CHANNELS", value_name = "N")]
     channels: Option<usize>,
 

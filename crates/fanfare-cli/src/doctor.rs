@@ -64,6 +64,7 @@ async fn examine(
     let server = examination.server().await;
     let unreachable = server.verdict == Verdict::Wrong;
     teller.tell(&server)?;
+    teller.tell_all(checks::password_in_sight(std::env::args()))?;
     if unreachable {
         return Ok(Exit::NoBroker);
     }

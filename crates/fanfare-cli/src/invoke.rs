@@ -79,6 +79,10 @@ pub(crate) struct InvokeArguments {
     #[command(flatten)]
     completion: completion::CompletionArguments,
 
+    /// Fan-outs that may wait for a coordinator; where so many do, this one is not accepted [default: 10000]
+    #[arg(long, env = "FANFARE_MOST_WAITING", value_name = "N")]
+    most_waiting: Option<u64>,
+
     /// A parallel execution: on-target callbacks, and no final ones
     #[arg(long, conflicts_with = "wait")]
     parallel: bool,
@@ -95,7 +99,7 @@ pub(crate) struct InvokeArguments {
 pub(crate) async fn run(arguments: InvokeArguments, settings: &Settings) -> Result<Exit, Failure> {
     let targets = targets(&arguments).map_err(Failure::bad_input)?;
     // It connects when it is first used, so that what is wrong with the input is found where there is no broker too.
-    let fanfare = settings.fanfare("invoke")?;
+    let fanfare = settings.invoker(arguments.most_waiting)?;
     let wait = arguments.wait.map(|wait| wait.unwrap_or(FOR_GOOD));
     let wanted = arguments.completion.until_succeeded;
     let fanout = fanout(&fanfare, arguments, targets);
@@ -120,11 +124,16 @@ async fn unreachable(fanfare: &Fanfare, failure: Failure) -> Failure {
 }
 
 fn targets(arguments: &InvokeArguments) -> anyhow::Result<Vec<Target>> {
-    let mut targets: Vec<Target> = arguments.targets.iter().map(target::Given::to_target).collect();
+    let mut targets: Vec<Target> = arguments.targets.iter().map(to_target).collect();
     if let Some(path) = &arguments.file {
-        targets.extend(file::read(path)?.iter().map(target::Given::to_target));
+        targets.extend(file::read(path)?.iter().map(to_target));
     }
     Ok(targets)
+}
+
+/// The target, with its JSON byte for byte.
+fn to_target(given: &target::Given) -> Target {
+    Target::raw(&given.service, given.request.get().as_bytes().to_vec()).key(&given.key)
 }
 
 fn fanout(fanfare: &Fanfare, arguments: InvokeArguments, targets: Vec<Target>) -> Fanout {

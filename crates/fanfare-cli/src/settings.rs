@@ -1,16 +1,19 @@
 //! Flags, `FANFARE_*` variables and `fanfare.toml`, put together.
 
+use std::fmt;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{Context, Result, anyhow, bail};
 use fanfare::{
     Builder, ClientCertificate, ConnectError, Fanfare, Prefix, PublisherConfig, QueueNames, QueueType, Tls,
 };
 use fanfare_broker::amqp::Address;
 
 use crate::arguments::Shared;
-use crate::configuration::{Broker, Configuration};
+use crate::configuration::{self, Broker, Configuration};
 use crate::exit::{Exit, Failure};
 
 /// The broker where nothing says another.
@@ -31,6 +34,7 @@ pub(crate) struct Settings {
     pub(crate) consumer_timeout: Option<Duration>,
     pub(crate) file: Configuration,
     tls: Tls,
+    password: Option<Password>,
 }
 
 impl Settings {
@@ -57,14 +61,17 @@ impl Settings {
             flags.client_certificate.or_else(|| file.tls.client_certificate.clone()),
             flags.client_key.or_else(|| file.tls.client_key.clone()),
         )?;
+        let password_file = flags.broker_password_file.or_else(|| file.broker_password_file.clone());
+        let password = password_file.map(|path| password(&path)).transpose().map_err(Failure::bad_input)?;
         Ok(Self {
             broker: flags.broker.or(written),
             names: prefix.map(QueueNames::new).unwrap_or_default(),
-            queue_type: flags.queue_type.or(file.queue_type).map(QueueType::from).unwrap_or_default(),
+            queue_type: flags.queue_type.or(file.queue_type).map(queue_type).unwrap_or_default(),
             log: flags.log.or_else(|| file.log.clone()),
             user_id: flags.user_id.or_else(|| file.user_id.clone()),
             consumer_timeout: flags.consumer_timeout.or(file.consumer_timeout.map(|written| written.0)),
             tls,
+            password,
             file,
         })
     }
@@ -72,12 +79,23 @@ impl Settings {
     /// The first address of the broker.
     pub(crate) fn broker_address(&self) -> Result<Option<Address>, Failure> {
         let urls = self.broker.as_deref().unwrap_or(DEFAULT_BROKER);
-        Ok(Address::list(urls).map_err(Failure::bad_input)?.into_iter().next())
+        let first = Address::list(urls).map_err(Failure::bad_input)?.into_iter().next();
+        Ok(first.map(|address| match &self.password {
+            Some(Password(password)) => address.with_password(password),
+            None => address,
+        }))
     }
 
     /// A handle that connects when it is first used.
     pub(crate) fn fanfare(&self, role: &str) -> Result<Fanfare, Failure> {
         self.builder(role)?.build().map_err(refused)
+    }
+
+    /// The same for who invokes: how many may wait there is its own to say, too.
+    pub(crate) fn invoker(&self, most_waiting: Option<u64>) -> Result<Fanfare, Failure> {
+        let mut publisher = self.publisher();
+        publisher.most_waiting = most_waiting.unwrap_or(publisher.most_waiting);
+        self.builder("invoke")?.publisher(publisher).build().map_err(refused)
     }
 
     /// A handle on a broker that answered, with queues of its own.
@@ -93,20 +111,29 @@ impl Settings {
                  `fanfare demo`, which has everything in one process"
             )));
         }
+        let urls = self.broker.as_deref().unwrap_or(DEFAULT_BROKER);
+        let name = format!("fanfare {role}");
+        let builder = Fanfare::builder(urls).tls(self.tls.clone()).connection_name(name);
+        let builder = builder.publisher(self.publisher());
+        Ok(match &self.password {
+            Some(Password(password)) => builder.password(password),
+            None => builder,
+        })
+    }
+
+    fn publisher(&self) -> PublisherConfig {
         let file = &self.file.publisher;
         let defaults = PublisherConfig::default();
-        let publisher = PublisherConfig {
+        PublisherConfig {
             names: self.names.clone(),
             declare_missing: file.declare_missing.unwrap_or(defaults.declare_missing),
             deadline: file.deadline.map_or(defaults.deadline, Into::into),
             time_limit: file.time_limit.map_or(defaults.time_limit, |limit| limit.0),
+            most_waiting: file.most_waiting.unwrap_or(defaults.most_waiting),
             user_id: self.user_id.clone(),
             queue_type: self.queue_type,
             ..defaults
-        };
-        let urls = self.broker.as_deref().unwrap_or(DEFAULT_BROKER);
-        let name = format!("fanfare {role}");
-        Ok(Fanfare::builder(urls).tls(self.tls.clone()).connection_name(name).publisher(publisher))
+        }
     }
 
     /// Whether the broker in memory was asked for.
@@ -119,6 +146,31 @@ fn file_of(named: Option<&Path>) -> Option<PathBuf> {
     match named {
         Some(path) => Some(path.to_owned()),
         None => DEFAULT_FILES.into_iter().map(PathBuf::from).find(|path| path.is_file()),
+    }
+}
+
+/// Reads the broker's password. A newline at its end is the editor's.
+fn password(path: &Path) -> Result<Password> {
+    /// Bytes of a password, beyond which the file is likely to be another.
+    const MOST_BYTES: u64 = 4096;
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_string(&mut text));
+    let read = read.with_context(|| format!("cannot read the broker's password from {path:?}"))?;
+    let password = text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line));
+    if password.is_empty() || read as u64 > MOST_BYTES {
+        bail!(
+            "{path:?} has {read} bytes or more, and a password has 1 to {MOST_BYTES}: name the file that holds it alone"
+        );
+    }
+    Ok(Password(password.to_owned()))
+}
+
+/// The broker's password, which nobody is shown.
+struct Password(String);
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(***)")
     }
 }
 
@@ -145,6 +197,13 @@ fn tls(
 fn refused(error: ConnectError) -> Failure {
     let exit = if matches!(error, ConnectError::Broker(_)) { Exit::NoBroker } else { Exit::BadInput };
     Failure::new(exit, error)
+}
+
+const fn queue_type(written: configuration::QueueType) -> QueueType {
+    match written {
+        configuration::QueueType::Classic => QueueType::Classic,
+        configuration::QueueType::Quorum => QueueType::Quorum,
+    }
 }
 
 #[cfg(test)]

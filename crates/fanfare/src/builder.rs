@@ -1,3 +1,4 @@
+use std::fmt;
 use std::sync::Arc;
 
 use fanfare_broker::amqp::{self, AmqpBroker, InvalidAddress, Tls};
@@ -20,18 +21,17 @@ use crate::Fanfare;
 /// # drop(fanfare);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-#[derive(Debug)]
 #[must_use = "nothing is done before `connect` or `build`"]
 pub struct Builder {
     at: At,
     tls: Tls,
+    password: Option<String>,
     connection_name: Option<String>,
     prefix: Option<String>,
     publisher: PublisherConfig,
     environment: Arc<dyn Environment>,
 }
 
-#[derive(Debug)]
 enum At {
     Urls(String),
     Broker(Arc<dyn Broker>),
@@ -57,6 +57,13 @@ pub enum ConnectError {
     Broker(#[from] BrokerError),
 }
 
+impl fmt::Debug for Builder {
+    /// Without its URLs, which may hold passwords.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("publisher", &self.publisher).finish_non_exhaustive()
+    }
+}
+
 impl Builder {
     pub(crate) fn urls(urls: impl Into<String>) -> Self {
         Self::new(At::Urls(urls.into()))
@@ -71,8 +78,15 @@ impl Builder {
     }
 
     fn new(at: At) -> Self {
-        let (tls, publisher) = (Tls::default(), PublisherConfig::default());
-        Self { at, tls, connection_name: None, prefix: None, publisher, environment: Arc::new(System) }
+        Self {
+            at,
+            tls: Tls::default(),
+            password: None,
+            connection_name: None,
+            prefix: None,
+            publisher: PublisherConfig::default(),
+            environment: Arc::new(System),
+        }
     }
 
     /// Sets how every queue name begins, so that several systems can share a broker: 1 to 32 characters, `fanfare` where it
@@ -85,6 +99,13 @@ impl Builder {
     /// Sets the certificates for `amqps://` URLs.
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = tls;
+        self
+    }
+
+    /// Sets the password of all URLs, in place of what they say, so that it need not stand in them. It is not encoded in any
+    /// way.
+    pub fn password(mut self, password: impl Into<String>) -> Self {
+        self.password = Some(password.into());
         self
     }
 
@@ -151,6 +172,10 @@ impl Builder {
             At::Urls(urls) if urls.trim_start().starts_with("memory:") => return Err(ConnectError::Memory),
             At::Urls(urls) => {
                 let mut config = amqp::Config::parse(&urls)?;
+                if let Some(password) = &self.password {
+                    let urls = config.urls.into_iter();
+                    config.urls = urls.map(|address| address.with_password(password)).collect();
+                }
                 config.tls = self.tls;
                 if let Some(name) = self.connection_name {
                     config.connection_name = name;

@@ -83,6 +83,13 @@ impl Address {
         self.uri.scheme == AMQPScheme::AMQPS
     }
 
+    /// The same with this password, which is not encoded in any way, so that it need not stand in the URL.
+    #[must_use]
+    pub fn with_password(mut self, password: impl Into<String>) -> Self {
+        self.uri.authority.userinfo.password = password.into();
+        self
+    }
+
     pub(super) fn uri(&self) -> &AMQPUri {
         &self.uri
     }
@@ -96,6 +103,11 @@ impl FromStr for Address {
         let invalid = |reason: &str| InvalidAddress { address: shown.clone(), reason: reason.to_owned() };
         if text.is_empty() {
             return Err(invalid("it is empty"));
+        }
+        let behind_scheme = text.find("://").map_or(text, |end| &text[end + 3..]);
+        if behind_scheme.split_once(['/', '?', '#']).is_some_and(|(_, rest)| rest.contains('@')) {
+            // It would pass for a host with a path, and what is said of these would show a part of the password.
+            return Err(invalid("in a password, write %2f for /, %3f for ?, %23 for # and %40 for @"));
         }
         let url = url::Url::parse(text).map_err(|error| invalid(&error.to_string()))?;
         if !matches!(url.scheme(), "amqp" | "amqps") {
@@ -224,6 +236,34 @@ mod tests {
     }
 
     #[test]
+    fn no_character_makes_any_part_of_a_password_appear() {
+        for special in "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~ é\u{1}".chars() {
+            for place in ["x@SECRET", "SECRET@x", "12@SECRET", "SECRET@", "@SECRET", "@12@SECRET=@1"] {
+                let password = place.replace('@', &special.to_string());
+                for url in [
+                    format!("amqp://user:{password}@host:5672/vhost?heartbeat=3"),
+                    format!("amqp://user:{password}@host"),
+                    format!("http://user:{password}@host"),
+                    format!("amqp://one,amqp://user:{password}@two"),
+                ] {
+                    let said = match Address::list(&url) {
+                        Ok(addresses) => format!("{addresses:?} {}", addresses[0]),
+                        Err(error) => format!("{error} {error:?}"),
+                    };
+                    assert!(!said.contains("SECRET"), "{url}: {said}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn password_from_elsewhere_is_taken_as_it_is_and_not_shown() {
+        let address = "amqp://user@host".parse::<Address>().unwrap().with_password("p%41/@:");
+        assert_eq!(address.uri().authority.userinfo.password, "p%41/@:");
+        assert_eq!(format!("{address} {address:?}"), "amqp://user@host Address(amqp://user@host)");
+    }
+
+    #[test]
     fn error_names_value_rule_and_remedy() {
         let error = |text: &str| Address::list(text).unwrap_err().to_string();
         assert_eq!(
@@ -236,5 +276,6 @@ mod tests {
         assert!(error("amqp://a?hartbeat=3").contains("no option `hartbeat`"));
         assert!(error("amqp://a/b/c").contains("%2f"));
         assert!(error("amqp://a,").contains("it is empty"));
+        assert!(error("amqp://u:12/x@host").contains("write %2f for /"));
     }
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use fanfare::{BrokerError, Cid, Environment, Fanfare, PublishError, RunId, ServiceName, System};
+use fanfare_broker::amqp::redacted;
 use fanfare_broker::{QueueState, consumer_timeout};
 use fanfare_protocol::{Message, QueueSpec};
 
@@ -200,6 +201,21 @@ impl Examination<'_> {
             shown(2 * renewal)
         ))
     }
+}
+
+/// Whether one of this command's arguments holds a password, as those of its siblings are likely to.
+pub(super) fn password_in_sight(mut arguments: impl Iterator<Item = String>) -> Option<Finding> {
+    let holds_password = |argument: String| argument.contains("://") && redacted(&argument) != argument;
+    arguments.any(holds_password).then(|| {
+        Finding::new(
+            Verdict::Warn,
+            "password",
+            "it is in the command line, which whoever may list processes can read",
+        )
+        .remedy(
+            "give the URL in FANFARE_BROKER or fanfare.toml, or the password alone in --broker-password-file",
+        )
+    })
 }
 
 fn shown(duration: Duration) -> humantime::FormattedDuration {

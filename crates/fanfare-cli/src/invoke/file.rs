@@ -36,7 +36,8 @@ fn text_of(reader: impl Read) -> Result<String> {
     Ok(text)
 }
 
-fn parse(text: &str) -> Result<Vec<Given>> {
+/// Reads what such a file holds.
+pub(super) fn parse(text: &str) -> Result<Vec<Given>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     match text.trim_start().chars().next() {
         None => bail!("there are none: write {{}} for a fan-out without targets"),

@@ -4,15 +4,15 @@ use std::fmt;
 use std::str::FromStr;
 
 use anyhow::{Context, Error, Result, bail};
-use fanfare::{ServiceName, Target, TargetKey};
+use fanfare_protocol::{ServiceName, TargetKey};
 use serde_json::value::RawValue;
 
 /// A target whose names and JSON have been checked.
 #[derive(Debug, Clone)]
 pub(super) struct Given {
-    key: TargetKey,
-    service: ServiceName,
-    request: Box<RawValue>,
+    pub(super) key: TargetKey,
+    pub(super) service: ServiceName,
+    pub(super) request: Box<RawValue>,
 }
 
 impl Given {
@@ -25,11 +25,6 @@ impl Given {
 
     pub(super) fn with_request(self, request: Box<RawValue>) -> Self {
         Self { request, ..self }
-    }
-
-    /// The target, with its JSON byte for byte.
-    pub(super) fn to_target(&self) -> Target {
-        Target::raw(&self.service, self.request.get().as_bytes().to_vec()).key(&self.key)
     }
 }
 

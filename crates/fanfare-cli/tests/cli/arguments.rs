@@ -72,6 +72,7 @@ fn no_broker_is_exit_code_3_and_its_password_is_not_shown() {
     assert_eq!(ended.exit, 3, "{ended:?}");
     assert!(ended.stdout.starts_with("WRONG   broker: the broker cannot be reached: "), "{}", ended.stdout);
     assert!(!ended.stdout.contains("hunter2"), "{}", ended.stdout);
+    assert!(ended.stdout.contains("warn    password: it is in the command line"), "{}", ended.stdout);
 }
 
 #[test]

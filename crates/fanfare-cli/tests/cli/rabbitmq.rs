@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{Ended, PATIENCE, Running, broker, run};
+use crate::support::{Ended, PATIENCE, Running, broker, fanfare, run};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -128,4 +128,39 @@ fn both_signals_stop_gracefully() {
     assert!(exit == Some(0) && log.contains("the worker has stopped"), "{exit:?} {log}");
     let (exit, log) = pool.coordinator.stop(Signal::TERM);
     assert_eq!(exit, Some(0), "{log}");
+}
+
+/// A wrong one, so that it can be told from everything else; it goes to the broker all the same.
+#[test]
+fn password_with_special_characters_appears_in_no_output_however_it_is_given() {
+    const PASSWORD: &str = "SECRETp%4/?#[@]: \"'ü";
+    const ENCODED: &str = "SECRETp%254%2F%3F%23%5B%40%5D%3A%20%22%27%C3%BC";
+    let directory = tempfile::tempdir().unwrap();
+    let address = broker().rsplit_once('@').map_or_else(broker, |(_, host)| format!("amqp://{host}"));
+    let with = |credentials: &str| address.replacen("://", &format!("://{credentials}@"), 1);
+    let (whole, without) = (with(&format!("guest:{ENCODED}")), with("guest"));
+    let file = directory.path().join("password");
+    fs::write(&file, format!("{PASSWORD}\n")).unwrap();
+    let check = |given: &str, variables: &[(&str, &str)], settings: &str| {
+        fs::write(directory.path().join("fanfare.toml"), settings).unwrap();
+        let mut command = fanfare(directory.path());
+        command.args(["--log", "trace"]).args(given.split_whitespace()).envs(variables.iter().copied());
+        let ended: Ended = command.output().unwrap().into();
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        assert_ne!(ended.exit, 0, "the password is wrong: {said}");
+        assert!(
+            said.contains("user, password and virtual host") || said.contains("ACCESS_REFUSED"),
+            "{said}"
+        );
+        assert!(!said.contains("SECRET"), "{said}");
+    };
+    for command in ["doctor", "invoke --target helpers.echo --wait 1s"] {
+        check(&format!("{command} --broker {whole}"), &[], "");
+        check(command, &[("FANFARE_BROKER", &whole)], "");
+        check(command, &[], &format!("broker = \"{whole}\""));
+        let password_file = file.to_str().unwrap();
+        check(&format!("{command} --broker {without} --broker-password-file {password_file}"), &[], "");
+        check(command, &[("FANFARE_BROKER", &without), ("FANFARE_BROKER_PASSWORD_FILE", password_file)], "");
+        check(command, &[], &format!("broker = \"{without}\"\nbroker_password_file = \"{password_file}\""));
+    }
 }
