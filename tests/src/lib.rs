@@ -29,6 +29,12 @@ use std::time::Duration;
 /// for in a test that passes.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Whether the tests that can take long are to do so: `cargo xtask test --full`.
+#[must_use]
+pub fn full() -> bool {
+    std::env::var_os("FANFARE_TEST_FULL").is_some()
+}
+
 /// Turns async functions that take a [`Stack`] into tests on the in-memory broker and on RabbitMQ.
 #[macro_export]
 macro_rules! on_both_brokers {

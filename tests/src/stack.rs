@@ -152,9 +152,19 @@ impl Stack {
         self.publisher_on(self.connect())
     }
 
+    /// A publisher with a connection of its own, and a bound on what may wait for a coordinator.
+    #[must_use]
+    pub fn publisher_bounded(&self, most_waiting: u64) -> Publisher {
+        let config = fanfare_publisher::Config { most_waiting, ..self.publisher_config() };
+        Publisher::new(self.connect(), Arc::new(System), config)
+    }
+
     fn publisher_on(&self, broker: Arc<dyn Broker>) -> Publisher {
-        let config = fanfare_publisher::Config { names: self.names.clone(), ..Default::default() };
-        Publisher::new(broker, Arc::new(System), config)
+        Publisher::new(broker, Arc::new(System), self.publisher_config())
+    }
+
+    fn publisher_config(&self) -> fanfare_publisher::Config {
+        fanfare_publisher::Config { names: self.names.clone(), ..Default::default() }
     }
 
     /// A coordinator's configuration for this stack, with waits that suit tests.
