@@ -4,6 +4,7 @@ mod broker;
 mod chaos;
 mod compose;
 mod environment;
+mod fuzz;
 mod interrupt;
 mod process;
 mod python;
@@ -33,6 +34,8 @@ enum Command {
     Verify,
     /// Runs fan-outs under faults in virtual time, one seed after the other, up to the first violation of a guarantee.
     Simulate(simulate::Options),
+    /// Feeds hostile input to every decoder and to the fan-in.
+    Fuzz(fuzz::Options),
     /// Runs the broker that the tests would use, prints its URL, and ends it at Ctrl-C.
     Broker(broker::Options),
     /// Kills workers, coordinators, publishers and the broker in the middle of fan-outs, and tells what came of it.
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Test(options) => test::run(options),
         Command::Verify => verify::run(),
         Command::Simulate(options) => simulate::run(options),
+        Command::Fuzz(options) => fuzz::run(options),
         Command::Broker(options) => broker::run(options),
         Command::Chaos(options) => chaos::run(&options),
         Command::ComposeTest => compose::run(),

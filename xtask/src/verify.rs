@@ -64,7 +64,8 @@ pub(crate) fn run() -> Result<()> {
 }
 
 fn format() -> Result<Outcome> {
-    cargo(environment::cargo().args(["fmt", "--all", "--check"]))
+    cargo(environment::cargo().args(["fmt", "--all", "--check"]))?;
+    cargo(environment::cargo().args(["fmt", "--manifest-path", "fuzz/Cargo.toml", "--check"]))
 }
 
 fn lints() -> Result<Outcome> {

@@ -1,0 +1,141 @@
+//! Messages: what is taken is sound, what is not is refused in few words, and nothing panics.
+
+use bytes::Bytes;
+use fanfare_protocol::{
+    Checkpoint, Fence, FinalPayload, FinalPayloadBuilder, Invocation, Malformed, Manifest, Message,
+    QueueNames, ReplyAddress, TargetResult, limits, nesting,
+};
+
+use crate::{samples, text};
+
+/// Bytes that AMQP allows in a property.
+const SHORT: usize = 255;
+/// Characters of a reason, which [`Malformed`] promises.
+const REASON_CHARS: usize = 1000;
+
+/// A message that is meant to be a manifest.
+pub fn manifest(data: &[u8]) {
+    let names = QueueNames::default();
+    let message = text::message(data);
+    let manifest = match Manifest::decode(&message, &names) {
+        Ok(manifest) => manifest,
+        Err(reason) => return brief(&reason),
+    };
+    assert_eq!(manifest.reply_to, names.aggregation(&manifest.cid, manifest.run).name);
+    assert!(manifest.waiter.as_deref().is_none_or(|waiter| names.is_wait(waiter)));
+    assert!(manifest.targets.len() <= limits::TARGETS);
+    for encoded in [manifest.encode(), manifest.encode_renewed(manifest.deadline_utc)] {
+        fits(&encoded);
+        assert_eq!(Manifest::decode(&encoded, &names).as_ref(), Ok(&manifest));
+    }
+    // Its final payload can be had, however its targets fail, within the bytes that were foretold.
+    let failed = samples::body("!x");
+    let mut payload = FinalPayloadBuilder::new(&manifest);
+    for _ in &manifest.targets {
+        payload.push(&failed).expect("it is a result");
+    }
+    assert!(payload.finish(limits::MESSAGE_BYTES).len() <= manifest.least_payload_bytes());
+}
+
+/// A body that is meant to be a result.
+pub fn result(data: &[u8]) {
+    let result = match TargetResult::from_body(data) {
+        Ok(result) => result,
+        Err(reason) => return brief(&reason),
+    };
+    assert_eq!(result.ok, result.exception.is_none());
+    let again = TargetResult::from_body(&result.to_body()).expect("what was taken can be sent");
+    assert_eq!((result.ok, &result.exception), (again.ok, &again.exception));
+    assert_eq!(result.response.get(), again.response.get());
+
+    // It goes on byte for byte into checkpoints and final payloads, which must be readable with it.
+    let manifest = samples::numbered(1, 0, 1);
+    let body = Bytes::copy_from_slice(data.trim_ascii());
+    let mut payload = FinalPayloadBuilder::new(&manifest);
+    payload.push(&body).expect("a result that counts is JSON");
+    let payload = payload.finish(limits::MESSAGE_BYTES);
+    let payload: FinalPayload = serde_json::from_slice(&payload).expect("a final payload");
+    assert_eq!(payload.data.get("0").map(|result| result.ok), Some(result.ok));
+    // A response may hold what one parser takes and another does not, such as `1e999` or half of a surrogate pair; each is
+    // parsed on its own, so that it spoils no other. What it must not do is to exhaust somebody's stack.
+    assert!(nesting(result.response.get().as_bytes()) <= limits::NESTING);
+
+    let checkpoint = Checkpoint {
+        coordinator: samples::id(7),
+        number: 0,
+        called: true,
+        entries: vec![fanfare_protocol::CheckpointEntry { key: manifest.targets[0].key.clone(), body }],
+    };
+    assert_eq!(Checkpoint::decode(&checkpoint.encode(&manifest)), Ok(checkpoint));
+}
+
+/// A message that is meant to be a request or a callback.
+pub fn invocation(data: &[u8]) {
+    let names = QueueNames::default();
+    let message = text::message(data);
+    let reply = match Invocation::decode(&message, &names) {
+        Ok(invocation) => {
+            assert_eq!(invocation.channel.is_call(), invocation.reply.is_some());
+            assert!(invocation.attempt > 0 && invocation.message_id.len() <= SHORT);
+            assert_eq!(invocation.body, message.body);
+            invocation.reply
+        }
+        Err(malformed) => {
+            brief(&malformed.reason);
+            malformed.reply.map(|reply| *reply)
+        }
+    };
+    if let Some(reply) = reply {
+        own(&reply, &names);
+        let result = TargetResult::message(samples::body("fine"), &reply, samples::time());
+        fits(&result);
+        // The coordinator of its run finds the target by it.
+        assert!(
+            reply.key.is_some()
+                || result
+                    .properties
+                    .message_id
+                    .as_deref()
+                    .is_some_and(|id| { fanfare_protocol::place_of(id, &reply.cid).is_some() })
+        );
+    }
+}
+
+/// A message that is meant to be a checkpoint.
+pub fn checkpoint(data: &[u8]) {
+    let message = Message { body: Bytes::copy_from_slice(data), ..Message::default() };
+    match Checkpoint::decode(&message) {
+        Ok(checkpoint) => {
+            let encoded = checkpoint.encode(&samples::numbered(1, 0, 1));
+            assert_eq!(Checkpoint::decode(&encoded), Ok(checkpoint));
+        }
+        Err(reason) => brief(&reason),
+    }
+}
+
+/// A message that is meant to be a fence.
+pub fn fence(data: &[u8]) {
+    let message = Message { body: Bytes::copy_from_slice(data), ..Message::default() };
+    match Fence::decode(&message) {
+        Ok(fence) => assert_eq!(Fence::decode(&fence.encode(&samples::numbered(1, 0, 1))), Ok(fence)),
+        Err(reason) => brief(&reason),
+    }
+}
+
+/// A worker answers to the aggregation queue of the message at hand, and to nothing else.
+fn own(reply: &ReplyAddress, names: &QueueNames) {
+    assert_eq!(reply.queue, names.aggregation(&reply.cid, reply.run).name);
+}
+
+fn brief(reason: &Malformed) {
+    assert!(reason.0.chars().count() <= REASON_CHARS);
+}
+
+/// What is published has no property that AMQP cannot carry.
+fn fits(message: &Message) {
+    let properties = &message.properties;
+    for text in [&properties.message_id, &properties.correlation_id, &properties.app_id, &properties.reply_to]
+    {
+        assert!(text.as_ref().is_none_or(|text| text.len() <= SHORT), "{text:?}");
+    }
+}
