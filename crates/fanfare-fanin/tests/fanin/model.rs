@@ -561,13 +561,11 @@ impl World {
             Publication::OnTarget { place, body, .. } => {
                 assert_eq!(Some(body), self.first.get(place), "the first result of a key stands");
             }
-            Publication::Missing { body, .. } => {
-                if result_in(body).ended_by == Some(EndedBy::Completion) {
-                    let (succeeded, failed) = self.answered();
-                    let policy = self.manifest.completion.as_ref();
-                    let met = policy.and_then(|policy| policy.met(succeeded, failed));
-                    assert!(met.is_some(), "{succeeded} and {failed} meet no policy");
-                }
+            Publication::Missing { body, .. } if result_in(body).ended_by == Some(EndedBy::Completion) => {
+                let (succeeded, failed) = self.answered();
+                let policy = self.manifest.completion.as_ref();
+                let met = policy.and_then(|policy| policy.met(succeeded, failed));
+                assert!(met.is_some(), "{succeeded} and {failed} meet no policy");
             }
             Publication::OnFinal { body, ending, .. } | Publication::Waiter { body, ending } => {
                 let callbacks = self.manifest.on_target.len();
