@@ -1,4 +1,4 @@
-//! Runs the simulation, optimised: it is bound by the processor.
+//! Runs the simulation.
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -34,8 +34,8 @@ pub(crate) struct Options {
 /// Runs seeds, and fails at the first that violates a guarantee.
 pub(crate) fn run(options: Options) -> Result<()> {
     let mut command = environment::cargo();
-    command.args(["run", "--quiet", "--locked", "--profile", "simulation", "--package", "fanfare-tests"]);
-    command.args(["--bin", "fanfare-simulate", "--"]);
+    // The workspace's features are those of `cargo test`, so that nothing is built a second time.
+    command.args(["test", "--locked", "--workspace", "--quiet", "--test", "simulate", "--"]);
     for (name, value) in [("--seeds", options.seeds), ("--seed", options.seed)] {
         command.args(value.map(|value| format!("{name}={value}")));
     }
