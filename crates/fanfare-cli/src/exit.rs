@@ -31,9 +31,9 @@ Exit codes:
   1  a target failed (with --wait), and with --until-succeeded too few succeeded
   2  bad input: nothing was sent
   3  no broker: nothing was sent
-  4  not accepted: no callback will come; targets may have run
+  4  not accepted: no callback will come; the error says whether targets may have run
   5  unknown whether accepted: to invoke it again may run it twice
-  6  the wait timed out: the fan-out goes on";
+  6  the wait timed out, or was cut off with its connection: the fan-out goes on";
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {

@@ -48,6 +48,9 @@ pub(crate) fn offered(
 
 fn configured(name: &ServiceName, service: &Service, prefetch: Option<u16>) -> Result<Registration> {
     let timeout = service.timeout.map_or(services::DEFAULT_TIMEOUT, |timeout| timeout.0);
+    if timeout.is_zero() {
+        bail!("timeout = \"0s\" would end every invocation at once: give more, or leave it out");
+    }
     let registration = match &service.work {
         Work::Exec { command, directory, env } => {
             let mut exec = ExecService::new(command)?.timeout(timeout);
@@ -128,6 +131,8 @@ mod tests {
     fn service_that_cannot_work_is_named() {
         let error = names("[services.a]\nexec = []", false).unwrap_err();
         assert!(format!("{error:#}").starts_with("service `a`: the command is empty"), "{error:#}");
+        let error = names("[services.a]\nexec = [\"x\"]\ntimeout = \"0s\"", false).unwrap_err();
+        assert!(format!("{error:#}").starts_with("service `a`: timeout = \"0s\""), "{error:#}");
         let error = names("[services.a]\nhttp = \"ftp://x\"", false).unwrap_err();
         assert!(
             format!("{error:#}").starts_with("service `a`: \"ftp://x\" does not begin with http"),

@@ -216,7 +216,7 @@ fn shortened(text: &str) -> &str {
 
 impl Manifest {
     /// Bytes that the final payload of this fan-out has at most when every response has been left out of it. Where that is more
-    /// than [`limits::MESSAGE_BYTES`], there is no final callback that could be invoked whatever the targets answer.
+    /// than [`crate::limits::MESSAGE_BYTES`], there is no final callback that could be invoked whatever the targets answer.
     #[must_use]
     pub fn least_payload_bytes(&self) -> usize {
         let every = FRAME_BYTES + SHORTENED_BYTES + self.source.as_str().len() + self.cid.as_str().len();
@@ -257,7 +257,7 @@ impl<'a> FinalPayloadBuilder<'a> {
 
     /// The body of the final callbacks.
     ///
-    /// Where it would be larger than `most` bytes ([`limits::MESSAGE_BYTES`] unless the broker takes less), the largest results
+    /// Where it would be larger than `most` bytes ([`crate::limits::MESSAGE_BYTES`] unless the broker takes less), the largest results
     /// are replaced by failed ones that say so, largest first and by the manifest's order among equals, until it fits or
     /// none is left: the outcome depends on the results alone, so every coordinator comes to the same bytes.
     #[must_use]

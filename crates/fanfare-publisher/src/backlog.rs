@@ -1,6 +1,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use fanfare_broker::BrokerError;
 use tokio::time::Instant;
 
 use crate::Failure;
@@ -54,8 +55,14 @@ impl Shared {
             return Ok(());
         }
         let queue = self.config.names.fanin().name;
-        let looked = self.through_outages(self.preparation_end(), || self.broker.inspect(&queue)).await?;
-        let waiting = looked.map_or(0, |state| state.messages);
+        let waiting = match self.through_outages(self.preparation_end(), || self.broker.inspect(&queue)).await
+        {
+            Ok(looked) => looked.map_or(0, |state| state.messages),
+            // RabbitMQ 4.3 lets only those look who may also configure. A user with the rights of a publisher alone is not held
+            // to the bound there.
+            Err(Failure::Broker(BrokerError::Denied(_))) => 0,
+            Err(failure) => return Err(failure),
+        };
         self.backlog.saw(waiting);
         if self.backlog.takes(most) { Ok(()) } else { Err(Failure::Busy { waiting, most }) }
     }

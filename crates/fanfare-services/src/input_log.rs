@@ -2,9 +2,6 @@
 
 use fanfare_worker::Context;
 
-/// Characters of a payload that `helpers.input-logger` logs; what is longer is cut.
-pub const LOGGED_CHARS: usize = 2_000;
-
 /// Logs all that a service is given, at level `info`.
 pub(crate) fn log(context: &Context, payload: &str) {
     let metadata: Vec<String> =
@@ -20,25 +17,6 @@ pub(crate) fn log(context: &Context, payload: &str) {
         metadata = metadata.join(" "),
         bytes = payload.len(),
         "{}",
-        shortened(payload)
+        payload
     );
-}
-
-fn shortened(payload: &str) -> String {
-    match payload.char_indices().nth(LOGGED_CHARS) {
-        None => payload.to_owned(),
-        Some((end, _)) => format!("{}... ({} bytes in all)", &payload[..end], payload.len()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn long_payload_is_cut_between_characters() {
-        let long = "ä".repeat(LOGGED_CHARS + 1);
-        assert_eq!(shortened(&long), format!("{}... (4002 bytes in all)", "ä".repeat(LOGGED_CHARS)));
-        assert_eq!(shortened(&long[2..]), long[2..]);
-    }
 }

@@ -2,6 +2,7 @@
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use fanfare_protocol::Metadata;
 use fanfare_worker::{Context, Result, Service, ServiceError};
 use serde_json::value::RawValue;
 
@@ -18,6 +19,7 @@ impl Service for ExecService {
             "FANFARE_MESSAGE_ID",
             "FANFARE_ATTEMPT",
             "FANFARE_KEY",
+            "FANFARE_METADATA",
         ];
         self.run(bytes_of(payload), &told(names, &context))
             .await
@@ -36,6 +38,7 @@ impl Service for HttpService {
             "fanfare-message-id",
             "fanfare-attempt",
             "fanfare-key",
+            "fanfare-metadata",
         ];
         self.run(bytes_of(payload), &told(names, &context))
             .await
@@ -47,8 +50,9 @@ fn bytes_of(payload: &RawValue) -> Bytes {
     Bytes::copy_from_slice(payload.get().as_bytes())
 }
 
-/// What the invocation is known by, under the given names. The key is the last, since a final callback has none.
-fn told(names: [&'static str; 7], context: &Context) -> Vec<(&'static str, String)> {
+/// What the invocation is known by, under the given names. A final callback has no key; the caller's metadata is a JSON object, where
+/// there is any.
+fn told(names: [&'static str; 8], context: &Context) -> Vec<(&'static str, String)> {
     let values = [
         Some(context.cid().to_string()),
         Some(context.run().to_string()),
@@ -57,6 +61,11 @@ fn told(names: [&'static str; 7], context: &Context) -> Vec<(&'static str, Strin
         Some(context.message_id().to_owned()),
         Some(context.attempt().to_string()),
         context.key().map(ToString::to_string),
+        Some(context.metadata()).filter(|metadata| !metadata.is_empty()).map(in_json),
     ];
     names.into_iter().zip(values).filter_map(|(name, value)| Some((name, value?))).collect()
+}
+
+fn in_json(metadata: &Metadata) -> String {
+    serde_json::to_string(metadata).expect("a map of strings is JSON")
 }

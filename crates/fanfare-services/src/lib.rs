@@ -29,7 +29,6 @@ pub use answer::NotJson;
 pub use exec::{EmptyCommand, ExecError, ExecService};
 pub use file_stats::{FilePath, FileStats, FileStatsError};
 pub use http::{HttpError, HttpService, InvalidUrl};
-pub use input_log::LOGGED_CHARS;
 pub use stock::{ECHO, FILE_STATS, INPUT_LOGGER, STOCK, echo, file_stats, input_logger, stock};
 
 /// How long a configured service may take unless it says otherwise.

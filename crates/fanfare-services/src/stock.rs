@@ -32,8 +32,8 @@ pub fn echo() -> Registration {
     service(ECHO, |_: Context, payload: Box<RawValue>| async move { Ok(payload) }).timeout(TIMEOUT)
 }
 
-/// `helpers.input-logger` logs all that it is given, at level `info`: the callback to begin with. Of the payload, the first
-/// [`LOGGED_CHARS`](crate::LOGGED_CHARS) characters.
+/// `helpers.input-logger` logs all that it is given, at level `info`: the callback to begin with. The payload is
+/// logged as it is, however long.
 pub fn input_logger() -> Registration {
     service(INPUT_LOGGER, |context: Context, payload: Box<RawValue>| async move {
         input_log::log(&context, payload.get());

@@ -28,7 +28,9 @@ impl Examination<'_> {
             Ok(server) => server,
             Err(error) => {
                 let remedy = match &error {
-                    BrokerError::Denied(_) => "check user, password and virtual host in the URL",
+                    BrokerError::Denied(_) | BrokerError::Refused(_) => {
+                        "check user, password and virtual host in the URL"
+                    }
                     _ => "check that RabbitMQ runs and that host and port of --broker are right",
                 };
                 return Finding::new(Verdict::Wrong, "broker", error.to_string()).remedy(remedy);
@@ -152,15 +154,15 @@ impl Examination<'_> {
                 return (Finding::new(Verdict::Note, what, found), None);
             }
             Err(error) => {
-                let remedy = "see that the nodes of the cluster run that hold it: rabbitmqctl cluster_status";
-                return (Finding::new(Verdict::Wrong, what, error.to_string()).remedy(remedy), None);
+                let finding = Finding::new(Verdict::Wrong, what, error.to_string());
+                return (finding.remedy(remedy_for_queue(&error)), None);
             }
         };
         let finding = match broker.declare(queue).await {
             Ok(()) => Finding::new(Verdict::Ok, what, "there, with the right arguments"),
-            Err(error) => Finding::new(Verdict::Wrong, what, error.to_string()).remedy(
-                "with nothing in it that is needed: rabbitmqctl delete_queue NAME; else use another --prefix",
-            ),
+            Err(error) => {
+                Finding::new(Verdict::Wrong, what, error.to_string()).remedy(remedy_for_queue(&error))
+            }
         };
         (finding, Some(state))
     }
@@ -218,6 +220,19 @@ pub(super) fn password_in_sight(mut arguments: impl Iterator<Item = String>) -> 
     })
 }
 
+/// What to do about a queue that cannot be looked at or declared. Only one that has other arguments is to be deleted.
+fn remedy_for_queue(error: &BrokerError) -> &'static str {
+    match error {
+        BrokerError::QueueDiffers { .. } => {
+            "with nothing in it that is needed: rabbitmqctl delete_queue NAME; else use another --prefix"
+        }
+        BrokerError::Denied(_) => {
+            "let the doctor have a user who may do all of it: the queue itself may well be as it should"
+        }
+        _ => "see that the nodes of the cluster run that hold it: rabbitmqctl cluster_status",
+    }
+}
+
 fn shown(duration: Duration) -> humantime::FormattedDuration {
     humantime::format_duration(duration)
 }
@@ -225,6 +240,20 @@ fn shown(duration: Duration) -> humantime::FormattedDuration {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_a_queue_with_other_arguments_is_to_be_deleted() {
+        let queue = "fanfare.fanin".to_owned();
+        let differs = BrokerError::QueueDiffers { queue: queue.clone(), reason: "x-queue-type".to_owned() };
+        assert!(remedy_for_queue(&differs).contains("delete_queue"));
+        for error in [
+            BrokerError::Denied("configure access refused".to_owned()),
+            BrokerError::Unavailable { queue, reason: "its node is down".to_owned() },
+            BrokerError::Unreachable("connection refused".to_owned()),
+        ] {
+            assert!(!remedy_for_queue(&error).contains("delete"), "{error:?}");
+        }
+    }
 
     const RENEWAL: Duration = Duration::from_secs(600);
 

@@ -24,6 +24,7 @@ impl Pool {
         let settings = format!(
             "broker = \"{}\"\nprefix = \"{prefix}\"\n\
              [services.\"t.program\"]\nexec = [\"sh\", \"-c\", \"cat; test $FANFARE_KEY != bad || {{ echo broken >&2; exit 3; }}\"]\n\
+             [services.\"t.told\"]\nexec = [\"sh\", \"-c\", 'printf %s \"$FANFARE_METADATA\"']\n\
              [services.\"t.slow\"]\nexec = [\"sh\", \"-c\", \"touch started; sleep 3\"]\n",
             broker()
         );
@@ -61,6 +62,9 @@ fn invocations_end_with_the_exit_codes_that_the_help_promises() {
     assert_eq!(ended.exit, 1, "{ended:?}");
     assert!(ended.stdout.contains("failed with exit status: 3: broken"), "{}", ended.stdout);
     assert!(ended.stderr.contains("1 of 1 targets failed"), "{}", ended.stderr);
+
+    let ended = pool.invoke(&["--target", "t.told", "--metadata", "tenant=a", "--wait"]);
+    assert!(ended.stdout.contains("\"response\":{\"tenant\":\"a\"}"), "{ended:?}");
 
     let ended = pool.invoke(&["--target", "nobody", "--wait"]);
     assert_eq!((ended.exit, ended.stdout.as_str()), (2, ""));
