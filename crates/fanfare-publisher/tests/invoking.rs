@@ -142,11 +142,13 @@ async fn queues_that_were_seen_lately_are_not_looked_at_again() {
     for _ in 0..10 {
         enrichment(&publisher).invoke().await.unwrap();
     }
-    assert_eq!(broker.count("inspect"), 3);
+    assert_eq!(broker.count("inspect fanfare.service"), 3);
+    // Once to see that it is there, and once to see how many manifests wait.
+    assert_eq!(broker.count("inspect fanfare.fanin"), 2);
     assert_eq!(broker.count("declare fanfare.fanin"), 1);
     tokio::time::advance(Duration::from_secs(31)).await;
     enrichment(&publisher).invoke().await.unwrap();
-    assert_eq!(broker.count("inspect"), 6);
+    assert_eq!(broker.count("inspect fanfare.service"), 6);
 }
 
 #[tokio::test]

@@ -23,6 +23,8 @@ const SOURCE: &str = "fanfare.demo";
 const ON_TARGET: &str = "demo.progress";
 const ON_FINAL: &str = "demo.table";
 
+/// How long a callback may take. It only passes on what it is given.
+const CALLBACK_LIMIT: Duration = Duration::from_secs(60);
 /// How long worker and coordinator have to stop.
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// How long it may take to delete what was declared on RabbitMQ.
@@ -128,6 +130,7 @@ fn on_target(progress: ProgressBar) -> Registration {
         progress.inc(1);
         async { Ok(()) }
     })
+    .timeout(CALLBACK_LIMIT)
 }
 
 fn on_final(payloads: mpsc::UnboundedSender<FinalPayload>) -> Registration {
@@ -136,4 +139,5 @@ fn on_final(payloads: mpsc::UnboundedSender<FinalPayload>) -> Registration {
         let _ = payloads.send(payload);
         async { Ok(()) }
     })
+    .timeout(CALLBACK_LIMIT)
 }
