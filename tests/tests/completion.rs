@@ -116,7 +116,10 @@ async fn a_coordinator_that_dies_while_it_completes_by_policy_is_made_good_by_th
         assert_eq!(message.text("fanfare-ended-by"), Some("completion"));
         assert_eq!(numbers(&message), [TARGETS, missing, missing].map(|n| i64::try_from(n).expect("small")));
         stack.ended([&accepted], next).await;
-        assert_eq!(done.rest().await, []);
+        // It may have come so far as to publish the final callback before it died: a crash repeats that, and changes nothing.
+        for again in done.rest().await {
+            assert_eq!((again.properties, again.body), (message.properties.clone(), message.body.clone()));
+        }
     }
 }
 
