@@ -50,8 +50,9 @@ use self::publishing::Publishing;
 use self::trunk::{Connections, Trunk};
 use crate::{Broker, BrokerError, ConsumerChannel, Environment, PublishError, QueueState, ServerInfo};
 
-/// Consuming channels on one connection. RabbitMQ allows 2,047, and all share one socket and one thread.
-const CHANNELS_PER_CONNECTION: usize = 500;
+/// Consuming channels on one connection. RabbitMQ allows 2,047, and all share one socket and one thread; a coordinator with all
+/// of its places taken needs 10,000 on fewer connections than one process may have.
+const CHANNELS_PER_CONNECTION: usize = 1_000;
 /// How long closing may take.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
 
