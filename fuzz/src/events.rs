@@ -147,6 +147,7 @@ impl Witness {
                     self.see_publication(id, publication);
                 }
                 Effect::Ack(tag) | Effect::Park { tag, .. } => self.answer(tag),
+                Effect::Cancelled(_) => {}
                 Effect::DeleteQueue => {
                     assert!(!std::mem::replace(&mut self.deletes, true), "the queue is deleted twice");
                     assert_eq!(self.finals.len(), self.manifest.on_final.len(), "deleted before the end");
