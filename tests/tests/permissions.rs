@@ -10,7 +10,7 @@ use fanfare_coordinator::Coordinator;
 use fanfare_protocol::{Message, QueueNames, QueueSpec, ServiceName};
 use fanfare_publisher::{InvokeError, Publisher, Target};
 use fanfare_tests::{Operator, eventually};
-use fanfare_worker::{Context, Worker, service};
+use fanfare_worker::{Context, Retry, Worker, service};
 use serde_json::Value;
 use tokio_util::sync::CancellationToken;
 
@@ -32,6 +32,8 @@ async fn each_role_works_with_its_own_user() {
             service("my.failing", |_: Context, _: Value| async { Err::<(), _>("it always does".into()) });
         let sees = service("my.callback", |_: Context, _: Value| async { Ok(()) });
         let config = fanfare_worker::Config::default();
+        // Its retry waits in a queue that the worker declares.
+        let fails = fails.retry(Retry::exponential(2));
         let running = Worker::new(publisher(&worker, None), config).services([echo, fails, sees]);
         let worker_task = tokio::spawn(running.run_until(stop.clone().cancelled_owned()));
         let mut config = fanfare_coordinator::Config {
@@ -73,6 +75,8 @@ async fn each_role_works_with_its_own_user() {
             .publish(&service_queue("my.target"), late_request())
             .await
             .expect("it is sent");
+        // What the worker holds when it is stopped, it finishes.
+        broker.until_queue_holds(&service_queue("my.target"), 0).await;
         stop.cancel();
         worker_task.await.expect("it does not panic").expect("the worker is refused nothing");
         coordinator_task.await.expect("it does not panic").expect("the coordinator is refused nothing");
