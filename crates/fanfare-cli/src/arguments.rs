@@ -3,7 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::builder::PossibleValue;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::configuration::QueueType;
 use crate::exit::EXIT_CODES;
@@ -79,6 +80,22 @@ pub(crate) struct Shared {
     /// workers and coordinators, warn for the others]
     #[arg(long, global = true, env = "FANFARE_LOG", value_name = "FILTER")]
     pub(crate) log: Option<String>,
+}
+
+// Written out beside the flag that it is for: settings files are read without a command line, too.
+impl ValueEnum for QueueType {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Classic, Self::Quorum]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Classic => {
+                PossibleValue::new("classic").help("On one node: a fan-out waits while it is down")
+            }
+            Self::Quorum => PossibleValue::new("quorum").help("On a majority of a cluster's nodes"),
+        })
+    }
 }
 
 /// The subcommands.

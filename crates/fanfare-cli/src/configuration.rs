@@ -4,7 +4,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
-use clap::ValueEnum;
 use fanfare_protocol::ServiceName;
 use serde::Deserialize;
 
@@ -36,12 +35,12 @@ pub(crate) struct Configuration {
 }
 
 /// The type of aggregation queues.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum QueueType {
-    /// On one node: a fan-out waits while it is down
+    /// On one node: a fan-out waits while it is down.
     Classic,
-    /// On a majority of a cluster's nodes
+    /// On a majority of a cluster's nodes.
     Quorum,
 }
 
