@@ -9,7 +9,7 @@ use super::record::{Disturbance, Outcome, mark};
 use super::verdict::{Kind, Verdict};
 
 /// How a failed result begins that a coordinator wrote at the deadline.
-const BY_DEADLINE: &str = "the deadline of the fan-out passed";
+const BY_DEADLINE: &str = "deadline exceeded";
 /// How a failed result begins that a coordinator put in the place of one that went with the queue.
 const BY_DELETION: &str = "the aggregation queue was deleted";
 /// How a failed result begins that a worker wrote for a target which took too long.

@@ -336,7 +336,7 @@ fn a_failure_needs_an_explanation() {
     failing(plan(), "timed out after 3s").holds();
     failing(Plan { excuses: vec!["poison".to_owned()], ..plan() }, "this is poison").holds();
 
-    let deadline = "the deadline of the fan-out passed before this target had answered";
+    let deadline = "deadline exceeded after 30ms";
     failing(plan(), deadline).violates(&twice);
     failing(Plan { deadline_ms: Some(30), ..plan() }, deadline).holds();
     failing(Plan { deadline_ms: Some(1_000), ..plan() }, deadline).violates(&[Kind::Early, Kind::Early]);
