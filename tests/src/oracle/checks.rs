@@ -390,7 +390,9 @@ impl<'a> Case<'a, '_> {
                 Kind::NeverEnded,
                 format!("{first} is in its queue, and its callback was not invoked"),
             );
-        } else if missing > 0 && !(queue_deleted && manifest_parked) {
+        // To a coordinator that takes over and has read nothing, a queue deleted by hand looks like one whose fan-out has
+        // completed.
+        } else if missing > 0 && !queue_deleted {
             let what = format!("{missing} of {of} callbacks were never invoked, {first} among them");
             self.violated(Kind::Lost, what);
         } else {
