@@ -120,14 +120,14 @@ impl Worker {
             () = &mut shutdown => return Ok(()),
             declared = declare_queues(&publisher, &services) => declared?,
         }
-        for service in &services {
-            let (name, concurrency) = (&service.name, service.concurrency);
-            tracing::info!(service = %name, concurrency, prefetch = service.prefetch, "serving");
-        }
         tokio::select! {
             biased;
             () = &mut shutdown => return Ok(()),
             () = warn_of_long_services(&publisher, &services, config.consumer_timeout) => {}
+        }
+        for service in &services {
+            let (name, concurrency) = (&service.name, service.concurrency);
+            tracing::info!(service = %name, concurrency, prefetch = service.prefetch, "serving");
         }
         let mut running = Running::start(publisher, &config, services);
         tokio::select! {
