@@ -171,6 +171,7 @@ impl Fanout {
     ///     .complete_when(Completion::succeeded(2))
     ///     .complete_when(Completion::failed_above(1))
     /// # }
+    /// # let _ = example;
     /// ```
     pub fn complete_when(mut self, rule: Completion) -> Self {
         self.completion = Some(match self.completion {

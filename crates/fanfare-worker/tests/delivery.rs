@@ -90,7 +90,7 @@ async fn a_late_result_is_dropped_once_its_queue_was_found_missing_twice() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_run_whose_delivery_the_broker_took_back_still_answers() {
+async fn a_run_whose_delivery_the_broker_took_back_still_answers_and_is_not_begun_again() {
     let bench = Bench::new();
     let (started, finish) = (Arc::new(Semaphore::new(0)), Arc::new(Semaphore::new(0)));
     let gated = {
@@ -108,9 +108,17 @@ async fn a_run_whose_delivery_the_broker_took_back_still_answers() {
     let worker = bench.start([gated]).await;
     within(started.acquire()).await.unwrap().forget();
     bench.worker.memory.cut();
+    // It is handed out again while it runs.
+    within(async {
+        while bench.waiting(&bench.service_queue("gated")).await > 0 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    })
+    .await;
     finish.add_permits(2);
     assert_eq!(bench.results(1).await.len(), 1);
     worker.stop().await;
+    assert_eq!(started.available_permits(), 0, "it ran once");
     assert_eq!(bench.waiting(&bench.service_queue("gated")).await, 0);
 }
 
