@@ -18,6 +18,7 @@ mod retry;
 mod risk;
 mod service;
 mod slot;
+mod turn;
 mod worker;
 
 pub use context::Context;

@@ -10,6 +10,8 @@ use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use crate::turn::{Turn, Turns};
+
 /// How long one that is to run alone waits for what has run to its end, and is not answered for yet.
 const FINISHING_LIMIT: Duration = Duration::from_secs(10);
 
@@ -29,6 +31,8 @@ pub(crate) struct AllSlots {
     count: u32,
     /// Invocations that have given their slot back for good, and whose deliveries are not answered yet.
     finishing: TaskTracker,
+    /// Whose turn it is to have all slots.
+    turns: Turns,
 }
 
 impl AllSlots {
@@ -37,7 +41,7 @@ impl AllSlots {
         let finishing = TaskTracker::new();
         // It can be waited for at any time.
         finishing.close();
-        Self { free: Arc::new(Semaphore::new(count as usize)), count, finishing }
+        Self { free: Arc::new(Semaphore::new(count as usize)), count, finishing, turns: Turns::default() }
     }
 }
 
@@ -58,34 +62,36 @@ impl Slots {
         let closed = "the semaphores are never closed";
         let free = Arc::clone(&self.all.free);
         if self.alone {
-            let worker = free.acquire_many_owned(self.all.count).await.expect(closed);
+            let turn = self.all.turns.take(free, self.all.count).await;
             // They have run, and would run again if this process ended now. An outage keeps them from being answered for long,
             // and nothing is to wait for that here.
             let _ = timeout(FINISHING_LIMIT, self.all.finishing.wait()).await;
-            return Permits { _service: None, _worker: worker };
+            return Permits::Alone { _turn: turn };
         }
         let service = Arc::clone(&self.service).acquire_owned().await.expect(closed);
         let worker = free.acquire_owned().await.expect(closed);
-        Permits { _service: Some(service), _worker: worker }
+        Permits::Beside { _service: service, _worker: worker }
     }
 
     fn try_take(&self) -> Result<Permits, TryAcquireError> {
         let free = Arc::clone(&self.all.free);
         if self.alone {
-            let worker = free.try_acquire_many_owned(self.all.count)?;
-            return Ok(Permits { _service: None, _worker: worker });
+            let turn = self.all.turns.try_take(free, self.all.count)?;
+            return Ok(Permits::Alone { _turn: turn });
         }
         let service = Arc::clone(&self.service).try_acquire_owned()?;
         let worker = free.try_acquire_owned()?;
-        Ok(Permits { _service: Some(service), _worker: worker })
+        Ok(Permits::Beside { _service: service, _worker: worker })
     }
 }
 
 /// A slot that is taken, until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Permits {
-    _service: Option<OwnedSemaphorePermit>,
-    _worker: OwnedSemaphorePermit,
+pub(crate) enum Permits {
+    /// Others may run beside it.
+    Beside { _service: OwnedSemaphorePermit, _worker: OwnedSemaphorePermit },
+    /// No other runs.
+    Alone { _turn: Turn },
 }
 
 /// The slot of one running invocation, which is given back while the invocation waits for a fan-out of its own.
