@@ -66,7 +66,7 @@ impl Lane {
     fn start_alone(&self, delivery: Delivery, redeliveries: u64) -> bool {
         let (pipeline, slots) = (Arc::clone(&self.pipeline), self.slots.alone());
         let stopping = self.stopping.clone();
-        let settling = risk::settling(redeliveries, pipeline.answers.environment.jitter());
+        let settling = risk::settling(pipeline.answers.environment.jitter());
         tracing::warn!(
             queue = self.queue.name,
             message_id = delivery.message.properties.message_id,

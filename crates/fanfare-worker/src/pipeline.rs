@@ -107,6 +107,8 @@ impl Pipeline {
             }
             Turn::Wait(ended) => {
                 slot.finish();
+                // Its run answers, which may be waiting for a slot.
+                slot.answered();
                 tracing::warn!(
                     queue = self.queue,
                     message_id = message.properties.message_id,

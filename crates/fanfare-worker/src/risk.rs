@@ -5,10 +5,8 @@ use fanfare_protocol::header;
 
 /// Redeliveries from which on an invocation runs alone: from its third delivery.
 const SUSPECT_FROM: u64 = 2;
-/// How much longer an invocation that runs alone waits before that, for each redelivery.
+/// How long an invocation that runs alone waits before that, at most.
 const SETTLING: Duration = Duration::from_millis(500);
-/// Redeliveries that make it wait longer.
-const MOST_WAITED_FOR: u32 = 10;
 
 /// What the deliveries that a message had before say about it. The broker counts each that ended without an answer: its
 /// worker died, lost its connection, or put it back.
@@ -47,12 +45,12 @@ impl Risk {
 
 /// How long a suspect waits before it asks for its turn. Jitter is from 0 up to 1.
 ///
-/// What was handed out together with it has arrived by then and runs first, unless it came back as often: those go in
-/// an order that differs each time. So however often one of them kills the worker, the innocent ones run to their end,
-/// long before they reach the limit for having been in bad company.
-pub(crate) fn settling(redeliveries: u64, jitter: f64) -> Duration {
-    let waited_for = u32::try_from(redeliveries).unwrap_or(u32::MAX).min(MOST_WAITED_FOR);
-    SETTLING * waited_for + SETTLING.mul_f64(jitter)
+/// What was handed out together with it has arrived by then and runs first, unless it is suspect as well: those go in an order that
+/// differs each time. So of the innocent ones that came back with what kills the worker, half run to their end each time, and
+/// hardly one reaches the limit for having been in bad company. A longer wait would be worse: where workers die early, of whatever
+/// cause, nobody would get to run.
+pub(crate) fn settling(jitter: f64) -> Duration {
+    SETTLING.mul_f64(jitter)
 }
 
 #[cfg(test)]
@@ -99,12 +97,5 @@ mod tests {
     #[test]
     fn a_queue_that_does_not_count_makes_nothing_poison() {
         assert_eq!(risk(true, None), Risk::Uncounted);
-    }
-
-    #[test]
-    fn who_came_back_more_often_waits_longer_up_to_a_bound() {
-        assert!(settling(2, 0.999) < settling(3, 0.0));
-        assert!(settling(2, 0.0) < settling(2, 0.5));
-        assert_eq!(settling(10, 0.0), settling(u64::MAX, 0.0));
     }
 }

@@ -1,19 +1,14 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use async_trait::async_trait;
 use fanfare_broker::{Hold, Receipt};
 use fanfare_publisher::{WhileWaiting, Yielded};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError};
-use tokio::time::timeout;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::turn::{Turn, Turns};
-
-/// How long one that is to run alone waits for what has run to its end, and is not answered for yet.
-const FINISHING_LIMIT: Duration = Duration::from_secs(10);
 
 /// How many invocations may run at the same time: of one service, and of all services of its worker.
 #[derive(Debug, Clone)]
@@ -28,7 +23,6 @@ pub(crate) struct Slots {
 #[derive(Debug, Clone)]
 pub(crate) struct AllSlots {
     free: Arc<Semaphore>,
-    count: u32,
     /// Invocations that have given their slot back for good, and whose deliveries are not answered yet.
     finishing: TaskTracker,
     /// Whose turn it is to have all slots.
@@ -38,10 +32,11 @@ pub(crate) struct AllSlots {
 impl AllSlots {
     pub(crate) fn new(count: usize) -> Self {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
+        let free = Arc::new(Semaphore::new(count as usize));
         let finishing = TaskTracker::new();
         // It can be waited for at any time.
         finishing.close();
-        Self { free: Arc::new(Semaphore::new(count as usize)), count, finishing, turns: Turns::default() }
+        Self { turns: Turns::new(Arc::clone(&free), count), free, finishing }
     }
 }
 
@@ -60,28 +55,25 @@ impl Slots {
     /// no other. The semaphores are fair: whoever waits for all is overtaken by none.
     pub(crate) async fn take(&self) -> Permits {
         let closed = "the semaphores are never closed";
-        let free = Arc::clone(&self.all.free);
         if self.alone {
-            let turn = self.all.turns.take(free, self.all.count).await;
+            let mut turn = self.all.turns.take().await;
             // They have run, and would run again if this process ended now. An outage keeps them from being answered for long,
             // and nothing is to wait for that here.
-            let _ = timeout(FINISHING_LIMIT, self.all.finishing.wait()).await;
+            turn.wait_for(self.all.finishing.wait()).await;
             return Permits::Alone { _turn: turn };
         }
         let service = Arc::clone(&self.service).acquire_owned().await.expect(closed);
-        let worker = free.acquire_owned().await.expect(closed);
+        let worker = Arc::clone(&self.all.free).acquire_owned().await.expect(closed);
         Permits::Beside { _service: service, _worker: worker }
     }
 
-    fn try_take(&self) -> Result<Permits, TryAcquireError> {
-        let free = Arc::clone(&self.all.free);
+    fn try_take(&self) -> Option<Permits> {
         if self.alone {
-            let turn = self.all.turns.try_take(free, self.all.count)?;
-            return Ok(Permits::Alone { _turn: turn });
+            return self.all.turns.try_take().map(|turn| Permits::Alone { _turn: turn });
         }
-        let service = Arc::clone(&self.service).try_acquire_owned()?;
-        let worker = free.try_acquire_owned()?;
-        Ok(Permits::Beside { _service: service, _worker: worker })
+        let service = Arc::clone(&self.service).try_acquire_owned().ok()?;
+        let worker = Arc::clone(&self.all.free).try_acquire_owned().ok()?;
+        Some(Permits::Beside { _service: service, _worker: worker })
     }
 }
 
@@ -207,7 +199,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take()
             && slot.wait_ended()
-            && let Ok(permits) = slot.slots.try_take()
+            && let Some(permits) = slot.slots.try_take()
         {
             slot.resume(permits);
         }
@@ -250,15 +242,15 @@ mod tests {
     #[tokio::test]
     async fn a_wait_gives_the_slot_back_and_takes_it_again() {
         let (slots, slot, holds) = slot().await;
-        assert!(slots.try_take().is_err());
+        assert!(slots.try_take().is_none());
         let wait = slot.begin();
-        assert!(slots.try_take().is_ok());
+        assert!(slots.try_take().is_some());
         assert_eq!(holds.0.load(Ordering::Relaxed), 1);
         wait.end().await;
-        assert!(slots.try_take().is_err());
+        assert!(slots.try_take().is_none());
         assert_eq!(holds.0.load(Ordering::Relaxed), 0);
         slot.finish();
-        assert!(slots.try_take().is_ok());
+        assert!(slots.try_take().is_some());
     }
 
     #[tokio::test]
@@ -268,20 +260,20 @@ mod tests {
         let (running, later) = (one.take().await, other.alone());
         let mut alone = Box::pin(later.take());
         assert!((&mut alone).now_or_never().is_none(), "another service runs");
-        assert!(other.try_take().is_err(), "it is not overtaken");
+        assert!(other.try_take().is_none(), "it is not overtaken");
         drop(running);
         let permits = alone.now_or_never().expect("nothing runs");
         let slot = Slot::new(later, permits, Receipt::new(Arc::new(Holds::default()), 1));
-        assert!(one.try_take().is_err() && other.try_take().is_err());
+        assert!(one.try_take().is_none() && other.try_take().is_none());
         let wait = slot.begin();
         let inner = other.try_take().expect("what it waits for can run");
         let mut goes_on = wait.end();
         assert!((&mut goes_on).now_or_never().is_none(), "it is alone again when it goes on");
         drop(inner);
         goes_on.await;
-        assert!(one.try_take().is_err());
+        assert!(one.try_take().is_none());
         slot.finish();
-        assert!(one.try_take().is_ok());
+        assert!(one.try_take().is_some());
     }
 
     #[tokio::test]
@@ -316,22 +308,22 @@ mod tests {
         let other = slots.try_take().unwrap();
         first.end().now_or_never().expect("it goes on without a slot");
         drop(other);
-        assert!(slots.try_take().is_ok());
+        assert!(slots.try_take().is_some());
         second.end().await;
-        assert!(slots.try_take().is_err());
+        assert!(slots.try_take().is_none());
     }
 
     #[tokio::test]
     async fn a_dropped_wait_takes_the_slot_only_where_it_is_free() {
         let (slots, slot, holds) = slot().await;
         drop(slot.begin());
-        assert!(slots.try_take().is_err());
+        assert!(slots.try_take().is_none());
         let wait = slot.begin();
         let other = slots.try_take().unwrap();
         drop(wait);
         assert_eq!(holds.0.load(Ordering::Relaxed), 0);
         drop(other);
-        assert!(slots.try_take().is_ok());
+        assert!(slots.try_take().is_some());
     }
 
     #[tokio::test]
@@ -340,6 +332,6 @@ mod tests {
         let wait = slot.begin();
         slot.finish();
         wait.end().await;
-        assert!(slots.try_take().is_ok());
+        assert!(slots.try_take().is_some());
     }
 }

@@ -2,44 +2,73 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, TryAcquireError, oneshot};
-use tokio::time::Instant;
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::{Instant, sleep_until};
 
-/// How long a turn lasts at least.
+/// How long a turn lasts at least, where that many wait for it.
 const SHORTEST_TURN: Duration = Duration::from_secs(1);
+/// How long a turn lasts at most. One that runs is not cut short by it.
+const LONGEST_TURN: Duration = Duration::from_secs(10);
+/// How long a turn waits, in all, for answers of those that have run.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Turns of the invocations that run alone. To empty the worker of all others takes as long as the slowest of them, so it is not done
-/// for each: one that has run hands the empty worker to the next that waits, until the turn is over and the others go on.
-///
-/// A turn lasts as long as its first had to wait for it, so that at least half of the time is put to use.
-#[derive(Debug, Clone, Default)]
+/// for each: one that has run hands the empty worker to the next that waits, until the turn is over. Within bounds, a turn lasts as
+/// long as emptying the worker took; then the others, where any wait, have the worker for as long.
+#[derive(Debug, Clone)]
 pub(crate) struct Turns {
+    slots: Arc<Semaphore>,
+    all: u32,
+    /// From when on the next turn may begin; locked by the one that empties the worker, until its turn is over.
+    next: Arc<tokio::sync::Mutex<Option<Instant>>>,
     waiting: Arc<Mutex<VecDeque<oneshot::Sender<Turn>>>>,
 }
 
 impl Turns {
-    /// Waits until the worker is empty. Whoever waits for a slot meanwhile waits behind this.
-    pub(crate) async fn take(&self, slots: Arc<Semaphore>, all: u32) -> Turn {
-        let (next, handed) = oneshot::channel();
-        self.waiting().push_back(next);
-        let since = Instant::now();
+    /// Turns at all of these slots, which are as many.
+    pub(crate) fn new(slots: Arc<Semaphore>, all: u32) -> Self {
+        Self { slots, all, next: Arc::default(), waiting: Arc::default() }
+    }
+
+    /// Waits until the worker is empty.
+    pub(crate) async fn take(&self) -> Turn {
+        let (sender, handed) = oneshot::channel();
+        self.waiting().push_back(sender);
         tokio::select! {
             biased;
             Ok(turn) = handed => turn,
-            emptied = slots.acquire_many_owned(all) => {
-                self.begin(emptied.expect("the semaphore is never closed"), since.elapsed())
-            }
+            turn = self.begin() => turn,
         }
     }
 
     /// Takes the worker where it is empty.
-    pub(crate) fn try_take(&self, slots: Arc<Semaphore>, all: u32) -> Result<Turn, TryAcquireError> {
-        Ok(self.begin(slots.try_acquire_many_owned(all)?, Duration::ZERO))
+    pub(crate) fn try_take(&self) -> Option<Turn> {
+        let next = Arc::clone(&self.next).try_lock_owned().ok()?;
+        let permit = Arc::clone(&self.slots).try_acquire_many_owned(self.all).ok()?;
+        Some(self.empty(next, permit, Duration::ZERO))
     }
 
-    fn begin(&self, permit: OwnedSemaphorePermit, waited: Duration) -> Turn {
-        let until = Instant::now() + waited.max(SHORTEST_TURN);
-        Turn { empty: Some(Empty { _permit: permit, until }), turns: self.clone() }
+    /// Empties the worker. The semaphore is fair: whoever wants a slot meanwhile waits behind this.
+    async fn begin(&self) -> Turn {
+        let next = Arc::clone(&self.next).lock_owned().await;
+        if let Some(from) = *next {
+            sleep_until(from).await;
+        }
+        let since = Instant::now();
+        let permit = Arc::clone(&self.slots).acquire_many_owned(self.all).await;
+        self.empty(next, permit.expect("the semaphore is never closed"), since.elapsed())
+    }
+
+    fn empty(
+        &self,
+        next: OwnedMutexGuard<Option<Instant>>,
+        permit: OwnedSemaphorePermit,
+        took: Duration,
+    ) -> Turn {
+        let began = Instant::now();
+        let until = began + took.clamp(SHORTEST_TURN, LONGEST_TURN);
+        let empty = Empty { permit: Some(permit), next, began, until, patience: PATIENCE };
+        Turn { empty: Some(empty), turns: self.clone() }
     }
 
     fn waiting(&self) -> MutexGuard<'_, VecDeque<oneshot::Sender<Turn>>> {
@@ -52,14 +81,28 @@ impl Turns {
 /// The whole worker, for one invocation. Dropped, it goes to the next that waits for it, or to everyone.
 #[derive(Debug)]
 pub(crate) struct Turn {
+    /// There until it is dropped.
     empty: Option<Empty>,
     turns: Turns,
 }
 
 #[derive(Debug)]
 struct Empty {
-    _permit: OwnedSemaphorePermit,
+    permit: Option<OwnedSemaphorePermit>,
+    next: OwnedMutexGuard<Option<Instant>>,
+    began: Instant,
     until: Instant,
+    patience: Duration,
+}
+
+impl Turn {
+    /// Waits for something within what is left of the turn's patience.
+    pub(crate) async fn wait_for(&mut self, something: impl Future<Output = ()>) {
+        let empty = self.empty.as_mut().expect("it is not dropped");
+        let since = Instant::now();
+        let _ = tokio::time::timeout(empty.patience, something).await;
+        empty.patience = empty.patience.saturating_sub(since.elapsed());
+    }
 }
 
 impl Drop for Turn {
@@ -75,23 +118,36 @@ impl Drop for Turn {
     }
 }
 
+impl Drop for Empty {
+    fn drop(&mut self) {
+        let length = self.began.elapsed();
+        let permit = self.permit.take().expect("it is there until now");
+        let (slots, all) = (Arc::clone(permit.semaphore()), permit.num_permits());
+        drop(permit);
+        // Where a slot is gone at once, someone was waiting for it.
+        *self.next = (slots.available_permits() < all).then(|| Instant::now() + length);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
+    use tokio::time::advance;
 
     use super::*;
 
     const ALL: u32 = 3;
 
-    fn slots() -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(ALL as usize))
+    fn turns() -> (Turns, Arc<Semaphore>) {
+        let slots = Arc::new(Semaphore::new(ALL as usize));
+        (Turns::new(slots.clone(), ALL), slots)
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_worker_is_emptied_once_for_all_that_wait() {
-        let (turns, slots) = (Turns::default(), slots());
+        let (turns, slots) = turns();
         let running = slots.clone().acquire_owned().await;
-        let [mut first, mut second] = [(); 2].map(|()| Box::pin(turns.take(slots.clone(), ALL)));
+        let [mut first, mut second] = [(); 2].map(|()| Box::pin(turns.take()));
         assert!((&mut first).now_or_never().is_none());
         let mut other = Box::pin(slots.clone().acquire_owned());
         assert!((&mut other).now_or_never().is_none(), "it waits behind who is to run alone");
@@ -106,26 +162,68 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_turn_that_is_over_lets_the_others_go_on() {
-        let (turns, slots) = (Turns::default(), slots());
-        let turn = turns.take(slots.clone(), ALL).await;
+    async fn a_turn_that_is_over_leaves_the_worker_to_the_others_for_as_long() {
+        let (turns, slots) = turns();
+        let turn = turns.take().await;
         let mut other = Box::pin(slots.clone().acquire_owned());
         assert!((&mut other).now_or_never().is_none());
-        let mut next = Box::pin(turns.take(slots.clone(), ALL));
+        let mut next = Box::pin(turns.take());
         assert!((&mut next).now_or_never().is_none());
-        tokio::time::advance(SHORTEST_TURN).await;
+        advance(SHORTEST_TURN).await;
         drop(turn);
-        let other = other.now_or_never().expect("it has waited for longer");
+        drop((&mut other).now_or_never().expect("the turn is over"));
+        advance(SHORTEST_TURN / 2).await;
         assert!((&mut next).now_or_never().is_none());
-        drop(other);
+        let another =
+            slots.clone().acquire_owned().now_or_never().expect("nobody is about to empty the worker");
+        advance(SHORTEST_TURN / 2).await;
+        assert!((&mut next).now_or_never().is_none(), "one runs");
+        assert!(slots.clone().acquire_owned().now_or_never().is_none(), "nobody overtakes the turn");
+        drop(another);
         assert!(next.now_or_never().is_some());
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_turn_lasts_as_long_as_emptying_the_worker_took_within_bounds() {
+        for (took, lasts) in [(0, 1), (5, 5), (60, 10)]
+            .map(|(took, lasts)| (Duration::from_secs(took), Duration::from_secs(lasts)))
+        {
+            let (turns, slots) = turns();
+            let running = slots.clone().acquire_owned().await;
+            let [mut first, mut second, mut third] = [(); 3].map(|()| Box::pin(turns.take()));
+            for waiting in [&mut first, &mut second, &mut third] {
+                assert!(waiting.now_or_never().is_none());
+            }
+            let mut other = Box::pin(slots.clone().acquire_owned());
+            assert!((&mut other).now_or_never().is_none());
+            advance(took).await;
+            drop(running);
+            let turn = first.now_or_never().expect("nothing runs");
+            advance(lasts - Duration::from_millis(1)).await;
+            drop(turn);
+            let turn = second.now_or_never().expect("it is handed the worker");
+            advance(Duration::from_millis(1)).await;
+            drop(turn);
+            assert!(other.now_or_never().is_some() && third.now_or_never().is_none(), "the turn is over");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_turn_has_patience_only_once() {
+        let (turns, _slots) = turns();
+        let since = Instant::now();
+        let mut turn = turns.take().await;
+        turn.wait_for(std::future::pending()).await;
+        assert_eq!(since.elapsed(), PATIENCE);
+        turn.wait_for(std::future::pending()).await;
+        assert_eq!(since.elapsed(), PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn one_that_no_longer_waits_is_passed_over() {
-        let (turns, slots) = (Turns::default(), slots());
-        let turn = turns.take(slots.clone(), ALL).await;
-        let [mut gives_up, mut handed, mut last] = [(); 3].map(|()| Box::pin(turns.take(slots.clone(), ALL)));
+        let (turns, slots) = turns();
+        let turn = turns.take().await;
+        let [mut gives_up, mut handed, mut last] = [(); 3].map(|()| Box::pin(turns.take()));
         for waiting in [&mut gives_up, &mut handed, &mut last] {
             assert!(waiting.now_or_never().is_none());
         }

@@ -210,7 +210,9 @@ impl Mischief {
         }
         for queue in self.queues() {
             let kept = queue.name == self.shared.names.parked().name;
-            if !kept && self.waits_in(&queue.name).await != Some(0) {
+            let is_empty =
+                self.waits_in(&queue.name).await == Some(0) && self.shared.broker.unacked(&queue.name) == 0;
+            if !kept && !is_empty {
                 return false;
             }
         }

@@ -119,6 +119,8 @@ impl Processes {
             Role::Worker => {
                 let config = fanfare_worker::Config {
                     shutdown_deadline: scenario.worker_stop_within,
+                    // Nothing here kills its worker, and workers die many times faster than any limit is made for.
+                    redelivery_limit: u32::MAX,
                     ..Default::default()
                 };
                 let worker = Worker::new(publisher, config);

@@ -103,6 +103,12 @@ impl MemoryBroker {
         self.server.with(|state, _| state.most_bytes = most_bytes);
     }
 
+    /// How many messages of a queue are handed out and not answered yet. No client of a real broker is told.
+    #[must_use]
+    pub fn unacked(&self, queue: &str) -> usize {
+        self.server.with(|state, _| state.unacked(queue))
+    }
+
     fn client_of(server: Arc<Server>, user: &str) -> Self {
         let client = server.with(|state, _| state.connect(user));
         Self { server, client }

@@ -274,6 +274,12 @@ impl State {
         Ok(Some(state))
     }
 
+    pub(super) fn unacked(&self, name: &str) -> usize {
+        let Some(id) = self.names.get(name) else { return 0 };
+        let held = self.channels.values().flat_map(|channel| channel.unacked.values());
+        held.filter(|unacked| unacked.queue == *id).count()
+    }
+
     pub(super) fn delete(&mut self, client: ClientId, name: &str) -> Result<(), BrokerError> {
         self.check(client)?;
         if let Some((id, _)) = self.accessible(client, name)? {
