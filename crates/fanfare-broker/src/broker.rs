@@ -179,6 +179,9 @@ pub trait ConsumerChannel: Send + Sync + fmt::Debug {
 }
 
 /// Deliveries of one queue, in its order.
+///
+/// Dropping it cancels nothing: the broker's consumer lives on, and what it is handed stays with the channel, until that ends or
+/// the consumer is [cancelled](ConsumerChannel::cancel). So whoever consumes the queue next is handed everything, in its order.
 pub struct Consumer {
     tag: String,
     deliveries: BoxStream<'static, Result<Delivery, BrokerError>>,

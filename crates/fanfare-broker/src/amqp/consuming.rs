@@ -1,9 +1,8 @@
 //! Channels that consume.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
@@ -33,13 +32,11 @@ pub(super) struct ConsumingChannel {
 
 struct Shared {
     line: Line,
-    /// The queues that are consumed here, and whether they were deleted here.
-    consumed: Mutex<BTreeMap<String, bool>>,
 }
 
 impl ConsumingChannel {
     pub(super) fn new(connections: Arc<Connections>, line: Line) -> Self {
-        let shared = Arc::new(Shared { line, consumed: Mutex::default() });
+        let shared = Arc::new(Shared { line });
         Self { connections, shared, starting: Semaphore::new(1), closed: CancellationToken::new() }
     }
 
@@ -96,10 +93,8 @@ impl ConsumerChannel for ConsumingChannel {
                 .await
         };
         let consumer = self.answer(queue, started).await?;
-        self.shared.consumed().insert(queue.to_owned(), false);
         let tag = consumer.tag().to_string();
-        let deliveries =
-            Deliveries { queue: queue.to_owned(), consumer: Some(consumer), shared: self.shared.clone() };
+        let deliveries = Deliveries { consumer: Some(consumer), shared: self.shared.clone() };
         Ok(Consumer::new(tag, deliveries.boxed()))
     }
 
@@ -125,9 +120,6 @@ impl ConsumerChannel for ConsumingChannel {
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         let name = wire::short("queue", queue)?;
-        if let Some(deleted) = self.shared.consumed().get_mut(queue) {
-            *deleted = true;
-        }
         let deleted = self.shared.line.channel.queue_delete(name, QueueDeleteOptions::default());
         self.answer(queue, deleted).await.map(drop)
     }
@@ -161,12 +153,6 @@ impl fmt::Debug for ConsumingChannel {
     }
 }
 
-impl Shared {
-    fn consumed(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, bool>> {
-        self.consumed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl fmt::Debug for Shared {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Channel")
@@ -191,7 +177,6 @@ impl Acknowledge for Shared {
 
 /// The deliveries of one consumer, until it ends.
 struct Deliveries {
-    queue: String,
     /// Gone when the consumer has ended.
     consumer: Option<lapin::Consumer>,
     shared: Arc<Shared>,
@@ -227,14 +212,13 @@ impl Stream for Deliveries {
 
 impl Drop for Deliveries {
     fn drop(&mut self) {
-        // lapin cancels a consumer that is dropped. To cancel one whose queue was just deleted crashes the broker's channel, and
-        // the connection with it: let the broker's own cancel come first.
-        let deleted = self.shared.consumed().remove(&self.queue);
-        if deleted == Some(true)
-            && let Some(mut consumer) = self.consumer.take()
+        // lapin cancels a consumer that is dropped, before the channel is closed: messages would pass to the next consumer past
+        // those that this one holds. Where its queue was just deleted, the cancel even crashes the broker's channel, and the
+        // connection with it. So it is kept until it ends.
+        if let Some(mut consumer) = self.consumer.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            runtime.spawn(async move { while consumer.next().await.is_some() {} });
+            runtime.spawn(async move { while let Some(Ok(_)) = consumer.next().await {} });
         }
     }
 }

@@ -80,19 +80,21 @@ pub(super) async fn a_cancelled_consumer_ends_and_what_it_handed_out_stays_answe
     bench.until_ready(&queue, 5 - held.len() as u64).await;
 }
 
-pub(super) async fn a_dropped_consumer_is_cancelled(bench: &Bench<'_>) {
+pub(super) async fn a_dropped_consumer_lives_until_its_channel_ends(bench: &Bench<'_>) {
     for kind in KINDS {
-        let queue = bench.declare(kind, kind, &[]).await;
+        let queue = bench.declare(kind, kind, &[("x-single-active-consumer", true.into())]).await;
         bench.fill(&queue, [1]).await;
-        let (channel, mut consumer) = consume(&bench.broker, &queue, 1).await;
-        let held = next(&mut consumer).await;
+        let (channel, mut consumer) = consume(&bench.broker, &queue, 2).await;
+        let _held = next(&mut consumer).await;
         drop(consumer);
-        // A quorum queue counts a cancelled consumer until what it was handed is settled.
-        held.receipt.ack().await;
-        bench.until(&queue, "no consumer", |state| state.consumers == 0).await;
-        bench.fill(&queue, [2]).await;
-        let mut another = channel.consume(&queue, 1).await.unwrap();
-        assert_eq!(number(&next(&mut another).await), 2);
+        let (_standby_channel, mut standby) = consume(&bench.broker, &queue, 3).await;
+        bench.fill(&queue, [2, 3]).await;
+        bench.until_ready(&queue, 1).await;
+        assert!(standby.next().now_or_never().is_none(), "the dropped one is the active one");
+        channel.close().await;
+        for expected in 1..=3 {
+            assert_eq!(number(&next(&mut standby).await), expected);
+        }
     }
 }
 

@@ -125,7 +125,7 @@ suite! { $
         prefetch_zero_is_refused
         consuming_a_missing_queue_ends_the_channel
         a_cancelled_consumer_ends_and_what_it_handed_out_stays_answerable
-        a_dropped_consumer_is_cancelled
+        a_dropped_consumer_lives_until_its_channel_ends
         consumers_of_a_queue_share_its_messages
         a_channel_carries_many_consumers
         next_loses_nothing_when_it_is_dropped

@@ -59,8 +59,7 @@ impl ConsumerChannel for MemoryChannel {
         }
         let id = self.link.id;
         let (tag, handed) = self.step(|state, _, now| state.consume(id, queue, prefetch, now)).await?;
-        let deliveries =
-            Deliveries { link: Arc::clone(&self.link), consumer: tag.clone(), handed, done: false };
+        let deliveries = Deliveries { link: Arc::clone(&self.link), handed, done: false };
         Ok(Consumer::new(tag, deliveries.boxed()))
     }
 
@@ -114,10 +113,9 @@ impl Acknowledge for Link {
     }
 }
 
-/// The stream of one consumer. Dropping it cancels the consumer.
+/// The stream of one consumer. Where it is dropped, what still comes stays with the channel.
 struct Deliveries {
     link: Arc<Link>,
-    consumer: String,
     handed: mpsc::UnboundedReceiver<Handed>,
     done: bool,
 }
@@ -142,12 +140,6 @@ impl Stream for Deliveries {
                 self.link.end.token.is_cancelled().then(|| Err(self.link.end.reason()))
             }
         })
-    }
-}
-
-impl Drop for Deliveries {
-    fn drop(&mut self) {
-        self.link.server.with(|state, now| state.cancel(self.link.id, &self.consumer, now));
     }
 }
 

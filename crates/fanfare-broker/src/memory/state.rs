@@ -514,7 +514,7 @@ fn hand_out(id: QueueId, queue: &mut Queue, channels: &mut BTreeMap<ChannelId, C
     while let Some((place, waiting, consumer, subscriber)) = queue.take_next() {
         let channel = channels.get_mut(&subscriber.channel).expect("a channel that ends unsubscribes first");
         channel.last_tag += 1;
-        // Whoever dropped the receiver cancels next; until then the delivery is the channel's.
+        // Where the receiver was dropped, the delivery is the channel's.
         subscriber.sender.send(waiting.handed(channel.last_tag, quorum)).ok();
         channel.unacked.insert(channel.last_tag, Unacked { queue: id, consumer, place, waiting });
     }
