@@ -10,7 +10,7 @@ const SHORTEST_TURN: Duration = Duration::from_secs(1);
 /// How long a turn lasts at most. One that runs is not cut short by it.
 const LONGEST_TURN: Duration = Duration::from_secs(10);
 /// How long a turn waits, in all, for answers of those that have run.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Turns of the invocations that run alone. To empty the worker of all others takes as long as the slowest of them, so it is not done
 /// for each: one that has run hands the empty worker to the next that waits, until the turn is over. Within bounds, a turn lasts as
