@@ -7,6 +7,7 @@ use fanfare::{CoordinatorConfig, CoordinatorError, CoordinatorLimits};
 
 use crate::durations;
 use crate::exit::{Exit, Failure};
+use crate::numbers;
 use crate::settings::Settings;
 use crate::signals::Signals;
 
@@ -24,11 +25,11 @@ Examples:
 Exit codes: 0 stopped; 1 the broker refuses; 2 bad input")]
 pub(crate) struct CoordinatorArguments {
     /// Fan-outs that one channel is handed before another channel is opened [default: 100]
-    #[arg(long, env = "FANFARE_COORDINATOR_PREFETCH", value_name = "N")]
+    #[arg(long, env = "FANFARE_COORDINATOR_PREFETCH", value_name = "N", value_parser = numbers::parse::<u16>)]
     prefetch: Option<u16>,
 
     /// The most of such channels; with --prefetch this bounds the fan-outs that are open here [default: 100]
-    #[arg(long, env = "FANFARE_COORDINATOR_CHANNELS", value_name = "N")]
+    #[arg(long, env = "FANFARE_COORDINATOR_CHANNELS", value_name = "N", value_parser = numbers::parse::<usize>)]
     channels: Option<usize>,
 
     /// How long anything is held unacknowledged: below half of the broker's consumer time-out [default: 10m]
@@ -36,7 +37,7 @@ pub(crate) struct CoordinatorArguments {
     renewal: Option<Duration>,
 
     /// On-target callbacks that a crash may repeat, of each fan-out and at the most [default: 100]
-    #[arg(long, env = "FANFARE_COORDINATOR_CALLS_AT_RISK", value_name = "N")]
+    #[arg(long, env = "FANFARE_COORDINATOR_CALLS_AT_RISK", value_name = "N", value_parser = numbers::parse::<usize>)]
     calls_at_risk: Option<usize>,
 
     /// Accepts manifests of this user only, by the user_id that the broker has checked; repeatable, or divided by commas. The

@@ -14,6 +14,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::durations::{self, Limit};
 use crate::exit::{EXIT_CODES, Exit, Failure, print, say};
+use crate::numbers;
 use crate::settings::Settings;
 
 /// How long `--wait` waits unless it says: for good, since every fan-out has a deadline unless that was turned off.
@@ -80,7 +81,7 @@ pub(crate) struct InvokeArguments {
     completion: completion::CompletionArguments,
 
     /// Fan-outs that may wait for a coordinator; where so many do, this one is not accepted [default: 10000]
-    #[arg(long, env = "FANFARE_MOST_WAITING", value_name = "N")]
+    #[arg(long, env = "FANFARE_MOST_WAITING", value_name = "N", value_parser = numbers::parse::<u64>)]
     most_waiting: Option<u64>,
 
     /// A parallel execution: on-target callbacks, and no final ones

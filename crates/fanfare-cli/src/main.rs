@@ -12,6 +12,7 @@ mod durations;
 mod exit;
 mod invoke;
 mod logging;
+mod numbers;
 mod services;
 mod settings;
 mod signals;

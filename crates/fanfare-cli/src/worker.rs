@@ -9,6 +9,7 @@ use fanfare::{Registration, ServiceName, WorkerConfig, WorkerError};
 
 use crate::durations;
 use crate::exit::{Exit, Failure};
+use crate::numbers;
 use crate::services;
 use crate::settings::Settings;
 use crate::signals::Signals;
@@ -41,12 +42,12 @@ pub(crate) struct WorkerArguments {
     no_stock: bool,
 
     /// Invocations of all services together that run at a time [default: 64]
-    #[arg(long, env = "FANFARE_WORKER_CONCURRENCY", value_name = "N")]
+    #[arg(long, env = "FANFARE_WORKER_CONCURRENCY", value_name = "N", value_parser = numbers::parse::<usize>)]
     concurrency: Option<usize>,
 
     /// Messages of each service that the broker hands out ahead, unless the service says otherwise [default: twice its
     /// concurrency]
-    #[arg(long, env = "FANFARE_WORKER_PREFETCH", value_name = "N")]
+    #[arg(long, env = "FANFARE_WORKER_PREFETCH", value_name = "N", value_parser = numbers::parse::<u16>)]
     prefetch: Option<u16>,
 
     /// How often a message may be delivered again, because its worker died or lost its connection, before it is given up

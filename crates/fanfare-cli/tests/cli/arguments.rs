@@ -105,6 +105,41 @@ fn settings_file_with_a_mistake_is_refused_with_its_line() {
 }
 
 #[test]
+fn value_that_breaks_a_rule_is_refused_with_its_line_by_every_command() {
+    let directory = tempfile::tempdir().unwrap();
+    for (text, expected) in [
+        ("[worker]\nconcurrency = 0\n", "2:15: 0 is not allowed: give 1 or more"),
+        ("[coordinator]\nrenewal = \"0s\"\n", "2:11: \"0s\" is not allowed: give 1 ms to 365 days"),
+        ("\n[services.\"a b\"]\n", "2:11: service name \"a b\" is not allowed"),
+        ("[services.a]\nexec = []\n", "2:8: the command is empty: give the program and its arguments"),
+        (
+            "[services.a]\nhttp = \"stock/check\"\n",
+            "2:8: \"stock/check\" is not a URL: give http://host/path",
+        ),
+        (
+            "\n[services.a]\nexec = [\"x\"]\nhttp = \"http://y\"\n",
+            "2:1: a service has either `exec` or `http`",
+        ),
+        ("broker = \"localhost\"\n", "1:10: "),
+    ] {
+        std::fs::write(directory.path().join("fanfare.toml"), text).unwrap();
+        for command in [&["demo"][..], &["worker"], &["coordinator"], &["doctor"], &["invoke", "--wait"]] {
+            let ended = run(directory.path(), command);
+            assert_eq!(ended.exit, 2, "{command:?}: {ended:?}");
+            assert!(ended.stderr.starts_with(&format!("error: fanfare.toml:{expected}")), "{}", ended.stderr);
+        }
+    }
+}
+
+#[test]
+fn number_that_is_too_small_is_refused_by_its_flag() {
+    let none = "0 is not allowed: give 1 or more";
+    check(&["worker", "--concurrency", "0"], 2, &format!("'0' for '--concurrency <N>': {none}"));
+    check(&["coordinator", "--channels", "0"], 2, &format!("'0' for '--channels <N>': {none}"));
+    check(&["coordinator", "--renewal", "0s"], 2, "\"0s\" is not allowed: give 1 ms to 365 days");
+}
+
+#[test]
 fn worker_is_told_which_services_there_are() {
     check(
         &["worker", "--service", "nobody"],
@@ -112,5 +147,4 @@ fn worker_is_told_which_services_there_are() {
         "there are demo.file-stats, helpers.echo, helpers.input-logger",
     );
     check(&["worker", "--no-stock"], 2, "there is no service to run");
-    check(&["worker", "--concurrency", "0"], 2, "concurrency of 0");
 }
