@@ -20,7 +20,7 @@ use crate::settings::Settings;
 /// How long `--wait` waits unless it says: for good, since every fan-out has a deadline unless that was turned off.
 const FOR_GOOD: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
-/// How often the spinner turns.
+/// How often the time that has passed is drawn.
 const TICK: Duration = Duration::from_millis(100);
 
 /// Failed targets that are named on standard error.
@@ -99,14 +99,14 @@ pub(crate) struct InvokeArguments {
 
 pub(crate) async fn run(arguments: InvokeArguments, settings: &Settings) -> Result<Exit, Failure> {
     let targets = targets(&arguments).map_err(Failure::bad_input)?;
+    let (width, wanted) = (targets.len(), arguments.completion.until_succeeded);
     // It connects when it is first used, so that what is wrong with the input is found where there is no broker too.
     let fanfare = settings.invoker(arguments.most_waiting)?;
     let wait = arguments.wait.map(|wait| wait.unwrap_or(FOR_GOOD));
-    let wanted = arguments.completion.until_succeeded;
     let fanout = fanout(&fanfare, arguments, targets);
     let outcome = match wait {
         None => invoke(fanout).await,
-        Some(timeout) => wait_for(fanout, timeout, wanted).await,
+        Some(timeout) => wait_for(fanout, timeout, width, wanted).await,
     };
     let outcome = match outcome {
         Err(failure) if failure.exit == Exit::NoBroker => Err(unreachable(&fanfare, failure).await),
@@ -171,10 +171,21 @@ async fn invoke(fanout: Fanout) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
-async fn wait_for(fanout: Fanout, timeout: Duration, wanted: Option<usize>) -> Result<Exit, Failure> {
-    let spinner = spinner();
+async fn wait_for(
+    fanout: Fanout,
+    timeout: Duration,
+    targets: usize,
+    wanted: Option<usize>,
+) -> Result<Exit, Failure> {
+    let bar = progress_bar(targets);
+    let fanout = if bar.is_hidden() {
+        fanout
+    } else {
+        let bar = bar.clone();
+        fanout.on_progress(move |responded| bar.set_position(responded as u64))
+    };
     let outcome = fanout.invoke_and_wait(timeout).await;
-    spinner.finish_and_clear();
+    bar.finish_and_clear();
     let payload = outcome.map_err(|error| match error {
         WaitError::Invoke(error) => not_invoked(error),
         error => Failure::new(Exit::TimedOut, error),
@@ -183,12 +194,16 @@ async fn wait_for(fanout: Fanout, timeout: Duration, wanted: Option<usize>) -> R
     Ok(told_failures(&payload, wanted))
 }
 
-/// Shown where standard error is a terminal. How many targets have completed is not known here: only the coordinator counts.
-fn spinner() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} waiting for all targets, {elapsed}");
-    let spinner = ProgressBar::new_spinner().with_style(style.expect("the template is well formed"));
-    spinner.enable_steady_tick(TICK);
-    spinner
+/// Draws where standard error is a terminal, and nowhere else.
+///
+/// Only the coordinator knows how many targets have responded. An on-target callback could not tell: it is a service, whose name
+/// every callback and payload would show, and whose messages would be parked once nobody waits. So the coordinator is asked for
+/// the number, which it sends to the queue that the answer comes to.
+fn progress_bar(targets: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {human_pos}/{human_len} targets, {elapsed}");
+    let bar = ProgressBar::new(targets as u64).with_style(style.expect("the template is well formed"));
+    bar.enable_steady_tick(TICK);
+    bar
 }
 
 /// Tells of the targets that failed. They are no failure of the whole where as many succeeded as were wanted.
