@@ -261,8 +261,6 @@ fn position(text: &str, offset: usize) -> (usize, usize) {
 
 /// The parser's message, without the names of Rust's types, and with what was meant by a name that is not known.
 fn in_plain_words(message: &str) -> String {
-    /// Below it, two names have too little in common (1 is equality).
-    const SIMILAR: f64 = 0.75;
     let numbers = [("u16", "a whole number up to 65535"), ("u32", "a whole number up to 4294967295")];
     let others = [("usize", "a whole number"), ("u64", "a whole number")];
     let message = message.trim();
@@ -276,10 +274,8 @@ fn in_plain_words(message: &str) -> String {
         return message.to_owned();
     };
     let expected: Vec<&str> = names.collect();
-    let likeness = |name: &str| strsim::jaro_winkler(unknown, name);
-    let closest = expected.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
     let mut mistake = format!("unknown field `{unknown}`");
-    match closest.filter(|name| likeness(name) >= SIMILAR) {
+    match closest(unknown, expected.iter().copied()) {
         Some(meant) => write!(mistake, ", did you mean `{meant}`?").expect("a String takes everything"),
         None => {
             write!(mistake, "; the fields here are {}", expected.join(", "))
@@ -287,6 +283,15 @@ fn in_plain_words(message: &str) -> String {
         }
     }
     mistake
+}
+
+/// The name that was probably meant by one that is not known.
+pub(crate) fn closest<'a>(unknown: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    /// Below it, two names have too little in common (1 is equality).
+    const SIMILAR: f64 = 0.75;
+    let likenesses = known.map(|name| (name, strsim::jaro_winkler(unknown, name)));
+    let (name, likeness) = likenesses.max_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    (likeness >= SIMILAR).then_some(name)
 }
 
 #[cfg(test)]

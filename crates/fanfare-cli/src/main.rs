@@ -16,6 +16,7 @@ mod numbers;
 mod services;
 mod settings;
 mod signals;
+mod variables;
 mod worker;
 
 use std::process::ExitCode;
@@ -28,6 +29,7 @@ use crate::settings::Settings;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    variables::warn_of_unknown();
     match run(arguments) {
         Ok(exit) => exit.into(),
         Err(failure) => failure.report(),

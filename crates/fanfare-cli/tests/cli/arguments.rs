@@ -1,6 +1,6 @@
 //! Bad input is refused with exit code 2, before any broker is needed, and says what was meant.
 
-use crate::support::{run, run_with_input};
+use crate::support::{Ended, fanfare, run, run_with_input};
 
 /// Nothing listens on the port of discarded messages.
 const NO_BROKER: &str = "amqp://me:hunter2@127.0.0.1:9";
@@ -137,6 +137,16 @@ fn number_that_is_too_small_is_refused_by_its_flag() {
     check(&["worker", "--concurrency", "0"], 2, &format!("'0' for '--concurrency <N>': {none}"));
     check(&["coordinator", "--channels", "0"], 2, &format!("'0' for '--channels <N>': {none}"));
     check(&["coordinator", "--renewal", "0s"], 2, "\"0s\" is not allowed: give 1 ms to 365 days");
+}
+
+#[test]
+fn misspelt_variable_is_a_warning_and_no_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let ended: Ended =
+        fanfare(directory.path()).arg("demo").env("FANFARE_BROKR", "amqp://x").output().unwrap().into();
+    assert_eq!(ended.exit, 0, "{ended:?}");
+    let expected = "warning: FANFARE_BROKR is no setting, and does nothing: did you mean FANFARE_BROKER?\n";
+    assert_eq!(ended.stderr, expected);
 }
 
 #[test]
