@@ -28,8 +28,9 @@ pub(crate) fn check(file: &Configuration) -> Result<(), ConfigurationError> {
         check_retry(file, &at("retry"), service.retry)?;
     }
     for (name, stock) in &file.stock {
-        if services::STOCK.iter().all(|(is, _)| name.as_str() != *is) {
-            let all = services::STOCK.map(|(name, _)| name).join(", ");
+        let all = [services::ECHO, services::INPUT_LOGGER, services::FILE_STATS];
+        if !all.contains(&name.as_str()) {
+            let all = all.join(", ");
             let mistake = format_args!("`{name}` is not a stock service; there are {all}");
             return Err(file.mistake(&["stock", name.as_str()], mistake));
         }
@@ -55,7 +56,11 @@ pub(crate) fn offered(
 ) -> Result<BTreeMap<ServiceName, Registration>> {
     let mut offered = BTreeMap::new();
     if stock {
-        for (name, registration) in services::STOCK {
+        // One reads files of its host, and is served only where the file has a table for it.
+        let asked = file.stock.keys().any(|name| name.as_str() == services::FILE_STATS);
+        let file_stats =
+            asked.then_some((services::FILE_STATS, services::file_stats as fn() -> Registration));
+        for (name, registration) in services::STOCK.into_iter().chain(file_stats) {
             let name = ServiceName::new(name)?;
             let settings = file.stock.get(&name).cloned().unwrap_or_default();
             offered.insert(name, as_set(registration(), &settings, prefetch));
@@ -139,8 +144,17 @@ mod tests {
     fn configured_services_stand_beside_the_stock_ones() {
         let file = "[services.\"image.resize\"]\nexec = [\"resize\"]";
         assert_eq!(names(file, false).unwrap(), ["image.resize"]);
-        let all = ["demo.file-stats", "helpers.echo", "helpers.input-logger", "image.resize"];
+        let all = ["helpers.echo", "helpers.input-logger", "image.resize"];
         assert_eq!(names(file, true).unwrap(), all);
+    }
+
+    #[test]
+    fn files_of_the_host_are_read_only_where_the_file_asks_for_it() {
+        let all = ["helpers.echo", "helpers.input-logger"];
+        assert_eq!(names("", true).unwrap(), all);
+        let asked = "[stock.\"demo.file-stats\"]";
+        assert_eq!(names(asked, true).unwrap(), [&["demo.file-stats"], &all[..]].concat());
+        assert!(names(asked, false).unwrap().is_empty());
     }
 
     #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use fanfare::services::FILE_STATS;
 use fanfare::{Registration, ServiceName, WorkerConfig, WorkerError};
 
 use crate::durations;
@@ -37,7 +38,8 @@ pub(crate) struct WorkerArguments {
     #[arg(long = "service", value_name = "NAME", value_delimiter = ',')]
     services: Vec<ServiceName>,
 
-    /// Leaves out the stock services helpers.echo, helpers.input-logger and demo.file-stats
+    /// Leaves out the stock services helpers.echo and helpers.input-logger, and demo.file-stats, which is served only where
+    /// fanfare.toml has [stock."demo.file-stats"], since it reads files of this host
     #[arg(long)]
     no_stock: bool,
 
@@ -100,6 +102,9 @@ fn chosen(mut all: BTreeMap<ServiceName, Registration>, names: &[ServiceName]) -
         .iter()
         .map(|name| match all.remove(name) {
             Some(registration) => Ok(registration),
+            None if name.as_str() == FILE_STATS => bail!(
+                "`{name}` reads files of this host: to serve it, write [stock.\"{name}\"] into fanfare.toml"
+            ),
             None => bail!("there is no service `{name}` to run, or it is named twice; there are {known}"),
         })
         .collect()

@@ -151,10 +151,11 @@ fn misspelt_variable_is_a_warning_and_no_error() {
 
 #[test]
 fn worker_is_told_which_services_there_are() {
+    check(&["worker", "--service", "nobody"], 2, "there are helpers.echo, helpers.input-logger");
     check(
-        &["worker", "--service", "nobody"],
+        &["worker", "--service", "demo.file-stats"],
         2,
-        "there are demo.file-stats, helpers.echo, helpers.input-logger",
+        "write [stock.\"demo.file-stats\"] into fanfare.toml",
     );
     check(&["worker", "--no-stock"], 2, "there is no service to run");
 }
