@@ -8,6 +8,8 @@ mod configuration;
 mod coordinator;
 mod demo;
 mod doctor;
+#[cfg(test)]
+mod documentation;
 mod durations;
 mod exit;
 mod invoke;

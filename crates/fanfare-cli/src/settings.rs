@@ -145,7 +145,7 @@ fn is_memory(broker: &str) -> bool {
 }
 
 /// What the file says, where it keeps the rules of those whom its settings are for.
-fn checked(file: Configuration) -> Result<Configuration, ConfigurationError> {
+pub(crate) fn checked(file: Configuration) -> Result<Configuration, ConfigurationError> {
     if let Some(urls) = file.broker.as_ref().map(Broker::urls).filter(|urls| !is_memory(urls)) {
         Address::list(&urls).map_err(|error| file.mistake(&["broker"], error))?;
     }
