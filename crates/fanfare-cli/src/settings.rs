@@ -14,7 +14,7 @@ use fanfare_broker::amqp::Address;
 
 use crate::arguments::Shared;
 use crate::configuration::{self, Broker, Configuration, ConfigurationError};
-use crate::exit::{Exit, Failure};
+use crate::exit::Failure;
 use crate::{logging, services};
 
 /// The broker where nothing says another.
@@ -212,8 +212,10 @@ fn tls(
 }
 
 fn refused(error: ConnectError) -> Failure {
-    let exit = if matches!(error, ConnectError::Broker(_)) { Exit::NoBroker } else { Exit::BadInput };
-    Failure::new(exit, error)
+    match error {
+        ConnectError::Broker(error) => Failure::no_broker(&error),
+        error => Failure::bad_input(error),
+    }
 }
 
 const fn queue_type(written: configuration::QueueType) -> QueueType {
@@ -227,6 +229,7 @@ const fn queue_type(written: configuration::QueueType) -> QueueType {
 mod tests {
     use super::*;
     use crate::configuration;
+    use crate::exit::Exit;
 
     fn file(text: &str) -> Configuration {
         Configuration::parse(text, Path::new("fanfare.toml")).unwrap()

@@ -9,7 +9,7 @@ use fanfare::services::FILE_STATS;
 use fanfare::{Registration, ServiceName, WorkerConfig, WorkerError};
 
 use crate::durations;
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, without_broker};
 use crate::numbers;
 use crate::services;
 use crate::settings::Settings;
@@ -32,7 +32,8 @@ Examples:
   fanfare worker --broker amqp://localhost
   fanfare worker --config fanfare.toml --service image.resize --concurrency 4
 
-Exit codes: 0 stopped; 1 the broker refuses; 2 bad input")]
+Exit codes: 0 stopped; 1 the broker refuses; 2 bad input; 3 the broker does not take this user,
+password and virtual host")]
 pub(crate) struct WorkerArguments {
     /// Serves this one and not all; repeatable, or divided by commas
     #[arg(long = "service", value_name = "NAME", value_delimiter = ',')]
@@ -83,11 +84,16 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
     let fanfare = settings.fanfare("worker")?;
     let signals = Signals::listen()?;
     let outcome = fanfare.worker_with(config).services(chosen).run_until(signals.first()).await;
+    let outcome = match outcome {
+        Ok(()) => Ok(Exit::Done),
+        Err(error @ WorkerError::Broker(_)) => Err(match without_broker(&fanfare).await {
+            Some(failure) => failure,
+            None => Failure::new(Exit::Failed, error),
+        }),
+        Err(error) => Err(Failure::bad_input(error)),
+    };
     fanfare.close().await;
-    outcome.map(|()| Exit::Done).map_err(|error| match error {
-        WorkerError::Broker(_) => Failure::new(Exit::Failed, error),
-        _ => Failure::bad_input(error),
-    })
+    outcome
 }
 
 fn chosen(mut all: BTreeMap<ServiceName, Registration>, names: &[ServiceName]) -> Result<Vec<Registration>> {

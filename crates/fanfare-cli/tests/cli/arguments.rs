@@ -26,15 +26,22 @@ fn invocation_that_breaks_a_rule_is_bad_input_even_without_a_broker() {
         (&["--source", "a/b"], "source \"a/b\" is not allowed"),
         (&["--on-final", "a,b c"], "service name \"b c\" is not allowed"),
         (&["--cid", ""], "CID \"\" is not allowed: it is empty"),
-        (&["--target", "a"], "a fan-out without a final callback"),
-        (&["--target", "a", "--parallel"], "a parallel execution without an on-target callback"),
+        (&["--target", "a"], "a fan-out without a final callback: give --on-final, --wait, or --parallel"),
+        (&["--target", "a", "--parallel"], "without an on-target callback: give --on-target"),
         (
             &["--parallel", "--on-target", "b", "--on-final", "c"],
-            "a parallel execution has no final callbacks",
+            "a parallel execution has no final callbacks: leave out --parallel, or --on-final c",
         ),
         (&["--parallel", "--on-target", "b", "--wait"], "'--parallel' cannot be used with '--wait"),
-        (&["--target", "a", "--target", "a", "--wait"], "two targets have the key \"a\""),
+        (
+            &["--target", "a", "--target", "a", "--wait"],
+            "two targets have the key \"a\": give one of them another, as in --target KEY@SERVICE",
+        ),
         (&["--on-final", "b", "--metadata", "x"], "\"x\" is not NAME=VALUE"),
+        (
+            &["--on-final", "b", "--metadata", "x=1", "--metadata", "y=1", "--metadata", "x=2"],
+            "two of --metadata have the name \"x\": give each name once",
+        ),
         (&["--wait", "soon"], "\"soon\" is no duration"),
         (&["--target", "a", "--deadline", "never", "--wait"], "write it as 500ms, 30s, 5m or 1h, or none"),
         (&["--target", "a", "--deadline", "0s", "--wait"], "give 1 ms to 365 days"),
@@ -67,6 +74,7 @@ fn bad_line_of_targets_is_named_by_its_number() {
 #[test]
 fn no_broker_is_exit_code_3_and_its_password_is_not_shown() {
     check_invoke(&["--target", "a", "--wait"], 3, "me:***@127.0.0.1:9");
+    check_invoke(&["--target", "a", "--wait"], 3, "check that RabbitMQ runs");
     let directory = tempfile::tempdir().unwrap();
     let ended = run(directory.path(), &["doctor", "--broker", NO_BROKER]);
     assert_eq!(ended.exit, 3, "{ended:?}");
@@ -132,10 +140,27 @@ fn value_that_breaks_a_rule_is_refused_with_its_line_by_every_command() {
 }
 
 #[test]
+fn renewal_of_the_file_that_the_consumer_timeout_would_overtake_is_refused_with_its_line() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("fanfare.toml"), "\n[coordinator]\nrenewal = \"20m\"\n").unwrap();
+    let ended = run(directory.path(), &["coordinator"]);
+    let expected =
+        "error: fanfare.toml:3:11: 1200s with a consumer_timeout of 1800s is not allowed: it must be below";
+    assert!(ended.exit == 2 && ended.stderr.contains(expected), "{ended:?}");
+}
+
+#[test]
 fn number_that_is_too_small_is_refused_by_its_flag() {
     let none = "0 is not allowed: give 1 or more";
     check(&["worker", "--concurrency", "0"], 2, &format!("'0' for '--concurrency <N>': {none}"));
     check(&["coordinator", "--channels", "0"], 2, &format!("'0' for '--channels <N>': {none}"));
+    let renewal = "--renewal 1200s with a consumer_timeout of 1800s is not allowed: it must be below half";
+    check(&["coordinator", "--renewal", "20m"], 2, renewal);
+    check(
+        &["coordinator", "--accept-user", "a"],
+        2,
+        "--accept-user {\"a\"} is not allowed: it needs user_id",
+    );
     check(&["coordinator", "--renewal", "0s"], 2, "\"0s\" is not allowed: give 1 ms to 365 days");
 }
 
