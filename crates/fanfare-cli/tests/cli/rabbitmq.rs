@@ -58,7 +58,7 @@ fn invocations_end_with_the_exit_codes_that_the_help_promises() {
     assert_eq!(payload["source"], "test");
     assert_eq!(payload["data"].as_object().unwrap().len(), 2);
 
-    let ended = pool.invoke(&["--target", "bad@t.program", "--wait"]);
+    let ended = pool.invoke(&["--cid", "c-bad", "--target", "bad@t.program", "--wait"]);
     assert_eq!(ended.exit, 1, "{ended:?}");
     assert!(ended.stdout.contains("failed with exit status: 3: broken"), "{}", ended.stdout);
     assert!(ended.stderr.contains("1 of 1 targets failed"), "{}", ended.stderr);
@@ -81,6 +81,15 @@ fn invocations_end_with_the_exit_codes_that_the_help_promises() {
 
     let ended = pool.invoke(&["--wait"]);
     assert_eq!(ended.exit, 0, "a fan-out without targets ends at once: {ended:?}");
+
+    let (_, log) = pool.worker.stop(Signal::TERM);
+    let failed: Vec<&str> = log.lines().filter(|line| line.contains("a target failed")).collect();
+    let [failed] = failed[..] else { panic!("the one that failed is told once: {log}") };
+    for expected in
+        ["WARN", "service=t.program", "cid=c-bad", "message_id=\"c-bad/0\"", "exit status: 3: broken"]
+    {
+        assert!(failed.contains(expected), "{expected}: {failed}");
+    }
 }
 
 #[test]
