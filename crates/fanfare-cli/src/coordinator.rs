@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::{Error, anyhow};
 use clap::Args;
 use fanfare::{CoordinatorConfig, CoordinatorError, CoordinatorLimits};
+use tokio::time::{Instant, timeout_at};
 
 use crate::durations;
 use crate::exit::{Exit, Failure, without_broker};
@@ -85,7 +86,12 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
     };
     let fanfare = settings.fanfare("coordinator")?;
     let signals = Signals::listen()?;
-    let outcome = fanfare.coordinator_with(config).run_until(signals.first()).await;
+    let (stop_within, mut deadline) = (config.stop_within, None);
+    let stopping = async {
+        signals.first().await;
+        deadline = Some(Instant::now() + stop_within);
+    };
+    let outcome = fanfare.coordinator_with(config).run_until(stopping).await;
     let outcome = match outcome {
         Ok(()) => Ok(Exit::Done),
         Err(error @ CoordinatorError::Broker(_)) => Err(match without_broker(&fanfare).await {
@@ -101,7 +107,11 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
         })),
         Err(error) => Err(Failure::bad_input(error)),
     };
-    fanfare.close().await;
+    match deadline {
+        // The process's end closes what a broker that does not answer leaves open.
+        Some(deadline) => drop(timeout_at(deadline, fanfare.close()).await),
+        None => fanfare.close().await,
+    }
     outcome
 }
 
