@@ -82,10 +82,12 @@ impl Mailbox {
             delivery.receipt.ack().await;
             let message = delivery.message;
             if is_of(&message, expected) {
-                match (message.kind(), on_progress, Progress::decode(&message)) {
-                    (header::TYPE_CALLBACK, ..) => return Ok(message),
-                    (header::TYPE_PROGRESS, Some(OnProgress(told)), Ok(progress)) => {
-                        told(progress.responded);
+                match (message.kind(), on_progress) {
+                    (header::TYPE_CALLBACK, _) => return Ok(message),
+                    (header::TYPE_PROGRESS, Some(OnProgress(told))) => {
+                        if let Ok(progress) = Progress::decode(&message) {
+                            told(progress.responded);
+                        }
                         continue;
                     }
                     _ => {}
