@@ -25,6 +25,9 @@ mod samples;
 mod configuration;
 #[path = "../../crates/fanfare-cli/src/durations.rs"]
 mod durations;
+#[path = "../../crates/fanfare-cli/src/numbers.rs"]
+#[allow(dead_code, reason = "here no command line is read")]
+mod numbers;
 #[path = "../../crates/fanfare-cli/src/invoke"]
 #[allow(dead_code, reason = "here targets are read, and invoked nowhere")]
 mod invoke {

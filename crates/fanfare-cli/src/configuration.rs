@@ -1,13 +1,15 @@
 //! `fanfare.toml`, read strictly: a mistake is refused with its line and what was meant.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 use std::path::{Path, PathBuf};
 
 use fanfare_protocol::ServiceName;
 use serde::Deserialize;
+use toml::de::DeTable;
 
 use crate::durations::{Limit, Written};
+use crate::numbers;
 
 /// The whole file.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -32,6 +34,15 @@ pub(crate) struct Configuration {
     pub(crate) services: BTreeMap<ServiceName, Service>,
     #[serde(default)]
     pub(crate) stock: BTreeMap<ServiceName, Stock>,
+    #[serde(skip)]
+    source: Source,
+}
+
+/// The file as it is written, to say where in it something is.
+#[derive(Debug, Clone, Default)]
+struct Source {
+    path: PathBuf,
+    text: String,
 }
 
 /// The type of aggregation queues.
@@ -52,6 +63,16 @@ pub(crate) enum Broker {
     Several(Vec<String>),
 }
 
+impl Broker {
+    /// All of them in one, as the flag takes them.
+    pub(crate) fn urls(&self) -> String {
+        match self {
+            Self::One(url) => url.clone(),
+            Self::Several(urls) => urls.join(","),
+        }
+    }
+}
+
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Tls {
@@ -63,7 +84,9 @@ pub(crate) struct Tls {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Worker {
+    #[serde(default, deserialize_with = "numbers::deserialize")]
     pub(crate) concurrency: Option<usize>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
     pub(crate) prefetch: Option<u16>,
     pub(crate) shutdown_deadline: Option<Written>,
     pub(crate) redelivery_limit: Option<u32>,
@@ -73,9 +96,12 @@ pub(crate) struct Worker {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Coordinator {
+    #[serde(default, deserialize_with = "numbers::deserialize")]
     pub(crate) prefetch: Option<u16>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
     pub(crate) channels: Option<usize>,
     pub(crate) renewal: Option<Written>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
     pub(crate) calls_at_risk: Option<usize>,
     pub(crate) accept_users: Option<BTreeSet<String>>,
     pub(crate) shutdown_deadline: Option<Written>,
@@ -87,6 +113,7 @@ pub(crate) struct Publisher {
     pub(crate) declare_missing: Option<bool>,
     pub(crate) deadline: Option<Limit>,
     pub(crate) time_limit: Option<Written>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
     pub(crate) most_waiting: Option<u64>,
 }
 
@@ -106,7 +133,9 @@ pub(crate) struct Service {
 #[serde(deny_unknown_fields)]
 pub(crate) struct Stock {
     pub(crate) timeout: Option<Written>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
     pub(crate) concurrency: Option<usize>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
     pub(crate) prefetch: Option<u16>,
     pub(crate) retry: Option<Retries>,
 }
@@ -136,7 +165,9 @@ struct WrittenService {
     #[serde(default)]
     env: BTreeMap<String, String>,
     timeout: Option<Written>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
     concurrency: Option<usize>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
     prefetch: Option<u16>,
     retry: Option<Retries>,
 }
@@ -153,7 +184,9 @@ impl TryFrom<WrittenService> for Service {
             }
             (None, Some(url)) => Work::Http(url),
             (Some(_), Some(_)) => {
-                return Err("a service has either `exec` or `http`, and this one has both".to_owned());
+                return Err(
+                    "a service has either `exec` or `http`, and this one has both: leave one out".to_owned()
+                );
             }
             (None, None) => {
                 return Err(
@@ -184,11 +217,38 @@ impl Configuration {
     }
 
     pub(crate) fn parse(text: &str, path: &Path) -> Result<Self, ConfigurationError> {
-        toml::from_str(text).map_err(|error| {
-            let (line, column) = position(text, error.span().map_or(0, |span| span.start));
-            let mistake = with_suggestion(error.message());
-            ConfigurationError::Mistake { path: path.to_owned(), line, column, mistake }
-        })
+        let source = Source { path: path.to_owned(), text: text.to_owned() };
+        match toml::from_str(text) {
+            Ok(configuration) => Ok(Self { source, ..configuration }),
+            Err(error) => {
+                let offset = error.span().map_or(0, |span| span.start);
+                Err(source.mistake(offset, in_plain_words(error.message())))
+            }
+        }
+    }
+
+    /// What a key says is wrong, by a rule that is not this file's own.
+    pub(crate) fn mistake(&self, key: &[&str], mistake: impl Display) -> ConfigurationError {
+        self.source.mistake(self.source.offset(key), mistake.to_string())
+    }
+}
+
+impl Source {
+    fn mistake(&self, offset: usize, mistake: String) -> ConfigurationError {
+        let (line, column) = position(&self.text, offset);
+        ConfigurationError::Mistake { path: self.path.clone(), line, column, mistake }
+    }
+
+    /// Where the value of a key begins, or the table that it should be in.
+    fn offset(&self, key: &[&str]) -> usize {
+        let document = DeTable::parse(&self.text).ok();
+        let (mut offset, mut table) = (0, document.as_ref().map(toml::Spanned::get_ref));
+        for name in key {
+            let Some(value) = table.and_then(|table| table.get(*name)) else { break };
+            offset = value.span().start;
+            table = value.get_ref().as_table();
+        }
+        offset
     }
 }
 
@@ -199,20 +259,23 @@ fn position(text: &str, offset: usize) -> (usize, usize) {
     (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
 }
 
-/// Adds what was meant to a message about a name that is not known.
-fn with_suggestion(message: &str) -> String {
-    /// Below it, two names have too little in common (1 is equality).
-    const SIMILAR: f64 = 0.75;
+/// The parser's message, without the names of Rust's types, and with what was meant by a name that is not known.
+fn in_plain_words(message: &str) -> String {
+    let numbers = [("u16", "a whole number up to 65535"), ("u32", "a whole number up to 4294967295")];
+    let others = [("usize", "a whole number"), ("u64", "a whole number")];
     let message = message.trim();
+    for (name, meant) in numbers.into_iter().chain(others) {
+        if let Some(found) = message.strip_suffix(&format!("expected {name}")) {
+            return format!("{found}expected {meant}");
+        }
+    }
     let mut names = message.split('`').skip(1).step_by(2);
     let (true, Some(unknown)) = (message.starts_with("unknown field"), names.next()) else {
         return message.to_owned();
     };
     let expected: Vec<&str> = names.collect();
-    let likeness = |name: &str| strsim::jaro_winkler(unknown, name);
-    let closest = expected.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
     let mut mistake = format!("unknown field `{unknown}`");
-    match closest.filter(|name| likeness(name) >= SIMILAR) {
+    match closest(unknown, expected.iter().copied()) {
         Some(meant) => write!(mistake, ", did you mean `{meant}`?").expect("a String takes everything"),
         None => {
             write!(mistake, "; the fields here are {}", expected.join(", "))
@@ -220,6 +283,15 @@ fn with_suggestion(message: &str) -> String {
         }
     }
     mistake
+}
+
+/// The name that was probably meant by one that is not known.
+pub(crate) fn closest<'a>(unknown: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    /// Below it, two names have too little in common (1 is equality).
+    const SIMILAR: f64 = 0.75;
+    let likenesses = known.map(|name| (name, strsim::jaro_winkler(unknown, name)));
+    let (name, likeness) = likenesses.max_by(|(_, a), (_, b)| a.total_cmp(b))?;
+    (likeness >= SIMILAR).then_some(name)
 }
 
 #[cfg(test)]
@@ -313,7 +385,13 @@ mod tests {
             assert_eq!(parse(text).unwrap_err(), expected);
         }
         for (text, line, expected) in [
-            ("\n[worker]\nconcurrency = \"4\"", 3, "expected usize"),
+            ("\n[worker]\nconcurrency = \"4\"", 3, "expected a whole number"),
+            ("[worker]\nconcurrency = 0", 2, "0 is not allowed: give 1 or more"),
+            ("[services.a]\nexec = [\"x\"]\nprefetch = 0", 3, "0 is not allowed: give 1 or more"),
+            ("[stock.a]\nconcurrency = 0", 2, "0 is not allowed: give 1 or more"),
+            ("[coordinator]\nprefetch = 70000", 2, "`70000`, expected a whole number up to 65535"),
+            ("[coordinator]\nrenewal = \"0s\"", 2, "\"0s\" is not allowed: give 1 ms to 365 days"),
+            ("[publisher]\ndeadline = \"2y\"", 2, "\"2y\" is not allowed: give 1 ms to 365 days, or none"),
             ("[worker]\nshutdown_deadline = \"5 parsecs\"", 2, "is no duration"),
             ("[publisher]\ndeadline = \"never\"", 2, "write it as 500ms, 30s, 5m or 1h, or none"),
             ("[services.a]\nexec = [\"x\"]\nhttp = \"http://y\"", 1, "this one has both"),

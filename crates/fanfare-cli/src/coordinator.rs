@@ -2,11 +2,14 @@
 
 use std::time::Duration;
 
+use anyhow::{Error, anyhow};
 use clap::Args;
 use fanfare::{CoordinatorConfig, CoordinatorError, CoordinatorLimits};
+use tokio::time::{Instant, timeout_at};
 
 use crate::durations;
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, without_broker};
+use crate::numbers;
 use crate::settings::Settings;
 use crate::signals::Signals;
 
@@ -21,14 +24,15 @@ Examples:
   fanfare coordinator --broker amqp://one,amqp://two --renewal 5m
   fanfare coordinator --user-id fanfare-coordinator --accept-user fanfare-publisher
 
-Exit codes: 0 stopped; 1 the broker refuses; 2 bad input")]
+Exit codes: 0 stopped; 1 the broker refuses; 2 bad input; 3 the broker does not take this user,
+password and virtual host")]
 pub(crate) struct CoordinatorArguments {
     /// Fan-outs that one channel is handed before another channel is opened [default: 100]
-    #[arg(long, env = "FANFARE_COORDINATOR_PREFETCH", value_name = "N")]
+    #[arg(long, env = "FANFARE_COORDINATOR_PREFETCH", value_name = "N", value_parser = numbers::parse::<u16>)]
     prefetch: Option<u16>,
 
     /// The most of such channels; with --prefetch this bounds the fan-outs that are open here [default: 100]
-    #[arg(long, env = "FANFARE_COORDINATOR_CHANNELS", value_name = "N")]
+    #[arg(long, env = "FANFARE_COORDINATOR_CHANNELS", value_name = "N", value_parser = numbers::parse::<usize>)]
     channels: Option<usize>,
 
     /// How long anything is held unacknowledged: below half of the broker's consumer time-out [default: 10m]
@@ -36,7 +40,7 @@ pub(crate) struct CoordinatorArguments {
     renewal: Option<Duration>,
 
     /// On-target callbacks that a crash may repeat, of each fan-out and at the most [default: 100]
-    #[arg(long, env = "FANFARE_COORDINATOR_CALLS_AT_RISK", value_name = "N")]
+    #[arg(long, env = "FANFARE_COORDINATOR_CALLS_AT_RISK", value_name = "N", value_parser = numbers::parse::<usize>)]
     calls_at_risk: Option<usize>,
 
     /// Accepts manifests of this user only, by the user_id that the broker has checked; repeatable, or divided by commas. The
@@ -57,6 +61,8 @@ pub(crate) struct CoordinatorArguments {
 pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) -> Result<Exit, Failure> {
     let file = &settings.file.coordinator;
     let defaults = CoordinatorConfig::default();
+    let renewal_of_file = arguments.renewal.is_none() && file.renewal.is_some();
+    let users_of_file = arguments.accept_users.is_empty() && file.accept_users.is_some();
     let renewal = arguments.renewal.or(file.renewal.map(|written| written.0));
     let stop_within = arguments.shutdown_deadline.or(file.shutdown_deadline.map(|written| written.0));
     let calls_at_risk = arguments.calls_at_risk.or(file.calls_at_risk);
@@ -80,10 +86,36 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
     };
     let fanfare = settings.fanfare("coordinator")?;
     let signals = Signals::listen()?;
-    let outcome = fanfare.coordinator_with(config).run_until(signals.first()).await;
-    fanfare.close().await;
-    outcome.map(|()| Exit::Done).map_err(|error| match error {
-        CoordinatorError::Broker(_) => Failure::new(Exit::Failed, error),
-        _ => Failure::bad_input(error),
-    })
+    let (stop_within, mut deadline) = (config.stop_within, None);
+    let stopping = async {
+        signals.first().await;
+        deadline = Some(Instant::now() + stop_within);
+    };
+    let outcome = fanfare.coordinator_with(config).run_until(stopping).await;
+    let outcome = match outcome {
+        Ok(()) => Ok(Exit::Done),
+        Err(error @ CoordinatorError::Broker(_)) => Err(match without_broker(&fanfare).await {
+            Some(failure) => failure,
+            None => Failure::new(Exit::Failed, error),
+        }),
+        Err(CoordinatorError::Setting { setting, value, rule }) => Err(Failure::bad_input(match setting {
+            "limits.renewal" if renewal_of_file => wrong(settings, "renewal", &value, rule),
+            "accepted_users" if users_of_file => wrong(settings, "accept_users", &value, rule),
+            "limits.renewal" => anyhow!("--renewal {value} is not allowed: {rule}"),
+            "accepted_users" => anyhow!("--accept-user {value} is not allowed: {rule}"),
+            other => anyhow!("{other} = {value} is not allowed: {rule}"),
+        })),
+        Err(error) => Err(Failure::bad_input(error)),
+    };
+    match deadline {
+        // The process's end closes what a broker that does not answer leaves open.
+        Some(deadline) => drop(timeout_at(deadline, fanfare.close()).await),
+        None => fanfare.close().await,
+    }
+    outcome
+}
+
+/// What is wrong with a setting of the file.
+fn wrong(settings: &Settings, key: &str, value: &str, rule: &str) -> Error {
+    settings.file.mistake(&["coordinator", key], format_args!("{value} is not allowed: {rule}")).into()
 }

@@ -30,6 +30,9 @@ Publisher, worker and coordinator run in this process, on a broker in its memory
 --broker on RabbitMQ, under a prefix of their own that is cleaned up afterwards. 5,000 files
 make one fan-out; more make several.
 
+With --json, a path is a string, or the list of its bytes where it is not UTF-8. The table
+shows what a terminal could not bear in quotes and with escapes, as in \"line\\nbreak\" or \"not utf-8 \\xFF\".
+
 Examples:
   fanfare demo
   fanfare demo /usr/share/doc --json

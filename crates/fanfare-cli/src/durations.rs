@@ -1,14 +1,23 @@
 //! Durations as people write them.
 
+use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, de::Error};
 
+/// What anything can be set to: nothing takes no time, and what is to take longer is to have no limit.
+const ALLOWED: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(365 * 24 * 60 * 60);
+
 /// Reads a duration such as `500ms`, `30s`, `5m` or `1h 30m`.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
-    humantime::parse_duration(text)
-        .map_err(|error| format!("{text:?} is no duration: {error}; write it as 500ms, 30s, 5m or 1h"))
+    let duration = humantime::parse_duration(text)
+        .map_err(|error| format!("{text:?} is no duration: {error}; write it as 500ms, 30s, 5m or 1h"))?;
+    if ALLOWED.contains(&duration) {
+        Ok(duration)
+    } else {
+        Err(format!("{text:?} is not allowed: give 1 ms to 365 days"))
+    }
 }
 
 /// A limit that can be turned off: a duration, or `none`.

@@ -4,6 +4,9 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
+use anyhow::anyhow;
+use fanfare::{BrokerError, Fanfare};
+
 /// The exit codes, which scripts rely on. They are documented in `fanfare --help`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
@@ -14,7 +17,7 @@ pub(crate) enum Exit {
     Failed = 1,
     /// An argument, a setting or a file is wrong. Nothing was sent.
     BadInput = 2,
-    /// No broker can be reached. Nothing was sent.
+    /// No broker can be reached, or none that lets this user in. Nothing was sent.
     NoBroker = 3,
     /// The fan-out was not accepted: no callback will come.
     NotAccepted = 4,
@@ -30,7 +33,7 @@ Exit codes:
   0  done
   1  a target failed (with --wait), and with --until-succeeded too few succeeded
   2  bad input: nothing was sent
-  3  no broker: nothing was sent
+  3  no broker, or it does not take this user, password and virtual host: nothing was sent
   4  not accepted: no callback will come; the error says whether targets may have run
   5  unknown whether accepted: to invoke it again may run it twice
   6  the wait timed out, or was cut off with its connection: the fan-out goes on";
@@ -57,11 +60,31 @@ impl Failure {
         Self::new(Exit::BadInput, error)
     }
 
+    /// There is no broker to be had: says why, and what to look at.
+    pub(crate) fn no_broker(error: &BrokerError) -> Self {
+        Self::new(Exit::NoBroker, anyhow!("{error}; {}", remedy(error)))
+    }
+
     /// Tells the user, with all causes, in one line where they are short.
     pub(crate) fn report(&self) -> ExitCode {
         say(format_args!("error: {:#}", self.error));
         self.exit.into()
     }
+}
+
+/// What to do where there is no connection.
+pub(crate) const fn remedy(error: &BrokerError) -> &'static str {
+    match error {
+        BrokerError::Denied(_) | BrokerError::Refused(_) => {
+            "check user, password and virtual host in the URL of --broker"
+        }
+        _ => "check that RabbitMQ runs and that host and port of --broker are right",
+    }
+}
+
+/// Why there is no broker to be had, where there is none.
+pub(crate) async fn without_broker(fanfare: &Fanfare) -> Option<Failure> {
+    fanfare.broker().server().await.err().map(|error| Failure::no_broker(&error))
 }
 
 impl From<io::Error> for Failure {

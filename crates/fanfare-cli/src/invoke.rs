@@ -2,24 +2,27 @@
 
 mod completion;
 mod file;
+mod flags;
 mod target;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::anyhow;
+use anyhow::{anyhow, bail};
 use clap::Args;
 use fanfare::{Cid, Fanfare, Fanout, FinalPayload, InvokeError, ServiceName, Source, Target, WaitError};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::durations::{self, Limit};
-use crate::exit::{EXIT_CODES, Exit, Failure, print, say};
+use crate::exit::{EXIT_CODES, Exit, Failure, print, say, without_broker};
+use crate::numbers;
 use crate::settings::Settings;
 
 /// How long `--wait` waits unless it says: for good, since every fan-out has a deadline unless that was turned off.
 const FOR_GOOD: Duration = Duration::from_secs(366 * 24 * 60 * 60);
 
-/// How often the spinner turns.
+/// How often the time that has passed is drawn.
 const TICK: Duration = Duration::from_millis(100);
 
 /// Failed targets that are named on standard error.
@@ -80,7 +83,7 @@ pub(crate) struct InvokeArguments {
     completion: completion::CompletionArguments,
 
     /// Fan-outs that may wait for a coordinator; where so many do, this one is not accepted [default: 10000]
-    #[arg(long, env = "FANFARE_MOST_WAITING", value_name = "N")]
+    #[arg(long, env = "FANFARE_MOST_WAITING", value_name = "N", value_parser = numbers::parse::<u64>)]
     most_waiting: Option<u64>,
 
     /// A parallel execution: on-target callbacks, and no final ones
@@ -97,29 +100,27 @@ pub(crate) struct InvokeArguments {
 }
 
 pub(crate) async fn run(arguments: InvokeArguments, settings: &Settings) -> Result<Exit, Failure> {
+    check_metadata(&arguments.metadata).map_err(Failure::bad_input)?;
     let targets = targets(&arguments).map_err(Failure::bad_input)?;
+    let (width, wanted) = (targets.len(), arguments.completion.until_succeeded);
     // It connects when it is first used, so that what is wrong with the input is found where there is no broker too.
     let fanfare = settings.invoker(arguments.most_waiting)?;
     let wait = arguments.wait.map(|wait| wait.unwrap_or(FOR_GOOD));
-    let wanted = arguments.completion.until_succeeded;
     let fanout = fanout(&fanfare, arguments, targets);
     let outcome = match wait {
-        None => invoke(fanout).await,
-        Some(timeout) => wait_for(fanout, timeout, wanted).await,
-    };
-    let outcome = match outcome {
-        Err(failure) if failure.exit == Exit::NoBroker => Err(unreachable(&fanfare, failure).await),
-        outcome => outcome,
+        None => invoke(&fanfare, fanout).await,
+        Some(timeout) => wait_for(&fanfare, fanout, timeout, width, wanted).await,
     };
     fanfare.close().await;
     outcome
 }
 
-/// Says why no broker can be reached, where that can be learnt.
-async fn unreachable(fanfare: &Fanfare, failure: Failure) -> Failure {
-    match fanfare.broker().server().await {
-        Err(reason) => Failure::new(Exit::NoBroker, reason),
-        Ok(_) => failure,
+/// A name that is given twice is a mistake: one of the values would be lost.
+fn check_metadata(metadata: &[(String, String)]) -> anyhow::Result<()> {
+    let mut names = BTreeSet::new();
+    match metadata.iter().find(|(name, _)| !names.insert(name)) {
+        Some((name, _)) => bail!("two of --metadata have the name {name:?}: give each name once"),
+        None => Ok(()),
     }
 }
 
@@ -164,30 +165,49 @@ fn fanout(fanfare: &Fanfare, arguments: InvokeArguments, targets: Vec<Target>) -
     if declare_missing { fanout.declare_missing() } else { fanout }
 }
 
-async fn invoke(fanout: Fanout) -> Result<Exit, Failure> {
-    let accepted = fanout.invoke().await.map_err(not_invoked)?;
-    print(accepted.cid)?;
+async fn invoke(fanfare: &Fanfare, fanout: Fanout) -> Result<Exit, Failure> {
+    match fanout.invoke().await {
+        Ok(accepted) => print(accepted.cid)?,
+        Err(error) => return Err(not_invoked(fanfare, error).await),
+    }
     Ok(Exit::Done)
 }
 
-async fn wait_for(fanout: Fanout, timeout: Duration, wanted: Option<usize>) -> Result<Exit, Failure> {
-    let spinner = spinner();
+async fn wait_for(
+    fanfare: &Fanfare,
+    fanout: Fanout,
+    timeout: Duration,
+    targets: usize,
+    wanted: Option<usize>,
+) -> Result<Exit, Failure> {
+    let bar = progress_bar(targets);
+    let fanout = if bar.is_hidden() {
+        fanout
+    } else {
+        let bar = bar.clone();
+        fanout.on_progress(move |responded| bar.set_position(responded as u64))
+    };
     let outcome = fanout.invoke_and_wait(timeout).await;
-    spinner.finish_and_clear();
-    let payload = outcome.map_err(|error| match error {
-        WaitError::Invoke(error) => not_invoked(error),
-        error => Failure::new(Exit::TimedOut, error),
-    })?;
+    bar.finish_and_clear();
+    let payload = match outcome {
+        Ok(payload) => payload,
+        Err(WaitError::Invoke(error)) => return Err(not_invoked(fanfare, error).await),
+        Err(error) => return Err(Failure::new(Exit::TimedOut, error)),
+    };
     print(serde_json::to_string(&payload).map_err(|error| Failure::new(Exit::Failed, error))?)?;
     Ok(told_failures(&payload, wanted))
 }
 
-/// Shown where standard error is a terminal. How many targets have completed is not known here: only the coordinator counts.
-fn spinner() -> ProgressBar {
-    let style = ProgressStyle::with_template("{spinner} waiting for all targets, {elapsed}");
-    let spinner = ProgressBar::new_spinner().with_style(style.expect("the template is well formed"));
-    spinner.enable_steady_tick(TICK);
-    spinner
+/// Draws where standard error is a terminal, and nowhere else.
+///
+/// Only the coordinator knows how many targets have responded. An on-target callback could not tell: it is a service, whose name
+/// every callback and payload would show, and whose messages would be parked once nobody waits. So the coordinator is asked for
+/// the number, which it sends to the queue that the answer comes to.
+fn progress_bar(targets: usize) -> ProgressBar {
+    let style = ProgressStyle::with_template("{bar:30} {human_pos}/{human_len} targets, {elapsed}");
+    let bar = ProgressBar::new(targets as u64).with_style(style.expect("the template is well formed"));
+    bar.enable_steady_tick(TICK);
+    bar
 }
 
 /// Tells of the targets that failed. They are no failure of the whole where as many succeeded as were wanted.
@@ -207,14 +227,18 @@ fn told_failures(payload: &FinalPayload, wanted: Option<usize>) -> Exit {
     if wanted.is_some_and(|wanted| succeeded >= wanted) { Exit::Done } else { Exit::Failed }
 }
 
-pub(crate) fn not_invoked(error: InvokeError) -> Failure {
-    let exit = match &error {
-        InvokeError::Invalid(_) => Exit::BadInput,
-        error if error.is_unreachable() => Exit::NoBroker,
-        InvokeError::Unknown { .. } => Exit::Unknown,
-        _ => Exit::NotAccepted,
-    };
-    Failure::new(exit, error)
+/// What an invocation failed of: where nothing was sent, that may be that there is no broker to be had.
+pub(crate) async fn not_invoked(fanfare: &Fanfare, error: InvokeError) -> Failure {
+    let nothing_sent = matches!(error, InvokeError::NotAccepted { requests_sent: false, .. });
+    if nothing_sent && let Some(failure) = without_broker(fanfare).await {
+        return failure;
+    }
+    match error {
+        InvokeError::Invalid(invalid) => Failure::bad_input(flags::in_flags(invalid)),
+        error if error.is_unreachable() => Failure::new(Exit::NoBroker, error),
+        InvokeError::Unknown { .. } => Failure::new(Exit::Unknown, error),
+        error => Failure::new(Exit::NotAccepted, flags::in_flags_of_failure(error)),
+    }
 }
 
 fn pair(text: &str) -> anyhow::Result<(String, String)> {

@@ -7,16 +7,9 @@ use tracing_subscriber::EnvFilter;
 use crate::exit::Failure;
 
 /// Starts logging: what the settings say, else `RUST_LOG`, else the command's default.
-pub(crate) fn start(filter: Option<&str>, default: &str) -> Result<(), Failure> {
-    let filter = match filter.map(str::to_owned).or_else(|| std::env::var("RUST_LOG").ok()) {
-        Some(filter) => EnvFilter::builder()
-            .parse(&filter)
-            .map_err(|error| {
-                anyhow::anyhow!(
-                    "{filter:?} is no log filter: {error}; write it as info or warn,fanfare_worker=debug"
-                )
-            })
-            .map_err(Failure::bad_input)?,
+pub(crate) fn start(given: Option<&str>, default: &str) -> Result<(), Failure> {
+    let filter = match given.map(str::to_owned).or_else(|| std::env::var("RUST_LOG").ok()) {
+        Some(given) => filter(&given).map_err(Failure::bad_input)?,
         // lapin logs as errors what is none here, such as that a queue which was looked for does not exist.
         None => EnvFilter::new(format!("{default},lapin=off")),
     };
@@ -26,4 +19,11 @@ pub(crate) fn start(filter: Option<&str>, default: &str) -> Result<(), Failure> 
         .with_ansi(io::stderr().is_terminal())
         .init();
     Ok(())
+}
+
+/// Reads what is to be logged.
+pub(crate) fn filter(text: &str) -> anyhow::Result<EnvFilter> {
+    EnvFilter::builder().parse(text).map_err(|error| {
+        anyhow::anyhow!("{text:?} is no log filter: {error}; write it as info or warn,fanfare_worker=debug")
+    })
 }

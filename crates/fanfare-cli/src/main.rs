@@ -8,13 +8,17 @@ mod configuration;
 mod coordinator;
 mod demo;
 mod doctor;
+#[cfg(test)]
+mod documentation;
 mod durations;
 mod exit;
 mod invoke;
 mod logging;
+mod numbers;
 mod services;
 mod settings;
 mod signals;
+mod variables;
 mod worker;
 
 use std::process::ExitCode;
@@ -27,6 +31,7 @@ use crate::settings::Settings;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    variables::warn_of_unknown();
     match run(arguments) {
         Ok(exit) => exit.into(),
         Err(failure) => failure.report(),

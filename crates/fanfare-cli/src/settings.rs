@@ -13,8 +13,9 @@ use fanfare::{
 use fanfare_broker::amqp::Address;
 
 use crate::arguments::Shared;
-use crate::configuration::{self, Broker, Configuration};
-use crate::exit::{Exit, Failure};
+use crate::configuration::{self, Broker, Configuration, ConfigurationError};
+use crate::exit::Failure;
+use crate::{logging, services};
 
 /// The broker where nothing says another.
 const DEFAULT_BROKER: &str = "amqp://localhost";
@@ -41,7 +42,7 @@ impl Settings {
     /// Reads the settings file, where there is one, and puts the flags before it. Clap has put them before variables.
     pub(crate) fn load(flags: Shared) -> Result<Self, Failure> {
         let file = match file_of(flags.config.as_deref()) {
-            Some(path) => Configuration::read(&path).map_err(Failure::bad_input)?,
+            Some(path) => Configuration::read(&path).and_then(checked).map_err(Failure::bad_input)?,
             None => Configuration::default(),
         };
         Self::merge(flags, file)
@@ -52,10 +53,7 @@ impl Settings {
             Some(prefix) => Some(Prefix::new(prefix).map_err(Failure::bad_input)?),
             None => file.prefix.clone(),
         };
-        let written = file.broker.clone().map(|broker| match broker {
-            Broker::One(url) => url,
-            Broker::Several(urls) => urls.join(","),
-        });
+        let written = file.broker.as_ref().map(Broker::urls);
         let tls = tls(
             flags.ca_certificate.or_else(|| file.tls.ca_certificate.clone()),
             flags.client_certificate.or_else(|| file.tls.client_certificate.clone()),
@@ -138,8 +136,24 @@ impl Settings {
 
     /// Whether the broker in memory was asked for.
     pub(crate) fn is_memory(&self) -> bool {
-        self.broker.as_deref().is_some_and(|broker| broker.trim_start().starts_with("memory:"))
+        self.broker.as_deref().is_some_and(is_memory)
     }
+}
+
+fn is_memory(broker: &str) -> bool {
+    broker.trim_start().starts_with("memory:")
+}
+
+/// What the file says, where it keeps the rules of those whom its settings are for.
+pub(crate) fn checked(file: Configuration) -> Result<Configuration, ConfigurationError> {
+    if let Some(urls) = file.broker.as_ref().map(Broker::urls).filter(|urls| !is_memory(urls)) {
+        Address::list(&urls).map_err(|error| file.mistake(&["broker"], error))?;
+    }
+    if let Some(log) = &file.log {
+        logging::filter(log).map_err(|error| file.mistake(&["log"], error))?;
+    }
+    services::check(&file)?;
+    Ok(file)
 }
 
 fn file_of(named: Option<&Path>) -> Option<PathBuf> {
@@ -183,11 +197,14 @@ fn tls(
         (None, None) => None,
         (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
         (Some(_), None) => {
-            return Err(Failure::bad_input(anyhow!("a client certificate needs its key: give --client-key")));
+            return Err(Failure::bad_input(anyhow!(
+                "a client certificate needs its key: give --client-key, or client_key in [tls] of fanfare.toml"
+            )));
         }
         (None, Some(_)) => {
             return Err(Failure::bad_input(anyhow!(
-                "a client key needs its certificate: give --client-certificate"
+                "a client key needs its certificate: give --client-certificate, or client_certificate in [tls] of \
+                 fanfare.toml"
             )));
         }
     };
@@ -195,8 +212,10 @@ fn tls(
 }
 
 fn refused(error: ConnectError) -> Failure {
-    let exit = if matches!(error, ConnectError::Broker(_)) { Exit::NoBroker } else { Exit::BadInput };
-    Failure::new(exit, error)
+    match error {
+        ConnectError::Broker(error) => Failure::no_broker(&error),
+        error => Failure::bad_input(error),
+    }
 }
 
 const fn queue_type(written: configuration::QueueType) -> QueueType {
@@ -210,9 +229,10 @@ const fn queue_type(written: configuration::QueueType) -> QueueType {
 mod tests {
     use super::*;
     use crate::configuration;
+    use crate::exit::Exit;
 
     fn file(text: &str) -> Configuration {
-        toml::from_str(text).unwrap()
+        Configuration::parse(text, Path::new("fanfare.toml")).unwrap()
     }
 
     #[test]
@@ -244,6 +264,19 @@ mod tests {
         let settings =
             Settings::merge(Shared::default(), file("broker = [\"amqp://a\", \"amqp://b\"]")).unwrap();
         assert_eq!(settings.broker.as_deref(), Some("amqp://a,amqp://b"));
+    }
+
+    #[test]
+    fn broker_and_log_of_the_file_are_refused_with_their_lines() {
+        for (text, expected) in [
+            ("broker = \"http://me:hunter2@x\"", "fanfare.toml:1:10: "),
+            ("broker = [\"amqp://a\",\n  \"b\"]", "fanfare.toml:1:10: "),
+            ("\nlog = \"fanfare=loud\"", "fanfare.toml:2:7: \"fanfare=loud\" is no log filter"),
+        ] {
+            let error = checked(file(text)).unwrap_err().to_string();
+            assert!(error.starts_with(expected) && !error.contains("hunter2"), "{error}");
+        }
+        checked(file("broker = \"memory://\"")).unwrap();
     }
 
     #[test]

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use fanfare::services::FILE_STATS;
 use fanfare::{Registration, ServiceName, WorkerConfig, WorkerError};
 
 use crate::durations;
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, without_broker};
+use crate::numbers;
 use crate::services;
 use crate::settings::Settings;
 use crate::signals::Signals;
@@ -30,23 +32,25 @@ Examples:
   fanfare worker --broker amqp://localhost
   fanfare worker --config fanfare.toml --service image.resize --concurrency 4
 
-Exit codes: 0 stopped; 1 the broker refuses; 2 bad input")]
+Exit codes: 0 stopped; 1 the broker refuses; 2 bad input; 3 the broker does not take this user,
+password and virtual host")]
 pub(crate) struct WorkerArguments {
     /// Serves this one and not all; repeatable, or divided by commas
     #[arg(long = "service", value_name = "NAME", value_delimiter = ',')]
     services: Vec<ServiceName>,
 
-    /// Leaves out the stock services helpers.echo, helpers.input-logger and demo.file-stats
+    /// Leaves out the stock services helpers.echo and helpers.input-logger, and demo.file-stats, which is served only where
+    /// fanfare.toml has [stock."demo.file-stats"], since it reads files of this host
     #[arg(long)]
     no_stock: bool,
 
     /// Invocations of all services together that run at a time [default: 64]
-    #[arg(long, env = "FANFARE_WORKER_CONCURRENCY", value_name = "N")]
+    #[arg(long, env = "FANFARE_WORKER_CONCURRENCY", value_name = "N", value_parser = numbers::parse::<usize>)]
     concurrency: Option<usize>,
 
     /// Messages of each service that the broker hands out ahead, unless the service says otherwise [default: twice its
     /// concurrency]
-    #[arg(long, env = "FANFARE_WORKER_PREFETCH", value_name = "N")]
+    #[arg(long, env = "FANFARE_WORKER_PREFETCH", value_name = "N", value_parser = numbers::parse::<u16>)]
     prefetch: Option<u16>,
 
     /// How often a message may be delivered again, because its worker died or lost its connection, before it is given up
@@ -80,11 +84,16 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
     let fanfare = settings.fanfare("worker")?;
     let signals = Signals::listen()?;
     let outcome = fanfare.worker_with(config).services(chosen).run_until(signals.first()).await;
+    let outcome = match outcome {
+        Ok(()) => Ok(Exit::Done),
+        Err(error @ WorkerError::Broker(_)) => Err(match without_broker(&fanfare).await {
+            Some(failure) => failure,
+            None => Failure::new(Exit::Failed, error),
+        }),
+        Err(error) => Err(Failure::bad_input(error)),
+    };
     fanfare.close().await;
-    outcome.map(|()| Exit::Done).map_err(|error| match error {
-        WorkerError::Broker(_) => Failure::new(Exit::Failed, error),
-        _ => Failure::bad_input(error),
-    })
+    outcome
 }
 
 fn chosen(mut all: BTreeMap<ServiceName, Registration>, names: &[ServiceName]) -> Result<Vec<Registration>> {
@@ -99,6 +108,9 @@ fn chosen(mut all: BTreeMap<ServiceName, Registration>, names: &[ServiceName]) -
         .iter()
         .map(|name| match all.remove(name) {
             Some(registration) => Ok(registration),
+            None if name.as_str() == FILE_STATS => bail!(
+                "`{name}` reads files of this host: to serve it, write [stock.\"{name}\"] into fanfare.toml"
+            ),
             None => bail!("there is no service `{name}` to run, or it is named twice; there are {known}"),
         })
         .collect()

@@ -107,9 +107,11 @@ impl Coordinator {
             }
         }
         tracing::info!(open = self.open.len(), "coordinator stops");
-        dead_letters.stop().await;
-        manifests.stop().await;
-        self.stop().await;
+        let deadline = Instant::now() + self.config.stop_within;
+        // A broker that does not answer now puts back what they hold when the connections end.
+        let unsubscribed = async { tokio::join!(dead_letters.stop(), manifests.stop()) };
+        let _ = tokio::time::timeout_at(deadline, unsubscribed).await;
+        self.stop(deadline).await;
         Ok(())
     }
 
@@ -245,9 +247,8 @@ impl Coordinator {
         }
     }
 
-    async fn stop(&mut self) {
+    async fn stop(&mut self, deadline: Instant) {
         self.stop.cancel();
-        let deadline = Instant::now() + self.config.stop_within;
         while let Ok(Some(conclusion)) = tokio::time::timeout_at(deadline, self.tasks.join_next()).await {
             self.conclude(conclusion).await;
         }

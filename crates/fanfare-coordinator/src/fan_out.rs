@@ -1,9 +1,14 @@
 //! One fan-out: carries events to its state machine, and effects to the broker.
 
 use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
 
+use fanfare_broker::PublishError;
 use fanfare_fanin::{Effect, Event, FanIn, Item, Publication, PublicationId, Summary};
-use fanfare_protocol::{Callback, CallbackKind, Manifest, Message, ReplyAddress, RunId, TargetResult};
+use fanfare_protocol::{
+    Callback, CallbackKind, Manifest, Message, Progress, ReplyAddress, RunId, TargetResult,
+};
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -15,6 +20,9 @@ use crate::aggregation_queue::{AggregationQueue, Heard};
 use crate::delivery::Tag;
 use crate::outbox::{Absence, Outbox, Outcome};
 use crate::trust::Trust;
+
+/// From one word about progress to the next.
+const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 
 /// The task of one fan-out, from the manifest's arrival to its last ack.
 pub(crate) struct FanOut {
@@ -28,6 +36,10 @@ pub(crate) struct FanOut {
     queue: AggregationQueue,
     publishing: FuturesUnordered<BoxFuture<'static, (PublicationId, Outcome)>>,
     parking: FuturesUnordered<BoxFuture<'static, ()>>,
+    /// The word about progress that is under way, one at the most; whether it found anybody.
+    telling: FuturesUnordered<BoxFuture<'static, bool>>,
+    /// The progress that the waiting caller was told of last; none where nobody wants to know.
+    told: Option<usize>,
 }
 
 /// How a task ended.
@@ -49,6 +61,8 @@ impl FanOut {
         started: Instant,
         stop: CancellationToken,
     ) -> Self {
+        let manifest = machine.manifest();
+        let told = (manifest.progress && manifest.waiter.is_some()).then_some(0);
         let queue = AggregationQueue::open(outbox.clone(), machine.manifest().reply_to.clone(), window);
         Self {
             machine,
@@ -60,12 +74,15 @@ impl FanOut {
             queue,
             publishing: FuturesUnordered::new(),
             parking: FuturesUnordered::new(),
+            telling: FuturesUnordered::new(),
+            told,
         }
     }
 
     pub(crate) async fn run(mut self) -> Conclusion {
         let mut stopping = false;
         loop {
+            self.tell_progress();
             let timeout = self.machine.next_timeout().map(|at| self.started + at);
             let event = tokio::select! {
                 // The queue comes last: a flood of results must not keep anything else from happening, and all else comes
@@ -80,6 +97,10 @@ impl FanOut {
                     Outcome::TooLarge(most) => Event::TooLarge { id, most },
                 },
                 Some(()) = self.parking.next() => continue,
+                Some(heard) = self.telling.next() => {
+                    self.told = self.told.filter(|_| heard);
+                    continue;
+                }
                 () = sleep_until(timeout) => Event::TimePassed,
                 Some(tag) = self.inbox.recv() => Event::ManifestArrived { tag },
                 heard = self.queue.next() => event_of(heard, &self.machine),
@@ -120,6 +141,24 @@ impl FanOut {
             }
         }
         None
+    }
+
+    /// Tells a caller who wants to know how many targets have responded. Nothing depends on it, so it is no effect of the machine:
+    /// there is one try, and what has changed meanwhile is told by the next.
+    fn tell_progress(&mut self) {
+        let (manifest, responded) = (self.machine.manifest(), self.machine.responded());
+        let (Some(told), Some(waiter)) = (self.told, manifest.waiter.clone()) else { return };
+        if told == responded || !self.telling.is_empty() {
+            return;
+        }
+        self.told = Some(responded);
+        let message = Progress { responded, targets: manifest.targets.len() }.encode(manifest);
+        let broker = Arc::clone(&self.outbox.broker);
+        self.telling.push(Box::pin(async move {
+            let sent = broker.publish(&waiter, message).await;
+            tokio::time::sleep(PROGRESS_PAUSE).await;
+            !matches!(sent, Err(PublishError::Unroutable(_)))
+        }));
     }
 
     fn tell(&self, summary: &Summary) {

@@ -163,6 +163,11 @@ impl<T: Clone> Gathered<T> {
         self.missing == 0
     }
 
+    /// How many targets have a result.
+    pub(crate) const fn responded(&self) -> usize {
+        self.entries.len() - self.missing
+    }
+
     /// All results, in the manifest's order.
     pub(crate) fn bodies(&self) -> impl Iterator<Item = &Bytes> {
         self.entries.iter().flatten().map(|entry| &entry.answer.body)

@@ -174,6 +174,12 @@ impl<T: Clone> FanIn<T> {
         &self.manifest
     }
 
+    /// How many targets have a result, as far as this hold has read.
+    #[must_use]
+    pub const fn responded(&self) -> usize {
+        self.gathered.responded()
+    }
+
     /// Tells what a message of the aggregation queue is to this fan-out.
     #[must_use]
     pub fn read(&self, message: &Message) -> Item {

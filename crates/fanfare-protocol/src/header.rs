@@ -55,6 +55,8 @@ pub const TYPE_RESULT: &str = "fanfare.result";
 pub const TYPE_MANIFEST: &str = "fanfare.manifest";
 /// `type` of a callback message.
 pub const TYPE_CALLBACK: &str = "fanfare.callback";
+/// `type` of what tells a waiting caller how far its fan-out has come.
+pub const TYPE_PROGRESS: &str = "fanfare.progress";
 /// `type` of a checkpoint.
 pub const TYPE_CHECKPOINT: &str = "fanfare.checkpoint";
 /// `type` of a fence.

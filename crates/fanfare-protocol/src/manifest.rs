@@ -36,6 +36,9 @@ pub struct Manifest {
     /// A queue that receives the final payload too, and is not in `on_final`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waiter: Option<String>,
+    /// Whether that queue is told how far the fan-out has come, too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub progress: bool,
     /// When it is complete before all targets have responded; never, where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion: Option<CompletionPolicy>,

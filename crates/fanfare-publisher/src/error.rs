@@ -247,7 +247,7 @@ pub enum WaitError {
     /// The fan-out was not accepted, or nobody can say.
     #[error(transparent)]
     Invoke(#[from] InvokeError),
-    /// The fan-out did not end in time. It goes on, and its final callbacks will come.
+    /// The fan-out did not end in time. It goes on, and the final callbacks that it has will come.
     #[error(
         "the fan-out did not end within {timeout:?} (CID {cid}, run {run}); it goes on without the caller"
     )]
@@ -259,11 +259,11 @@ pub enum WaitError {
         /// What the caller gave.
         timeout: Duration,
     },
-    /// The connection on which the answer would have come was lost. The fan-out goes on, and its final callbacks will
-    /// come; only the answer is lost.
+    /// The connection on which the answer would have come was lost. The fan-out goes on, and the final callbacks that it has
+    /// will come; only the answer is lost.
     #[error(
-        "the connection to wait on was lost (CID {cid}, run {run}); the fan-out goes on and its callbacks will come, \
-         but not to the caller"
+        "the connection to wait on was lost (CID {cid}, run {run}); the fan-out goes on, but its final payload will not come to \
+         the caller"
     )]
     Lost {
         /// The correlation ID.

@@ -55,6 +55,17 @@ pub struct Fanout {
     pub(crate) nested: bool,
     pub(crate) mistake: Option<Invalid>,
     while_waiting: Option<Arc<dyn WhileWaiting>>,
+    pub(crate) on_progress: Option<OnProgress>,
+}
+
+/// Is told how many targets have responded.
+#[derive(Clone)]
+pub(crate) struct OnProgress(pub(crate) Arc<dyn Fn(usize) + Send + Sync>);
+
+impl fmt::Debug for OnProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnProgress")
+    }
 }
 
 impl Fanout {
@@ -78,6 +89,7 @@ impl Fanout {
             nested: false,
             mistake: None,
             while_waiting: None,
+            on_progress: None,
         };
         fanout.source = fanout.checked(Source::new(source));
         match deadline {
@@ -191,6 +203,17 @@ impl Fanout {
     /// Sets what gives way while [`invoke_and_wait`](Fanout::invoke_and_wait) waits. For whoever runs services.
     pub fn while_waiting(mut self, while_waiting: Arc<dyn WhileWaiting>) -> Self {
         self.while_waiting = Some(while_waiting);
+        self
+    }
+
+    /// Sets what is told how many targets have responded while [`invoke_and_wait`](Fanout::invoke_and_wait) waits: for a person
+    /// who watches.
+    ///
+    /// The coordinator sends the number to the caller's own queue, ten times a second at the most, and nothing else about the
+    /// fan-out changes. It is called with numbers that grow, unless another coordinator takes the fan-out over and reads it anew;
+    /// the last one may be missing, and a coordinator of an older version sends none.
+    pub fn on_progress(mut self, told: impl Fn(usize) + Send + Sync + 'static) -> Self {
+        self.on_progress = Some(OnProgress(Arc::new(told)));
         self
     }
 

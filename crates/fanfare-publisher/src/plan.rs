@@ -33,6 +33,7 @@ impl Fanout {
         let environment = &shared.environment;
         let cid = self.cid.unwrap_or_else(|| Cid::from(environment.sequential()));
         let run = RunId::from(environment.unique());
+        let progress = waiter.is_some() && self.on_progress.is_some();
         let (targets, bodies) = self
             .targets
             .into_iter()
@@ -51,6 +52,7 @@ impl Fanout {
             deadline_ms: self.deadline.map(milliseconds),
             deadline_utc: None,
             waiter,
+            progress,
             completion,
             metadata: self.metadata,
         };

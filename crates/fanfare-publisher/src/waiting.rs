@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use fanfare_broker::{BrokerError, Consumer, ConsumerChannel};
-use fanfare_protocol::{FinalPayload, Message, QueueSpec, RunId, header};
+use fanfare_protocol::{FinalPayload, Message, Progress, QueueSpec, RunId, header};
 use tokio::time::Instant;
 
+use crate::fanout::OnProgress;
 use crate::publisher::Shared;
 use crate::{Accepted, Failure, Fanout, InvokeError, WaitError, invocation};
 
@@ -32,6 +33,7 @@ pub(crate) async fn invoke_and_wait(fanout: Fanout, timeout: Duration) -> Result
     let started = Instant::now();
     let shared = Arc::clone(&fanout.publisher.shared);
     let queue = shared.config.names.wait(RunId::from(shared.environment.unique()));
+    let on_progress = fanout.on_progress.clone();
     let plan = fanout.plan(Some(queue.name.clone())).map_err(InvokeError::Invalid)?;
     let expected = Accepted { cid: plan.manifest.cid.clone(), run: plan.manifest.run };
     let mut mailbox =
@@ -39,7 +41,7 @@ pub(crate) async fn invoke_and_wait(fanout: Fanout, timeout: Duration) -> Result
     let Accepted { cid, run } = invocation::invoke(shared, plan).await?;
 
     let left = timeout.saturating_sub(started.elapsed());
-    match tokio::time::timeout(left, mailbox.receive(&expected)).await {
+    match tokio::time::timeout(left, mailbox.receive(&expected, on_progress.as_ref())).await {
         Ok(Ok(answer)) => {
             serde_json::from_slice(&answer.body).map_err(|source| WaitError::Malformed { cid, run, source })
         }
@@ -69,23 +71,35 @@ impl Mailbox {
     }
 
     /// Waits for the answer to a fan-out. An error where the queue or its connection is lost.
-    async fn receive(&mut self, expected: &Accepted) -> Result<Message, Option<BrokerError>> {
+    async fn receive(
+        &mut self,
+        expected: &Accepted,
+        on_progress: Option<&OnProgress>,
+    ) -> Result<Message, Option<BrokerError>> {
         let (_, consumer) = self.open.as_mut().expect("a mailbox is open until it is dropped");
         loop {
             let delivery = consumer.next().await.ok_or(None)??;
             delivery.receipt.ack().await;
-            if answers(&delivery.message, expected) {
-                return Ok(delivery.message);
+            let message = delivery.message;
+            if is_of(&message, expected) {
+                match (message.kind(), on_progress) {
+                    (header::TYPE_CALLBACK, _) => return Ok(message),
+                    (header::TYPE_PROGRESS, Some(OnProgress(told))) => {
+                        if let Ok(progress) = Progress::decode(&message) {
+                            told(progress.responded);
+                        }
+                        continue;
+                    }
+                    _ => {}
+                }
             }
             tracing::debug!(queue = self.queue, "a message that is no answer to this fan-out is dropped");
         }
     }
 }
 
-fn answers(message: &Message, expected: &Accepted) -> bool {
-    message.kind() == header::TYPE_CALLBACK
-        && message.run().is_ok_and(|run| run == expected.run)
-        && message.cid().is_ok_and(|cid| cid == expected.cid)
+fn is_of(message: &Message, expected: &Accepted) -> bool {
+    message.run().is_ok_and(|run| run == expected.run) && message.cid().is_ok_and(|cid| cid == expected.cid)
 }
 
 impl Drop for Mailbox {

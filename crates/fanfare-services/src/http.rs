@@ -122,6 +122,14 @@ impl HttpError {
 }
 
 impl HttpService {
+    /// Whether a URL is one that can be posted to, without looking for the certificates that this takes.
+    ///
+    /// # Errors
+    /// [`InvalidUrl`].
+    pub fn check(url: &str) -> Result<(), InvalidUrl> {
+        parse(url).map(drop)
+    }
+
     /// A service that posts to an `http://` or `https://` URL.
     ///
     /// # Errors

@@ -19,10 +19,11 @@ const TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// Makes the registration of a stock service.
 type Stock = fn() -> Registration;
 
-/// The stock services by name, for whoever offers some of them.
-pub const STOCK: [(&str, Stock); 3] = [(ECHO, echo), (INPUT_LOGGER, input_logger), (FILE_STATS, file_stats)];
+/// The stock services by name, for whoever offers some of them. Without [`file_stats`], which reads files of its host: that one
+/// is to be asked for.
+pub const STOCK: [(&str, Stock); 2] = [(ECHO, echo), (INPUT_LOGGER, input_logger)];
 
-/// The services that come with Fanfare: [`echo`], [`input_logger`] and [`file_stats`].
+/// The services that come with Fanfare and touch nothing of their host: [`echo`] and [`input_logger`].
 pub fn stock() -> impl Iterator<Item = Registration> {
     STOCK.into_iter().map(|(_, registration)| registration())
 }
@@ -45,8 +46,8 @@ pub fn input_logger() -> Registration {
 /// `demo.file-stats` takes a path, as a string or as the list of its bytes, and answers with the
 /// [`FileStats`] of the file.
 ///
-/// It counts whatever file its worker may read, and tells nothing else of it. Leave it out where even the size or the SHA-256 of a
-/// file is nobody's business who can reach the broker.
+/// It counts whatever file its worker may read, and tells nothing else of it. It is not among [`STOCK`]: offer it only where whoever
+/// can reach the broker may know the size and the SHA-256 of each of these files.
 pub fn file_stats() -> Registration {
     service(FILE_STATS, |_: Context, path: FilePath| async move {
         let path = path.to_path()?;

@@ -172,6 +172,14 @@ impl Pipeline {
     async fn fail(&self, message: &Message, invocation: &Invocation, exception: Exception) {
         match &invocation.reply {
             Some(to) => {
+                tracing::warn!(
+                    service = %self.registered.name,
+                    cid = %invocation.cid,
+                    message_id = invocation.message_id,
+                    attempt = invocation.attempt,
+                    exception = exception.as_str(),
+                    "a target failed"
+                );
                 let (source, requested_at) = (invocation.source.as_str(), invocation.requested_at);
                 self.publish_result(Err(exception), source, requested_at, to).await;
             }

@@ -62,8 +62,9 @@ impl Retry {
         Self { longest, ..self }
     }
 
-    /// The rule that it breaks, where it breaks one.
-    pub(crate) fn broken_rule(&self) -> Option<String> {
+    /// The rule that it breaks, where it breaks one: no worker starts with such a policy.
+    #[must_use]
+    pub fn broken_rule(&self) -> Option<String> {
         let Self { attempts, first, longest } = *self;
         if attempts == 0 {
             Some("0 attempts would never run it: give 1 or more".to_owned())

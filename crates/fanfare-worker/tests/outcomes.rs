@@ -181,6 +181,7 @@ fn callback(bench: &Bench, name: &str, body: &'static str) -> Message {
         deadline_ms: None,
         deadline_utc: None,
         waiter: None,
+        progress: false,
         completion: None,
         metadata: fanfare_protocol::Metadata::default(),
     };

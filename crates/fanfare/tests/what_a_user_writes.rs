@@ -110,6 +110,28 @@ async fn echo_answers_byte_for_byte() {
 }
 
 #[tokio::test]
+async fn caller_who_waits_is_told_how_far_the_fan_out_has_come() {
+    let (told, responded) = tokio::sync::watch::channel(0);
+    // The second one answers once the caller has been told of the first.
+    let second = service("second", move |_: Context, (): ()| {
+        let mut responded = responded.clone();
+        async move { Ok(*responded.wait_for(|responded| *responded == 1).await?) }
+    });
+    let kit = TestKit::start(services::stock().chain([second])).await;
+    let all = kit
+        .fanout("test")
+        .target("helpers.echo", 1)
+        .target("second", ())
+        .on_progress(move |responded| {
+            told.send_replace(responded);
+        })
+        .invoke_and_wait(Duration::from_secs(10))
+        .await
+        .unwrap();
+    assert_eq!(all.get::<usize>("second").unwrap(), 1);
+}
+
+#[tokio::test]
 async fn program_as_a_service_is_told_what_it_is_invoked_for() {
     let script = r#"printf '["%s","%s","%s","%s",' "$FANFARE_CID" "$FANFARE_KEY" "$FANFARE_SOURCE" "$FANFARE_CHANNEL"; cat; printf ']'"#;
     let program = services::ExecService::new(["sh", "-c", script]).unwrap();

@@ -28,7 +28,7 @@ pub(super) struct Entry {
 /// A folder that could not be read, so that nobody knows which files are in it.
 #[derive(Debug)]
 pub(super) struct Missed {
-    pub(super) path: String,
+    pub(super) path: PathBuf,
     pub(super) reason: String,
 }
 
@@ -49,7 +49,7 @@ impl Files {
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    let path = error.path().unwrap_or(path).display().to_string().escape_debug().to_string();
+                    let path = error.path().unwrap_or(path).to_owned();
                     let reason =
                         error.into_io_error().unwrap_or_else(|| io::Error::other("it contains itself"));
                     files.missed.push(Missed { path, reason: reason.to_string() });

@@ -2,9 +2,11 @@
 
 use std::fmt;
 
+use std::path::{Path, PathBuf};
+
 use fanfare::FinalPayload;
-use fanfare::services::FileStats;
-use serde::Serialize;
+use fanfare::services::{FilePath, FileStats};
+use serde::{Serialize, Serializer};
 
 use super::files::{Entry, Missed};
 
@@ -22,7 +24,8 @@ pub(super) struct Report<'a> {
 
 #[derive(Debug, Serialize)]
 struct Failed {
-    path: String,
+    #[serde(serialize_with = "exact")]
+    path: PathBuf,
     reason: String,
 }
 
@@ -50,7 +53,7 @@ impl<'a> Report<'a> {
                     let reason =
                         payload.data.get(file.key.as_str()).and_then(|result| result.exception.clone());
                     let reason = reason.unwrap_or_else(|| error.to_string());
-                    self.failed.push(Failed { path: file.key.to_string(), reason });
+                    self.failed.push(Failed { path: file.path.clone(), reason });
                 }
             }
         }
@@ -61,11 +64,13 @@ impl<'a> Report<'a> {
         self.failed.is_empty()
     }
 
-    /// All of it, for programs.
+    /// All of it, for programs. A path is a string, or the list of its bytes where it is not UTF-8, as in a request of
+    /// demo.file-stats.
     pub(super) fn to_json(&self) -> String {
         #[derive(Serialize)]
         struct File<'a> {
-            path: &'a str,
+            #[serde(serialize_with = "exact")]
+            path: &'a Path,
             #[serde(flatten)]
             stats: &'a FileStats,
         }
@@ -77,7 +82,7 @@ impl<'a> Report<'a> {
             files: Vec<File<'a>>,
         }
         fn file<'a>((entry, stats): &'a (&Entry, FileStats)) -> File<'a> {
-            File { path: entry.key.as_str(), stats }
+            File { path: &entry.path, stats }
         }
         let whole = Whole {
             totals: self.totals(),
@@ -100,9 +105,28 @@ impl<'a> Report<'a> {
     /// By size, and by name among equals.
     fn largest(&self) -> Vec<&(&'a Entry, FileStats)> {
         let mut all: Vec<_> = self.counted.iter().collect();
-        all.sort_by_key(|(entry, stats)| (std::cmp::Reverse(stats.bytes), &entry.key));
+        all.sort_by_key(|(entry, stats)| (std::cmp::Reverse(stats.bytes), &entry.path));
         all.truncate(LARGEST);
         all
+    }
+}
+
+/// Every byte of the path, whatever it is.
+fn exact<P: AsRef<Path>, S: Serializer>(path: &P, serializer: S) -> Result<S::Ok, S::Error> {
+    FilePath::from(path.as_ref()).serialize(serializer)
+}
+
+/// A path as a terminal can bear it: as it is, or in quotes and with escapes where anything in it needs one.
+struct Shown<'a>(&'a Path);
+
+impl fmt::Display for Shown<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // Quotes and backslashes need none.
+        let quoted = |path: &str| path.replace('\\', r"\\").replace('\'', r"\'").replace('"', r#"\""#);
+        match self.0.to_str().filter(|path| path.escape_debug().to_string() == quoted(path)) {
+            Some(path) => f.write_str(path),
+            None => write!(f, "{:?}", self.0),
+        }
     }
 }
 
@@ -112,7 +136,7 @@ impl fmt::Display for Report<'_> {
         writeln!(f, "{:>12} {:>12} {:>15}  {:64}  file", "lines", "words", "bytes", "sha256")?;
         for (entry, stats) in self.largest() {
             let FileStats { lines, words, bytes, sha256 } = stats;
-            writeln!(f, "{lines:>12} {words:>12} {bytes:>15}  {sha256:64}  {}", entry.key)?;
+            writeln!(f, "{lines:>12} {words:>12} {bytes:>15}  {sha256:64}  {}", Shown(&entry.path))?;
         }
         let Totals { files, lines, words, bytes } = totals;
         let rest = totals.files.saturating_sub(LARGEST as u64);
@@ -126,11 +150,36 @@ impl fmt::Display for Report<'_> {
         }
         write!(f, "\n\n{} failed:", self.failed.len())?;
         for Failed { path, reason } in self.failed.iter().take(FAILURES_SHOWN) {
-            write!(f, "\n  {path}: {reason}")?;
+            write!(f, "\n  {}: {reason}", Shown(path))?;
         }
         match self.failed.len().saturating_sub(FAILURES_SHOWN) {
             0 => Ok(()),
             more => write!(f, "\n  and {more} more, which --json lists"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
+
+    use super::*;
+
+    #[test]
+    fn paths_are_exact_for_programs_and_safe_for_terminals() {
+        for (path, json, shown) in [
+            (&b"a b/gr\xc3\xb6\xc3\x9fe"[..], "\"a b/größe\"", "a b/größe"),
+            ("it's \\ e\u{301}".as_bytes(), "\"it's \\\\ e\u{301}\"", "it's \\ e\u{301}"),
+            (b"line\nbreak", "\"line\\nbreak\"", "\"line\\nbreak\""),
+            (b"\x1b[2J", "\"\\u001b[2J\"", "\"\\u{1b}[2J\""),
+            ("\u{202e}txt".as_bytes(), "\"\u{202e}txt\"", "\"\\u{202e}txt\""),
+            (b"a\xff", "[97,255]", "\"a\\xFF\""),
+        ] {
+            let failed = Failed { path: PathBuf::from(OsStr::from_bytes(path)), reason: String::new() };
+            let expected = format!("{{\"path\":{json},\"reason\":\"\"}}");
+            assert_eq!(serde_json::to_string(&failed).unwrap(), expected);
+            assert_eq!(Shown(&failed.path).to_string(), shown);
         }
     }
 }

@@ -73,7 +73,10 @@ impl Stage {
         let fanout = targets.fold(self.fanfare.fanout(SOURCE), fanfare::Fanout::add);
         // The worker may not have declared its queues yet.
         let fanout = fanout.on_target(ON_TARGET).on_final(ON_FINAL).declare_missing();
-        self.open = Some(fanout.invoke().await.map_err(not_invoked)?);
+        self.open = Some(match fanout.invoke().await {
+            Ok(accepted) => accepted,
+            Err(error) => return Err(not_invoked(&self.fanfare, error).await),
+        });
         let payload = tokio::select! {
             payload = self.payloads.recv() => payload.ok_or_else(|| anyhow!("the worker ended early")),
             Some(ended) = self.tasks.join_next() => Err(match ended {

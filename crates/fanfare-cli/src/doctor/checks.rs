@@ -8,6 +8,7 @@ use fanfare_broker::{QueueState, consumer_timeout};
 use fanfare_protocol::{Message, QueueSpec};
 
 use super::finding::{Finding, Verdict};
+use crate::exit::remedy;
 
 /// The oldest version that Fanfare is tested with.
 const OLDEST: (u32, u32) = (3, 10);
@@ -27,13 +28,7 @@ impl Examination<'_> {
         let server = match self.fanfare.broker().server().await {
             Ok(server) => server,
             Err(error) => {
-                let remedy = match &error {
-                    BrokerError::Denied(_) | BrokerError::Refused(_) => {
-                        "check user, password and virtual host in the URL"
-                    }
-                    _ => "check that RabbitMQ runs and that host and port of --broker are right",
-                };
-                return Finding::new(Verdict::Wrong, "broker", error.to_string()).remedy(remedy);
+                return Finding::new(Verdict::Wrong, "broker", error.to_string()).remedy(remedy(&error));
             }
         };
         let found = format!("{} {} at {}", server.product, server.version, server.address);

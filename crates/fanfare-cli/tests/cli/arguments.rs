@@ -1,6 +1,6 @@
 //! Bad input is refused with exit code 2, before any broker is needed, and says what was meant.
 
-use crate::support::{run, run_with_input};
+use crate::support::{Ended, fanfare, run, run_with_input};
 
 /// Nothing listens on the port of discarded messages.
 const NO_BROKER: &str = "amqp://me:hunter2@127.0.0.1:9";
@@ -26,15 +26,22 @@ fn invocation_that_breaks_a_rule_is_bad_input_even_without_a_broker() {
         (&["--source", "a/b"], "source \"a/b\" is not allowed"),
         (&["--on-final", "a,b c"], "service name \"b c\" is not allowed"),
         (&["--cid", ""], "CID \"\" is not allowed: it is empty"),
-        (&["--target", "a"], "a fan-out without a final callback"),
-        (&["--target", "a", "--parallel"], "a parallel execution without an on-target callback"),
+        (&["--target", "a"], "a fan-out without a final callback: give --on-final, --wait, or --parallel"),
+        (&["--target", "a", "--parallel"], "without an on-target callback: give --on-target"),
         (
             &["--parallel", "--on-target", "b", "--on-final", "c"],
-            "a parallel execution has no final callbacks",
+            "a parallel execution has no final callbacks: leave out --parallel, or --on-final c",
         ),
         (&["--parallel", "--on-target", "b", "--wait"], "'--parallel' cannot be used with '--wait"),
-        (&["--target", "a", "--target", "a", "--wait"], "two targets have the key \"a\""),
+        (
+            &["--target", "a", "--target", "a", "--wait"],
+            "two targets have the key \"a\": give one of them another, as in --target KEY@SERVICE",
+        ),
         (&["--on-final", "b", "--metadata", "x"], "\"x\" is not NAME=VALUE"),
+        (
+            &["--on-final", "b", "--metadata", "x=1", "--metadata", "y=1", "--metadata", "x=2"],
+            "two of --metadata have the name \"x\": give each name once",
+        ),
         (&["--wait", "soon"], "\"soon\" is no duration"),
         (&["--target", "a", "--deadline", "never", "--wait"], "write it as 500ms, 30s, 5m or 1h, or none"),
         (&["--target", "a", "--deadline", "0s", "--wait"], "give 1 ms to 365 days"),
@@ -67,6 +74,7 @@ fn bad_line_of_targets_is_named_by_its_number() {
 #[test]
 fn no_broker_is_exit_code_3_and_its_password_is_not_shown() {
     check_invoke(&["--target", "a", "--wait"], 3, "me:***@127.0.0.1:9");
+    check_invoke(&["--target", "a", "--wait"], 3, "check that RabbitMQ runs");
     let directory = tempfile::tempdir().unwrap();
     let ended = run(directory.path(), &["doctor", "--broker", NO_BROKER]);
     assert_eq!(ended.exit, 3, "{ended:?}");
@@ -105,12 +113,74 @@ fn settings_file_with_a_mistake_is_refused_with_its_line() {
 }
 
 #[test]
-fn worker_is_told_which_services_there_are() {
+fn value_that_breaks_a_rule_is_refused_with_its_line_by_every_command() {
+    let directory = tempfile::tempdir().unwrap();
+    for (text, expected) in [
+        ("[worker]\nconcurrency = 0\n", "2:15: 0 is not allowed: give 1 or more"),
+        ("[coordinator]\nrenewal = \"0s\"\n", "2:11: \"0s\" is not allowed: give 1 ms to 365 days"),
+        ("\n[services.\"a b\"]\n", "2:11: service name \"a b\" is not allowed"),
+        ("[services.a]\nexec = []\n", "2:8: the command is empty: give the program and its arguments"),
+        (
+            "[services.a]\nhttp = \"stock/check\"\n",
+            "2:8: \"stock/check\" is not a URL: give http://host/path",
+        ),
+        (
+            "\n[services.a]\nexec = [\"x\"]\nhttp = \"http://y\"\n",
+            "2:1: a service has either `exec` or `http`",
+        ),
+        ("broker = \"localhost\"\n", "1:10: "),
+    ] {
+        std::fs::write(directory.path().join("fanfare.toml"), text).unwrap();
+        for command in [&["demo"][..], &["worker"], &["coordinator"], &["doctor"], &["invoke", "--wait"]] {
+            let ended = run(directory.path(), command);
+            assert_eq!(ended.exit, 2, "{command:?}: {ended:?}");
+            assert!(ended.stderr.starts_with(&format!("error: fanfare.toml:{expected}")), "{}", ended.stderr);
+        }
+    }
+}
+
+#[test]
+fn renewal_of_the_file_that_the_consumer_timeout_would_overtake_is_refused_with_its_line() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("fanfare.toml"), "\n[coordinator]\nrenewal = \"20m\"\n").unwrap();
+    let ended = run(directory.path(), &["coordinator"]);
+    let expected =
+        "error: fanfare.toml:3:11: 1200s with a consumer_timeout of 1800s is not allowed: it must be below";
+    assert!(ended.exit == 2 && ended.stderr.contains(expected), "{ended:?}");
+}
+
+#[test]
+fn number_that_is_too_small_is_refused_by_its_flag() {
+    let none = "0 is not allowed: give 1 or more";
+    check(&["worker", "--concurrency", "0"], 2, &format!("'0' for '--concurrency <N>': {none}"));
+    check(&["coordinator", "--channels", "0"], 2, &format!("'0' for '--channels <N>': {none}"));
+    let renewal = "--renewal 1200s with a consumer_timeout of 1800s is not allowed: it must be below half";
+    check(&["coordinator", "--renewal", "20m"], 2, renewal);
     check(
-        &["worker", "--service", "nobody"],
+        &["coordinator", "--accept-user", "a"],
         2,
-        "there are demo.file-stats, helpers.echo, helpers.input-logger",
+        "--accept-user {\"a\"} is not allowed: it needs user_id",
+    );
+    check(&["coordinator", "--renewal", "0s"], 2, "\"0s\" is not allowed: give 1 ms to 365 days");
+}
+
+#[test]
+fn misspelt_variable_is_a_warning_and_no_error() {
+    let directory = tempfile::tempdir().unwrap();
+    let ended: Ended =
+        fanfare(directory.path()).arg("demo").env("FANFARE_BROKR", "amqp://x").output().unwrap().into();
+    assert_eq!(ended.exit, 0, "{ended:?}");
+    let expected = "warning: FANFARE_BROKR is no setting, and does nothing: did you mean FANFARE_BROKER?\n";
+    assert_eq!(ended.stderr, expected);
+}
+
+#[test]
+fn worker_is_told_which_services_there_are() {
+    check(&["worker", "--service", "nobody"], 2, "there are helpers.echo, helpers.input-logger");
+    check(
+        &["worker", "--service", "demo.file-stats"],
+        2,
+        "write [stock.\"demo.file-stats\"] into fanfare.toml",
     );
     check(&["worker", "--no-stock"], 2, "there is no service to run");
-    check(&["worker", "--concurrency", "0"], 2, "concurrency of 0");
 }

@@ -68,6 +68,15 @@ fn check(directory: &Path, arguments: &[&str]) {
     expected.sort_unstable();
     seen.sort_unstable();
     assert_eq!(seen, expected);
+    // Each path leads to its file again.
+    for file in report["files"].as_array().unwrap() {
+        let bytes: Vec<u8> = match &file["path"] {
+            Value::String(path) => path.as_bytes().to_vec(),
+            bytes => serde_json::from_value(bytes.clone()).unwrap(),
+        };
+        let size = fs::metadata(directory.join(OsStr::from_bytes(&bytes))).unwrap().len();
+        assert_eq!(Some(size), file["bytes"].as_u64());
+    }
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 mod arguments;
 mod demo;
+mod frozen;
 mod rabbitmq;
 mod support;
 mod tls;

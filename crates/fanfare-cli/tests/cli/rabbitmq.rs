@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{Ended, PATIENCE, Running, broker, fanfare, run};
+use crate::support::{Ended, PATIENCE, Running, broker, fanfare, run, split};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -58,7 +58,7 @@ fn invocations_end_with_the_exit_codes_that_the_help_promises() {
     assert_eq!(payload["source"], "test");
     assert_eq!(payload["data"].as_object().unwrap().len(), 2);
 
-    let ended = pool.invoke(&["--target", "bad@t.program", "--wait"]);
+    let ended = pool.invoke(&["--cid", "c-bad", "--target", "bad@t.program", "--wait"]);
     assert_eq!(ended.exit, 1, "{ended:?}");
     assert!(ended.stdout.contains("failed with exit status: 3: broken"), "{}", ended.stdout);
     assert!(ended.stderr.contains("1 of 1 targets failed"), "{}", ended.stderr);
@@ -68,7 +68,8 @@ fn invocations_end_with_the_exit_codes_that_the_help_promises() {
 
     let ended = pool.invoke(&["--target", "nobody", "--wait"]);
     assert_eq!((ended.exit, ended.stdout.as_str()), (2, ""));
-    assert!(ended.stderr.contains("no worker serves `nobody`"), "{}", ended.stderr);
+    let remedy = "no worker serves `nobody`: start one, or give --declare-missing";
+    assert!(ended.stderr.contains(remedy), "{}", ended.stderr);
 
     let ended = pool.invoke(&["--target", "t.slow", "--cid", "c-2", "--wait", "10ms"]);
     assert_eq!((ended.exit, ended.stdout.as_str()), (6, ""));
@@ -80,6 +81,15 @@ fn invocations_end_with_the_exit_codes_that_the_help_promises() {
 
     let ended = pool.invoke(&["--wait"]);
     assert_eq!(ended.exit, 0, "a fan-out without targets ends at once: {ended:?}");
+
+    let (_, log) = pool.worker.stop(Signal::TERM);
+    let failed: Vec<&str> = log.lines().filter(|line| line.contains("a target failed")).collect();
+    let [failed] = failed[..] else { panic!("the one that failed is told once: {log}") };
+    for expected in
+        ["WARN", "service=t.program", "cid=c-bad", "message_id=\"c-bad/0\"", "exit status: 3: broken"]
+    {
+        assert!(failed.contains(expected), "{expected}: {failed}");
+    }
 }
 
 #[test]
@@ -123,6 +133,30 @@ fn second_signal_ends_a_worker_that_still_waits_for_its_services() {
     assert_eq!(exit, Some(130), "{log}");
     assert!(signalled.elapsed() < Duration::from_secs(2), "it waited for its service: {log}");
     drop(directory);
+}
+
+#[test]
+fn wrong_password_and_wrong_virtual_host_are_exit_code_3_of_every_command() {
+    let directory = tempfile::tempdir().unwrap();
+    let url = broker();
+    let (scheme, credentials, host, path) = split(&url);
+    let password = format!("{scheme}://guest:wrong@{host}{path}");
+    let virtual_host = format!("{scheme}://{credentials}{host}/nowhere");
+    for broker in [&password, &virtual_host] {
+        for command in [
+            &["demo"][..],
+            &["doctor"],
+            &["worker"],
+            &["coordinator"],
+            &["invoke", "--target", "helpers.echo", "--wait"],
+            &["invoke", "--target", "helpers.echo", "--on-final", "helpers.echo"],
+        ] {
+            let ended = run(directory.path(), &[command, &["--broker", broker]].concat());
+            assert_eq!(ended.exit, 3, "{command:?}: {ended:?}");
+            let said = format!("{}{}", ended.stdout, ended.stderr);
+            assert!(said.contains("check user, password and virtual host"), "{command:?}: {said}");
+        }
+    }
 }
 
 #[test]

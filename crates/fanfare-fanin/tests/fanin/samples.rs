@@ -44,6 +44,7 @@ pub(crate) fn manifest<'a>(
         deadline_ms: None,
         deadline_utc: None,
         waiter: None,
+        progress: false,
         completion: None,
         metadata: Metadata::default(),
     }

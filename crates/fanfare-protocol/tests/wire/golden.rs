@@ -3,8 +3,8 @@
 use bytes::Bytes;
 use fanfare_protocol::{
     Callback, CallbackKind, Channel, Checkpoint, CheckpointEntry, CompletionPolicy, EndedBy, Ending, Fence,
-    FinalPayload, FinalPayloadBuilder, Invocation, Manifest, Metadata, QueueNames, Request, TargetOf,
-    TargetResult,
+    FinalPayload, FinalPayloadBuilder, Invocation, Manifest, Metadata, Progress, QueueNames, Request,
+    TargetOf, TargetResult,
 };
 
 use crate::samples::{
@@ -124,6 +124,7 @@ fn a_manifest_with_all_that_may_be_set() {
         channel: Channel::ParallelExecCall,
         deadline_ms: Some(60_000),
         waiter: Some("fanfare.wait.1".to_owned()),
+        progress: true,
         completion: Some(CompletionPolicy { succeeded: Some(2), responded: Some(1), failed_above: Some(0) }),
         metadata: metadata(),
         ..manifest()
@@ -131,7 +132,7 @@ fn a_manifest_with_all_that_may_be_set() {
     let body = String::from_utf8(full.encode().body.to_vec()).unwrap();
     assert!(body.contains(r#""channel":"parallel-exec-call""#));
     assert!(
-        body.ends_with(r#","deadline_ms":60000,"waiter":"fanfare.wait.1","completion":{"succeeded":2,"responded":1,"failed_above":0},"metadata":{"order":"7"}}"#),
+        body.ends_with(r#","deadline_ms":60000,"waiter":"fanfare.wait.1","progress":true,"completion":{"succeeded":2,"responded":1,"failed_above":0},"metadata":{"order":"7"}}"#),
         "{body}"
     );
     assert_eq!(Manifest::decode(&full.encode(), &QueueNames::default()), Ok(full));
@@ -150,6 +151,23 @@ fn a_renewed_manifest_says_so_and_when_it_ends() {
     assert!(Manifest::is_renewed(&message) && !Manifest::is_renewed(&manifest().encode()));
     let again = Manifest::decode(&message, &QueueNames::default()).unwrap().encode_renewed(None);
     check(&again, &expected);
+}
+
+#[test]
+fn progress_of_a_fan_out() {
+    let progress = Progress { responded: 1, targets: 2 };
+    let message = progress.encode(&manifest());
+    check(
+        &message,
+        "content_type: application/json\n\
+         correlation_id: 63e7c3a2ba616badecb125ce\n\
+         message_id: 63e7c3a2ba616badecb125ce/progress\n\
+         type: fanfare.progress\n\
+         fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+         fanfare-version = 1\n\
+         {\"responded\":1,\"targets\":2}",
+    );
+    assert_eq!(Progress::decode(&message), Ok(progress));
 }
 
 #[test]

@@ -53,6 +53,7 @@ pub(crate) fn manifest() -> Manifest {
         deadline_ms: None,
         deadline_utc: None,
         waiter: None,
+        progress: false,
         completion: None,
         metadata: Metadata::default(),
     }
