@@ -1,20 +1,22 @@
 //! A channel of a simulated connection. What is done on it has its effect later, but in its order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
 use fanfare_broker::{Acknowledge, BrokerError, Consumer, ConsumerChannel, Delivery, Receipt};
-use fanfare_protocol::QueueSpec;
+use fanfare_protocol::{Manifest, Message, QueueSpec, header};
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::defects::Defect;
 use super::link::{Link, unreachable, wait};
-use crate::oracle::Disturbance;
+use super::scenario::Draft;
+use crate::oracle::{Disturbance, Role};
 
 /// A channel: a pipe to the broker, through which acks and operations travel one after the other. An ack is sent and not
 /// waited for, as on a real connection, so that it is lost where its sender dies right after it.
@@ -24,7 +26,7 @@ pub(super) struct SimulatedChannel {
     inner: Option<Arc<dyn ConsumerChannel>>,
 }
 
-struct Pipe {
+pub(super) struct Pipe {
     link: Arc<Link>,
     inner: Weak<dyn ConsumerChannel>,
     operations: mpsc::UnboundedSender<(Instant, BoxFuture<'static, ()>)>,
@@ -36,7 +38,19 @@ struct State {
     last_arrival: Option<Instant>,
     last_tag: u64,
     /// What was handed out. An answer given twice goes to the broker twice, which ends the channel.
-    deliveries: BTreeMap<u64, Receipt>,
+    deliveries: BTreeMap<u64, Handed>,
+    /// Keys of the results that were handed out.
+    keys: BTreeSet<String>,
+    /// The tag of the latest consumer.
+    consumer: Option<String>,
+}
+
+#[derive(Clone)]
+struct Handed {
+    receipt: Receipt,
+    is_manifest: bool,
+    /// Whether it is the first result of its key.
+    counts: bool,
 }
 
 impl SimulatedChannel {
@@ -74,6 +88,29 @@ impl SimulatedChannel {
             outcome
         })
         .await
+    }
+}
+
+impl SimulatedChannel {
+    /// What a coordinator with a defect does before it deletes a queue.
+    async fn delete_too_late(&self, queue: &str) -> Result<(), BrokerError> {
+        match self.pipe.link.shared.defect {
+            Some(Defect::CancelBeforeDelete) => {
+                let consumer = self.pipe.state().consumer.clone();
+                self.cancel(&consumer.unwrap_or_default()).await
+            }
+            Some(Defect::ManifestAckedFirst) => {
+                let run = queue.rsplit('.').next().unwrap_or_default();
+                let manifest = self.pipe.link.remembered().let_go(run);
+                if let Some((channel, tag)) =
+                    manifest.and_then(|(channel, tag)| Some((channel.upgrade()?, tag)))
+                {
+                    channel.ack_early(tag);
+                }
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -119,26 +156,83 @@ impl Pipe {
         }
     }
 
-    fn hand_out(self: &Arc<Self>, delivery: Delivery) -> Delivery {
+    fn hand_out(self: &Arc<Self>, mut delivery: Delivery) -> Delivery {
         let message = &delivery.message;
         let (kind, id) = (message.kind(), message.properties.message_id.as_deref().unwrap_or_default());
         let again = if delivery.redelivered { " again" } else { "" };
         self.link.shared.journal.trace(|| format!("{}: is handed {kind} {id}{again}", self.link.name));
+        let is_manifest = kind == header::TYPE_MANIFEST;
         let mut state = self.state();
         state.last_tag += 1;
         let tag = state.last_tag;
-        state.deliveries.insert(tag, delivery.receipt.clone());
+        if is_manifest && self.link.shared.has(Defect::ManifestAckedFirst) {
+            self.remember_manifest(&delivery.message, tag);
+        }
+        let counts = self.link.role == Role::Coordinator && self.count(&mut state, &mut delivery.message);
+        state.deliveries.insert(tag, Handed { receipt: delivery.receipt.clone(), is_manifest, counts });
         Delivery { receipt: Receipt::new(Arc::clone(self) as Arc<dyn Acknowledge>, tag), ..delivery }
+    }
+
+    /// A message that the process gives itself. The broker knows nothing of it.
+    fn own(self: &Arc<Self>, message: Message) -> Delivery {
+        self.link.shared.journal.trace(|| format!("{}: gives itself {}", self.link.name, message.kind()));
+        let receipt = Receipt::new(Arc::clone(self) as Arc<dyn Acknowledge>, 0);
+        Delivery { message, redelivered: false, receipt }
+    }
+
+    fn remember_manifest(self: &Arc<Self>, message: &Message, tag: u64) {
+        if let Ok(manifest) = Manifest::decode(message, &self.link.shared.names) {
+            self.link.remembered().hold(manifest.run.to_string(), Arc::downgrade(self), tag);
+        }
+    }
+
+    /// Counts a result. Returns whether it is the first of its key.
+    fn count(&self, state: &mut State, message: &mut Message) -> bool {
+        let Some(key) = message.text(header::KEY).filter(|_| message.kind() == header::TYPE_RESULT) else {
+            return false;
+        };
+        let is_first = state.keys.insert(key.to_owned());
+        if !is_first && self.link.shared.has(Defect::CountInsteadOfSet) {
+            let free = (0..).map(Draft::key).find(|key| state.keys.insert(key.clone()));
+            message
+                .headers
+                .insert(header::KEY.to_owned(), free.expect("there is always another").as_str().into());
+        }
+        is_first
     }
 
     fn answer(&self, tag: u64, requeue: bool) {
         if self.link.is_over() {
             return;
         }
-        let Some(receipt) = self.state().deliveries.get(&tag).cloned() else { return };
-        self.send(Box::pin(
-            async move { if requeue { receipt.requeue().await } else { receipt.ack().await } },
-        ));
+        for receipt in self.answered(tag, requeue) {
+            self.send(Box::pin(async move {
+                if requeue { receipt.requeue().await } else { receipt.ack().await }
+            }));
+        }
+    }
+
+    /// What an answer is for: one delivery, unless there is a defect.
+    fn answered(&self, tag: u64, requeue: bool) -> Vec<Receipt> {
+        let mut state = self.state();
+        let Some(handed) = state.deliveries.get(&tag).cloned() else { return Vec::new() };
+        match self.link.shared.defect {
+            Some(Defect::NoCheckpoint) if handed.counts => Vec::new(),
+            Some(Defect::MultipleAcrossFanOuts) if handed.is_manifest => {
+                let later = state.deliveries.split_off(&if requeue { tag } else { tag + 1 });
+                let earlier = std::mem::replace(&mut state.deliveries, later);
+                earlier.into_values().map(|handed| handed.receipt).collect()
+            }
+            _ => vec![handed.receipt],
+        }
+    }
+
+    /// Acks before the process does, whose own ack then goes nowhere.
+    fn ack_early(&self, tag: u64) {
+        let handed = self.state().deliveries.remove(&tag);
+        if let Some(Handed { receipt, .. }) = handed {
+            self.send(Box::pin(async move { receipt.ack().await }));
+        }
     }
 }
 
@@ -152,10 +246,13 @@ impl ConsumerChannel for SimulatedChannel {
         };
         let consumer = self.operate(|| format!("consume {queue}"), consume).await?;
         let tag = consumer.tag().to_owned();
+        self.pipe.state().consumer = Some(tag.clone());
+        let own = self.pipe.link.remembered().listen(queue);
         let (pipe, queue) = (Arc::clone(&self.pipe), queue.to_owned());
-        let deliveries = stream::unfold((consumer, pipe, queue), |(mut consumer, pipe, queue)| async {
-            let next = pipe.next(&mut consumer, &queue).await?;
-            Some((next, (consumer, pipe, queue)))
+        let consuming = (consumer, own, pipe, queue);
+        let deliveries = stream::unfold(consuming, |(mut consumer, mut own, pipe, queue)| async {
+            let next = pipe.next(&mut consumer, &mut own, &queue).await?;
+            Some((next, (consumer, own, pipe, queue)))
         });
         Ok(Consumer::new(tag, deliveries.boxed()))
     }
@@ -178,6 +275,7 @@ impl ConsumerChannel for SimulatedChannel {
     }
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
+        self.delete_too_late(queue).await?;
         let (inner, name, shared) = (self.inner(), queue.to_owned(), Arc::clone(&self.pipe.link.shared));
         let delete = async move {
             shared.check(&name)?;
@@ -206,6 +304,7 @@ impl Pipe {
     async fn next(
         self: &Arc<Self>,
         consumer: &mut Consumer,
+        own: &mut mpsc::UnboundedReceiver<Message>,
         queue: &str,
     ) -> Option<Result<Delivery, BrokerError>> {
         let (link, shared) = (&self.link, &self.link.shared);
@@ -213,6 +312,7 @@ impl Pipe {
             let next = tokio::select! {
                 biased;
                 () = shared.outage_begins(queue) => return None,
+                Some(message) = own.recv() => return Some(Ok(self.own(message))),
                 next = consumer.next() => next?,
             };
             let delivery = next.map(|delivery| self.hand_out(delivery));
