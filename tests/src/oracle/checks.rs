@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use fanfare_protocol::{FinalPayload, TargetResult};
+use fanfare_protocol::{EndedBy, FinalPayload, TargetResult};
 use serde_json::Value;
 
 use super::Rules;
@@ -8,12 +8,12 @@ use super::history::{Call, FanOut, History, Left, Published};
 use super::record::{Disturbance, Outcome, mark};
 use super::verdict::{Kind, Verdict};
 
-/// How a failed result begins that a coordinator wrote at the deadline.
-const BY_DEADLINE: &str = "deadline exceeded";
 /// How a failed result begins that a coordinator put in the place of one that went with the queue.
 const BY_DELETION: &str = "the aggregation queue was deleted";
 /// How a failed result begins that a worker wrote for a target which took too long.
 const BY_TIME_OUT: &str = "timed out after";
+/// Why a manifest is parked whose queue is gone.
+const NO_QUEUE: &str = "aggregation queue does not exist";
 
 /// A callback message that a plan leads to.
 struct Expected<'a> {
@@ -58,7 +58,7 @@ fn check_what_is_left(history: &History<'_>, verdict: &mut Verdict) {
         let excused = excuses.iter().any(|excuse| reason.contains(excuse.as_str()));
         let name = owner.map_or("of no known invocation", |(name, _)| name);
         match (left.queue, left.kind) {
-            ("parked", "fanfare.manifest") => verdict.counts.parked += 1,
+            ("parked", "fanfare.manifest") if reason.contains(NO_QUEUE) => verdict.counts.parked += 1,
             // Whether its callback was invoked before is what counts.
             ("parked", "fanfare.callback") => {}
             ("parked" | "dead", kind) if !excused => {
@@ -68,6 +68,11 @@ fn check_what_is_left(history: &History<'_>, verdict: &mut Verdict) {
                     left.queue
                 );
                 verdict.violated(Kind::Unexpected, name, what);
+            }
+            (queue, kind @ "fanfare.request")
+                if queue.starts_with("service.") || queue.starts_with("delay.") =>
+            {
+                verdict.violated(Kind::NeverEnded, name, format!("{kind} is left in queue `{queue}`"));
             }
             ("fanin", kind) if owner.is_none() => {
                 verdict.violated(Kind::NeverEnded, name, format!("{kind} is left in queue `fanin`"));
@@ -117,6 +122,7 @@ impl<'a> Case<'a, '_> {
         self.check_calls();
         self.check_payloads();
         self.check_order();
+        self.check_attempts();
         self.check_repeated_executions();
         self.check_repeated_messages();
         self.check_end();
@@ -212,6 +218,24 @@ impl<'a> Case<'a, '_> {
             let value = serde_json::to_value(result).unwrap_or_default();
             seen.entry(key).or_default().insert(value.to_string(), value);
         }
+        self.check_completion(&payload);
+    }
+
+    /// What was not awaited because enough had responded, had enough responses before it in the queue.
+    fn check_completion(&mut self, payload: &FinalPayload) {
+        let results = || payload.data.iter().map(|(_, result)| result);
+        if !results().any(|result| result.ended_by == Some(EndedBy::Completion)) {
+            return;
+        }
+        let responded = |ok| results().filter(|result| result.ended_by.is_none() && result.ok == ok).count();
+        let (succeeded, failed) = (responded(true), responded(false));
+        let policy = self.fan_out.plan.completion;
+        if policy.and_then(|policy| policy.met(succeeded, failed)).is_none() {
+            let what = format!(
+                "it was complete when {succeeded} targets had succeeded and {failed} failed, which {policy:?} does not say"
+            );
+            self.violated(Kind::Early, what);
+        }
     }
 
     /// A result is one of the target's own, or something explains it.
@@ -221,25 +245,29 @@ impl<'a> Case<'a, '_> {
             self.violated(Kind::Unexpected, format!("key {key:?} has a result of CID {}", result.cid));
         }
         let text = result.exception.as_deref().unwrap_or(result.response.get());
-        let mut executions = fan_out.executions.iter().filter(|execution| execution.key == key);
-        if executions.clone().any(|execution| text.contains(&mark(execution.name))) {
+        // An attempt that is followed by another has no result.
+        let mut last = fan_out.executions.iter().filter(|execution| {
+            execution.key == key && Some(execution.attempt) == fan_out.attempts_of(execution.key)
+        });
+        if last.clone().any(|execution| text.contains(&mark(execution.name))) {
             return;
         }
+        let plan = fan_out.plan;
         let explained = !result.ok
-            && match text {
-                _ if fan_out.plan.excuses.iter().any(|excuse| text.contains(excuse.as_str())) => true,
-                _ if text.starts_with(BY_TIME_OUT) => executions.next().is_some(),
-                _ if text.starts_with(BY_DELETION) => {
-                    fan_out.runs.iter().any(|run| self.history.deleted_queues.contains(run))
+            && match (result.ended_by, plan.deadline_ms) {
+                (Some(EndedBy::Deadline), Some(deadline)) if at_ms < fan_out.invoked_ms + deadline => {
+                    let what = format!("key {key:?} failed by the deadline {at_ms} ms, before it had passed");
+                    return self.violated(Kind::Early, what);
                 }
-                _ if text.starts_with(BY_DEADLINE) => match fan_out.plan.deadline_ms {
-                    Some(deadline) if at_ms < fan_out.invoked_ms + deadline => {
-                        let what =
-                            format!("key {key:?} failed by the deadline {at_ms} ms, before it had passed");
-                        return self.violated(Kind::Early, what);
-                    }
-                    deadline => deadline.is_some(),
-                },
+                (Some(EndedBy::Deadline), deadline) => deadline.is_some(),
+                (Some(EndedBy::Completion), _) => plan.completion.is_some(),
+                // Nobody cancels.
+                (Some(_), _) => false,
+                _ if plan.excuses.iter().any(|excuse| text.contains(excuse.as_str())) => true,
+                _ if text.starts_with(BY_TIME_OUT) => last.next().is_some(),
+                _ if text.starts_with(BY_DELETION) => {
+                    fan_out.runs.iter().any(|run| self.history.deleted_queues.contains_key(run))
+                }
                 _ => false,
             };
         if !explained {
@@ -266,6 +294,21 @@ impl<'a> Case<'a, '_> {
                 plan.targets.len() * plan.on_target.len()
             );
             self.violated(Kind::Early, what);
+        }
+    }
+
+    /// An attempt follows one that failed, and none follows the last.
+    fn check_attempts(&mut self) {
+        let fan_out = self.fan_out;
+        let mut made = BTreeSet::new();
+        for execution in &fan_out.executions {
+            let (key, attempt) = (execution.key, execution.attempt);
+            made.insert((key, attempt));
+            let is_beyond = fan_out.attempts_of(key).is_none_or(|last| attempt > last);
+            if is_beyond || (attempt > 1 && !made.contains(&(key, attempt - 1))) {
+                let what = format!("attempt {attempt} at target {key:?} was made, and was not to be");
+                self.violated(Kind::Unexpected, what);
+            }
         }
     }
 
@@ -366,14 +409,18 @@ impl<'a> Case<'a, '_> {
         let missing: Vec<&String> = self.expected.keys().filter(|id| !called.contains(id.as_str())).collect();
         let waiting = |id: &&&String| {
             messages.iter().any(|message| {
-                message.queue.starts_with("service.")
+                (message.queue.starts_with("service.") || message.queue.starts_with("delay."))
                     && message.message_id == Some(id.as_str())
                     && message.run.is_some_and(|run| fan_out.runs.contains(run))
             })
         };
         let (of, first) = (self.expected.len(), missing.first().map_or("", |id| id.as_str()));
         let some_waiting = missing.iter().any(|id| waiting(&id));
-        let queue_deleted = fan_out.runs.iter().any(|run| self.history.deleted_queues.contains(run));
+        let deleted = fan_out.runs.iter().any(|run| self.history.deleted_queues.contains_key(run));
+        // A manifest without a queue is parked; and to a coordinator that takes over and has read nothing, a queue deleted by
+        // hand looks like one whose fan-out has completed.
+        let explained =
+            deleted && (manifest_parked || fan_out.runs.iter().any(|run| self.history.deleted_unread(run)));
         let missing = missing.len();
         if manifest_left || queue_left {
             let what = match (manifest_left, queue_left) {
@@ -390,9 +437,7 @@ impl<'a> Case<'a, '_> {
                 Kind::NeverEnded,
                 format!("{first} is in its queue, and its callback was not invoked"),
             );
-        // To a coordinator that takes over and has read nothing, a queue deleted by hand looks like one whose fan-out has
-        // completed.
-        } else if missing > 0 && !queue_deleted {
+        } else if missing > 0 && !explained {
             let what = format!("{missing} of {of} callbacks were never invoked, {first} among them");
             self.violated(Kind::Lost, what);
         } else {

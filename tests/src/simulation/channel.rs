@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::defects::Defect;
 use super::link::{Link, unreachable, wait};
 use super::scenario::Draft;
-use crate::oracle::{Disturbance, Role};
+use crate::oracle::{Disturbance, Event, Role};
 
 /// A channel: a pipe to the broker, through which acks and operations travel one after the other. An ack is sent and not
 /// waited for, as on a real connection, so that it is lost where its sender dies right after it.
@@ -100,8 +100,9 @@ impl SimulatedChannel {
                 self.cancel(&consumer.unwrap_or_default()).await
             }
             Some(Defect::ManifestAckedFirst) => {
-                let run = queue.rsplit('.').next().unwrap_or_default();
-                let manifest = self.pipe.link.remembered().let_go(run);
+                let link = &self.pipe.link;
+                let run = link.shared.run_of(queue).unwrap_or_default();
+                let manifest = link.remembered().let_go(&run);
                 if let Some((channel, tag)) =
                     manifest.and_then(|(channel, tag)| Some((channel.upgrade()?, tag)))
                 {
@@ -311,9 +312,13 @@ impl Pipe {
         link.alive(async {
             let next = tokio::select! {
                 biased;
-                () = shared.outage_begins(queue) => return None,
+                () = shared.outage_begins(queue) => None,
                 Some(message) = own.recv() => return Some(Ok(self.own(message))),
-                next = consumer.next() => next?,
+                next = consumer.next() => next,
+            };
+            let Some(next) = next else {
+                self.ended_by_broker(queue);
+                return None;
             };
             let delivery = next.map(|delivery| self.hand_out(delivery));
             wait(shared.latency()).await;
@@ -321,6 +326,16 @@ impl Pipe {
             Some(delivery)
         })
         .await
+    }
+}
+
+impl Pipe {
+    /// Tells the oracle of an aggregation queue's consumer that has been handed nothing. Each has a channel of its own.
+    fn ended_by_broker(&self, queue: &str) {
+        let Link { shared, name, role, .. } = &*self.link;
+        if let (Role::Coordinator, 0, Some(run)) = (role, self.state().last_tag, shared.run_of(queue)) {
+            shared.journal.record(name, Event::EndedUnread { run });
+        }
     }
 }
 

@@ -193,10 +193,15 @@ impl Shared {
 
     /// A queue was declared.
     pub(super) fn declared(&self, queue: &str) {
-        let run = queue.rsplit('.').next().unwrap_or_default();
-        if queue.starts_with("fanfare.agg.") {
-            self.state().aggregation.insert(run.to_owned(), queue.to_owned());
+        if let Some(run) = self.run_of(queue) {
+            self.state().aggregation.insert(run, queue.to_owned());
         }
+    }
+
+    /// The run whose aggregation queue this is, if it is one.
+    pub(super) fn run_of(&self, queue: &str) -> Option<String> {
+        let of = queue.strip_prefix(self.names.prefix().as_str())?.strip_prefix(".agg.")?;
+        of.rsplit('.').next().map(str::to_owned)
     }
 
     /// Aggregation queues by run, as far as they were ever declared.
