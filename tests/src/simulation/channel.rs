@@ -249,11 +249,15 @@ impl ConsumerChannel for SimulatedChannel {
         let tag = consumer.tag().to_owned();
         self.pipe.state().consumer = Some(tag.clone());
         let own = self.pipe.link.remembered().listen(queue);
-        let (pipe, queue) = (Arc::clone(&self.pipe), queue.to_owned());
-        let consuming = (consumer, own, pipe, queue);
-        let deliveries = stream::unfold(consuming, |(mut consumer, mut own, pipe, queue)| async {
-            let next = pipe.next(&mut consumer, &mut own, &queue).await?;
-            Some((next, (consumer, own, pipe, queue)))
+        let consuming = Consuming {
+            consumer: Some(consumer),
+            own,
+            pipe: Arc::clone(&self.pipe),
+            queue: queue.to_owned(),
+        };
+        let deliveries = stream::unfold(consuming, |mut consuming| async {
+            let next = consuming.next().await?;
+            Some((next, consuming))
         });
         Ok(Consumer::new(tag, deliveries.boxed()))
     }
@@ -300,32 +304,46 @@ impl ConsumerChannel for SimulatedChannel {
     }
 }
 
-impl Pipe {
+/// A consumer of the process.
+struct Consuming {
+    /// Taken out when this is dropped, which cancels it after all that was sent before.
+    consumer: Option<Consumer>,
+    /// What the process gives itself.
+    own: mpsc::UnboundedReceiver<Message>,
+    pipe: Arc<Pipe>,
+    queue: String,
+}
+
+impl Consuming {
     /// The next delivery, when it has arrived. The broker may take the consumer away while its queue is out.
-    async fn next(
-        self: &Arc<Self>,
-        consumer: &mut Consumer,
-        own: &mut mpsc::UnboundedReceiver<Message>,
-        queue: &str,
-    ) -> Option<Result<Delivery, BrokerError>> {
-        let (link, shared) = (&self.link, &self.link.shared);
+    async fn next(&mut self) -> Option<Result<Delivery, BrokerError>> {
+        let Self { consumer, own, pipe, queue } = self;
+        let consumer = consumer.as_mut().expect("it is there until this is dropped");
+        let (link, shared) = (&pipe.link, &pipe.link.shared);
         link.alive(async {
             let next = tokio::select! {
                 biased;
                 () = shared.outage_begins(queue) => None,
-                Some(message) = own.recv() => return Some(Ok(self.own(message))),
+                Some(message) = own.recv() => return Some(Ok(pipe.own(message))),
                 next = consumer.next() => next,
             };
             let Some(next) = next else {
-                self.ended_by_broker(queue);
+                pipe.ended_by_broker(queue);
                 return None;
             };
-            let delivery = next.map(|delivery| self.hand_out(delivery));
+            let delivery = next.map(|delivery| pipe.hand_out(delivery));
             wait(shared.latency()).await;
-            self.step();
+            pipe.step();
             Some(delivery)
         })
         .await
+    }
+}
+
+impl Drop for Consuming {
+    fn drop(&mut self) {
+        let consumer = self.consumer.take();
+        self.pipe.send(Box::pin(async move { drop(consumer) }));
     }
 }
 
