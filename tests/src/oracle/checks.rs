@@ -4,7 +4,7 @@ use fanfare_protocol::{EndedBy, FinalPayload, TargetResult};
 use serde_json::Value;
 
 use super::Rules;
-use super::history::{Call, FanOut, History, Left, Published};
+use super::history::{Call, Disturbed, FanOut, History, Left, Published};
 use super::record::{Disturbance, Outcome, mark};
 use super::verdict::{Kind, Verdict};
 
@@ -351,13 +351,11 @@ impl<'a> Case<'a, '_> {
             let from_ms = first.saturating_sub(self.rules.notice_ms).max(fan_out.invoked_ms);
             for (before, again) in copies.iter().enumerate().skip(1) {
                 let disturbed = self.history.disturbed(fan_out.invoked, again.at);
-                let explained = disturbed
-                    .filter(|disturbed| disturbed.concerns_coordinators() && disturbed.at_ms >= from_ms)
-                    .count();
+                let since = disturbed.filter(|disturbed| disturbed.at_ms >= from_ms);
+                let explained: usize = since.map(Disturbed::repeats).sum();
                 if explained < before {
                     let what = format!(
-                        "{message_id} was published {} times, and {explained} disturbances explain it",
-                        before + 1
+                        "{message_id} was repeated {before} times, and what was disturbed explains {explained}"
                     );
                     self.violated(Kind::Duplicated, what);
                 }
@@ -375,8 +373,7 @@ impl<'a> Case<'a, '_> {
         for disturbed in self.history.disturbed(fan_out.invoked, *last) {
             match disturbed.how {
                 Disturbance::ConfirmLost => confirms += 1,
-                _ if disturbed.concerns_coordinators() => crashes += 1,
-                _ => {}
+                _ => crashes += disturbed.repeats(),
             }
         }
         let most = crashes * self.rules.calls_at_risk + confirms;

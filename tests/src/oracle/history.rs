@@ -230,8 +230,13 @@ impl<'a> History<'a> {
 }
 
 impl Disturbed {
-    /// Whether a coordinator may repeat something because of it.
-    pub(super) fn concerns_coordinators(&self) -> bool {
-        matches!(self.role, Role::Coordinator | Role::Broker)
+    /// How often coordinators may repeat a message because of it: who is cut off and lives may repeat what it saw no confirm
+    /// of, and so may who takes over.
+    pub(super) fn repeats(&self) -> usize {
+        match (self.role, self.how) {
+            (Role::Publisher | Role::Worker, _) => 0,
+            (_, Disturbance::Cut | Disturbance::Restarted) => 2,
+            (_, Disturbance::Killed | Disturbance::ConfirmLost | Disturbance::StopCutShort) => 1,
+        }
     }
 }

@@ -292,6 +292,13 @@ fn a_repetition_needs_a_crash_before_it() {
 }
 
 #[test]
+fn who_is_cut_off_and_who_takes_over_may_both_repeat() {
+    let twice = || Log::complete().disturbed(Role::Coordinator, Disturbance::Cut).done(&both()).done(&both());
+    twice().holds();
+    twice().done(&both()).violates(&[Kind::Duplicated]);
+}
+
+#[test]
 fn a_repetition_needs_the_crash_after_the_first_publication() {
     let ids = ["c/0/on-target/each", "c/1/on-target/each", "c/on-final/done"];
     let log = |log: Log| ids.into_iter().fold(log, Log::published).each(0).each(1).done(&both());
