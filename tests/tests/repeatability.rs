@@ -1,6 +1,6 @@
 //! A seed tells all: what it led to once, it leads to again.
 //!
-//! This is a program of its own, because what Fanfare logs is a part of a trace, and whether anyone listens to a log line
+//! This is a program of its own, and one test, because what Fanfare logs is a part of a trace, and whether anyone listens to a log line
 //! is remembered for all threads of a process: simulations that run beside this one would take lines out of it.
 
 use clap::ValueEnum;
@@ -11,10 +11,6 @@ fn the_same_seed_gives_the_same_trace() {
     for seed in 0..12 {
         repeats(seed, None);
     }
-}
-
-#[test]
-fn the_same_seed_gives_the_same_trace_with_a_defect() {
     for defect in Defect::value_variants() {
         repeats(3, Some(*defect));
     }

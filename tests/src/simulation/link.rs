@@ -284,7 +284,18 @@ impl Broker for SimulatedBroker {
     ) -> Result<(), PublishError> {
         let link = &self.0;
         let what = || format!("publish {} through {exchange}", message.kind().to_owned());
-        let publish = link.memory.publish_through(exchange, routing_key, message.clone());
+        let publish = async {
+            let shared = &link.shared;
+            if shared.happens(shared.faults.lose_message) {
+                return Err(PublishError::Unknown(unreachable()));
+            }
+            let taken = link.memory.publish_through(exchange, routing_key, message.clone()).await;
+            if taken.is_ok() && shared.happens(shared.faults.lose_confirm) {
+                shared.disturb(&link.name, link.role, Disturbance::ConfirmLost);
+                return Err(PublishError::Unknown(unreachable()));
+            }
+            taken
+        };
         link.take(what, publish).await.unwrap_or_else(|| Err(PublishError::Unknown(unreachable())))
     }
 
