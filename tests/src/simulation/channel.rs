@@ -1,21 +1,20 @@
 //! A channel of a simulated connection. What is done on it has its effect later, but in its order.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
 use fanfare_broker::{Acknowledge, BrokerError, Consumer, ConsumerChannel, Delivery, Receipt};
-use fanfare_protocol::{Manifest, Message, QueueSpec, header};
+use fanfare_protocol::{Manifest, Message, QueueSpec};
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::defects::Defect;
+use super::handed_out::HandedOut;
 use super::link::{Link, unreachable, wait};
-use super::scenario::Draft;
 use crate::oracle::{Disturbance, Event, Role};
 
 /// A channel: a pipe to the broker, through which acks and operations travel one after the other. An ack is sent and not
@@ -33,31 +32,20 @@ pub(super) struct Pipe {
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     last_arrival: Option<Instant>,
-    last_tag: u64,
-    /// What was handed out. An answer given twice goes to the broker twice, which ends the channel.
-    deliveries: BTreeMap<u64, Handed>,
-    /// Keys of the results that were handed out.
-    keys: BTreeSet<String>,
+    handed_out: HandedOut,
     /// The tag of the latest consumer.
     consumer: Option<String>,
-}
-
-#[derive(Clone)]
-struct Handed {
-    receipt: Receipt,
-    is_manifest: bool,
-    /// Whether it is the first result of its key.
-    counts: bool,
 }
 
 impl SimulatedChannel {
     pub(super) fn new(link: Arc<Link>, inner: Arc<dyn ConsumerChannel>) -> Self {
         let (operations, arriving) = mpsc::unbounded_channel();
         tokio::spawn(run(Arc::clone(&link), arriving));
-        let pipe = Pipe { link, inner: Arc::downgrade(&inner), operations, state: Mutex::default() };
+        let handed_out = HandedOut::new(link.shared.defect);
+        let state = Mutex::new(State { last_arrival: None, handed_out, consumer: None });
+        let pipe = Pipe { link, inner: Arc::downgrade(&inner), operations, state };
         Self { pipe: Arc::new(pipe), inner: Some(inner) }
     }
 
@@ -88,30 +76,6 @@ impl SimulatedChannel {
             outcome
         })
         .await
-    }
-}
-
-impl SimulatedChannel {
-    /// What a coordinator with a defect does before it deletes a queue.
-    async fn delete_too_late(&self, queue: &str) -> Result<(), BrokerError> {
-        match self.pipe.link.shared.defect {
-            Some(Defect::CancelBeforeDelete) => {
-                let consumer = self.pipe.state().consumer.clone();
-                self.cancel(&consumer.unwrap_or_default()).await
-            }
-            Some(Defect::ManifestAckedFirst) => {
-                let link = &self.pipe.link;
-                let run = link.shared.run_of(queue).unwrap_or_default();
-                let manifest = link.remembered().let_go(&run);
-                if let Some((channel, tag)) =
-                    manifest.and_then(|(channel, tag)| Some((channel.upgrade()?, tag)))
-                {
-                    channel.ack_early(tag);
-                }
-                Ok(())
-            }
-            _ => Ok(()),
-        }
     }
 }
 
@@ -162,15 +126,10 @@ impl Pipe {
         let (kind, id) = (message.kind(), message.properties.message_id.as_deref().unwrap_or_default());
         let again = if delivery.redelivered { " again" } else { "" };
         self.link.shared.journal.trace(|| format!("{}: is handed {kind} {id}{again}", self.link.name));
-        let is_manifest = kind == header::TYPE_MANIFEST;
-        let mut state = self.state();
-        state.last_tag += 1;
-        let tag = state.last_tag;
-        if is_manifest && self.link.shared.has(Defect::ManifestAckedFirst) {
+        let tag = self.state().handed_out.insert(&mut delivery);
+        if self.link.shared.has(Defect::ManifestAckedFirst) {
             self.remember_manifest(&delivery.message, tag);
         }
-        let counts = self.link.role == Role::Coordinator && self.count(&mut state, &mut delivery.message);
-        state.deliveries.insert(tag, Handed { receipt: delivery.receipt.clone(), is_manifest, counts });
         Delivery { receipt: Receipt::new(Arc::clone(self) as Arc<dyn Acknowledge>, tag), ..delivery }
     }
 
@@ -187,51 +146,22 @@ impl Pipe {
         }
     }
 
-    /// Counts a result. Returns whether it is the first of its key.
-    fn count(&self, state: &mut State, message: &mut Message) -> bool {
-        let Some(key) = message.text(header::KEY).filter(|_| message.kind() == header::TYPE_RESULT) else {
-            return false;
-        };
-        let is_first = state.keys.insert(key.to_owned());
-        if !is_first && self.link.shared.has(Defect::CountInsteadOfSet) {
-            let free = (0..).map(Draft::key).find(|key| state.keys.insert(key.clone()));
-            message
-                .headers
-                .insert(header::KEY.to_owned(), free.expect("there is always another").as_str().into());
-        }
-        is_first
-    }
-
     fn answer(&self, tag: u64, requeue: bool) {
         if self.link.is_over() {
             return;
         }
-        for receipt in self.answered(tag, requeue) {
+        let answered = self.state().handed_out.answered(tag, requeue);
+        for receipt in answered {
             self.send(Box::pin(async move {
                 if requeue { receipt.requeue().await } else { receipt.ack().await }
             }));
         }
     }
 
-    /// What an answer is for: one delivery, unless there is a defect.
-    fn answered(&self, tag: u64, requeue: bool) -> Vec<Receipt> {
-        let mut state = self.state();
-        let Some(handed) = state.deliveries.get(&tag).cloned() else { return Vec::new() };
-        match self.link.shared.defect {
-            Some(Defect::NoCheckpoint) if handed.counts => Vec::new(),
-            Some(Defect::MultipleAcrossFanOuts) if handed.is_manifest => {
-                let later = state.deliveries.split_off(&if requeue { tag } else { tag + 1 });
-                let earlier = std::mem::replace(&mut state.deliveries, later);
-                earlier.into_values().map(|handed| handed.receipt).collect()
-            }
-            _ => vec![handed.receipt],
-        }
-    }
-
     /// Acks before the process does, whose own ack then goes nowhere.
     fn ack_early(&self, tag: u64) {
-        let handed = self.state().deliveries.remove(&tag);
-        if let Some(Handed { receipt, .. }) = handed {
+        let receipt = self.state().handed_out.remove(tag);
+        if let Some(receipt) = receipt {
             self.send(Box::pin(async move { receipt.ack().await }));
         }
     }
@@ -280,7 +210,18 @@ impl ConsumerChannel for SimulatedChannel {
     }
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
-        self.delete_too_late(queue).await?;
+        let link = &self.pipe.link;
+        if link.shared.has(Defect::CancelBeforeDelete) {
+            let consumer = self.pipe.state().consumer.clone();
+            self.cancel(&consumer.unwrap_or_default()).await?;
+        }
+        if link.shared.has(Defect::ManifestAckedFirst)
+            && let Some(run) = link.shared.run_of(queue)
+            && let Some((channel, tag)) = link.remembered().let_go(&run)
+            && let Some(channel) = channel.upgrade()
+        {
+            channel.ack_early(tag);
+        }
         let (inner, name, shared) = (self.inner(), queue.to_owned(), Arc::clone(&self.pipe.link.shared));
         let delete = async move {
             shared.check(&name)?;
@@ -351,7 +292,10 @@ impl Pipe {
     /// Tells the oracle of an aggregation queue's consumer that has been handed nothing. Each has a channel of its own.
     fn ended_by_broker(&self, queue: &str) {
         let Link { shared, name, role, .. } = &*self.link;
-        if let (Role::Coordinator, 0, Some(run)) = (role, self.state().last_tag, shared.run_of(queue)) {
+        if *role == Role::Coordinator
+            && self.state().handed_out.is_empty()
+            && let Some(run) = shared.run_of(queue)
+        {
             shared.journal.record(name, Event::EndedUnread { run });
         }
     }

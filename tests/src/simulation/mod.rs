@@ -16,6 +16,7 @@
 mod channel;
 mod defects;
 mod environment;
+mod handed_out;
 mod journal;
 mod link;
 mod mischief;
