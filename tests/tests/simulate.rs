@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use fanfare_tests::oracle::Verdict;
-use fanfare_tests::simulation::{Outcome, simulate};
+use fanfare_tests::simulation::{Defect, simulate};
 
 /// Runs the simulation.
 #[derive(Parser)]
@@ -26,6 +26,9 @@ struct Arguments {
     /// Runs on in spite of violations, and counts them.
     #[arg(long)]
     keep_going: bool,
+    /// Puts this mistake in.
+    #[arg(long)]
+    defect: Option<Defect>,
 }
 
 /// Seeds that are run where it is not said how many.
@@ -48,14 +51,14 @@ fn main() -> ExitCode {
     let first = arguments.seed.unwrap_or(0);
     let seeds = arguments.seeds.unwrap_or(if arguments.seed.is_some() { 1 } else { SEEDS });
     if arguments.trace {
-        return show(first, &simulate(first, true));
+        return show(&arguments, first);
     }
     let started = Instant::now();
     let progress = Progress::default();
     let threads = thread::available_parallelism().map_or(1, usize::from);
     thread::scope(|scope| {
         for _ in 0..threads {
-            scope.spawn(|| work(&progress, first, seeds, arguments.keep_going));
+            scope.spawn(|| work(&progress, first, seeds, &arguments));
         }
     });
     let (verdict, violated) = progress.sum.into_inner().expect("no thread panics while it holds this lock");
@@ -65,7 +68,7 @@ fn main() -> ExitCode {
     #[expect(clippy::cast_precision_loss, reason = "it is shown in whole numbers")]
     let (seeds_per_second, steps_per_second) = (ran as f64 / seconds, steps as f64 / seconds);
     if let (Some(seed), false) = (violated.iter().min(), arguments.keep_going) {
-        return show(*seed, &simulate(*seed, true));
+        return show(&arguments, *seed);
     }
     say(format_args!("{verdict}"));
     say(format_args!(
@@ -80,7 +83,7 @@ fn main() -> ExitCode {
 }
 
 /// Runs seeds until there are none left, or one violates something.
-fn work(progress: &Progress, first: u64, seeds: u64, keep_going: bool) {
+fn work(progress: &Progress, first: u64, seeds: u64, arguments: &Arguments) {
     while !progress.stop.load(Ordering::Relaxed) {
         let n = progress.next.fetch_add(1, Ordering::Relaxed);
         if n >= seeds {
@@ -94,14 +97,14 @@ fn work(progress: &Progress, first: u64, seeds: u64, keep_going: bool) {
                 std::process::exit(1);
             }
         });
-        let outcome = simulate(seed, false);
+        let outcome = simulate(seed, arguments.defect, false);
         drop(done);
         watch.join().expect("the watch does not panic");
         progress.steps.fetch_add(outcome.steps, Ordering::Relaxed);
         let mut sum = progress.sum.lock().expect("no thread panics while it holds this lock");
         if !outcome.verdict.violations.is_empty() {
             sum.1.push(seed);
-            if !keep_going {
+            if !arguments.keep_going {
                 progress.stop.store(true, Ordering::Relaxed);
             }
         }
@@ -110,7 +113,8 @@ fn work(progress: &Progress, first: u64, seeds: u64, keep_going: bool) {
 }
 
 /// Shows all that is known of one seed.
-fn show(seed: u64, outcome: &Outcome) -> ExitCode {
+fn show(arguments: &Arguments, seed: u64) -> ExitCode {
+    let outcome = simulate(seed, arguments.defect, true);
     for line in &outcome.trace {
         say(format_args!("{line}"));
     }
@@ -122,8 +126,10 @@ fn show(seed: u64, outcome: &Outcome) -> ExitCode {
         ));
         return ExitCode::SUCCESS;
     }
+    let defect = arguments.defect.and_then(|defect| defect.to_possible_value());
+    let defect = defect.map(|defect| format!(" --defect {}", defect.get_name())).unwrap_or_default();
     say(format_args!(
-        "seed {seed} violates the guarantees; the same again: cargo xtask simulate --seed {seed} --trace"
+        "seed {seed} violates the guarantees; the same again: cargo xtask simulate --seed {seed} --trace{defect}"
     ));
     ExitCode::FAILURE
 }

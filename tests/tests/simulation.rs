@@ -5,7 +5,7 @@ use fanfare_tests::simulation::simulate;
 #[test]
 fn a_hundred_seeds_keep_every_guarantee() {
     for seed in 0..100 {
-        let outcome = simulate(seed, false);
+        let outcome = simulate(seed, None, false);
         assert_eq!(outcome.verdict.violations, [], "cargo xtask simulate --seed {seed} --trace");
     }
 }

@@ -12,7 +12,8 @@ use crate::process::Group;
 Examples:
   cargo xtask simulate --seeds 2000            up to the first violation, whose trace is shown
   cargo xtask simulate --seed 41 --trace       one seed, with all that happened
-  cargo xtask simulate --seeds 20000 --keep-going")]
+  cargo xtask simulate --seeds 20000 --keep-going
+  cargo xtask simulate --defect no-fence       with a mistake put in: `--defect ?` lists them")]
 pub(crate) struct Options {
     /// How many seeds to run.
     #[arg(long)]
@@ -29,6 +30,10 @@ pub(crate) struct Options {
     /// Runs on in spite of violations, and counts them.
     #[arg(long)]
     keep_going: bool,
+
+    /// Puts a mistake into what is simulated, to see what comes of it.
+    #[arg(long, value_name = "NAME")]
+    defect: Option<String>,
 }
 
 /// Runs seeds, and fails at the first that violates a guarantee.
@@ -41,5 +46,6 @@ pub(crate) fn run(options: Options) -> Result<()> {
     }
     command.args(options.trace.then_some("--trace"));
     command.args(options.keep_going.then_some("--keep-going"));
+    command.args(options.defect.map(|name| format!("--defect={name}")));
     if Group::spawn(&mut command)?.wait(None)?.success() { Ok(()) } else { bail!("the simulation failed") }
 }

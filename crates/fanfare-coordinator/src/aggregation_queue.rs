@@ -209,27 +209,51 @@ mod tests {
     use fanfare_broker::System;
     use fanfare_broker::absence::PAUSE;
     use fanfare_broker::memory::MemoryBroker;
-    use fanfare_protocol::{Cid, QueueNames, RunId};
+    use fanfare_protocol::{Cid, Message, QueueNames, QueueSpec, RunId};
     use uuid::Uuid;
 
     use super::*;
 
-    /// A queue that was being consumed when somebody deleted it.
-    async fn deleted_underneath() -> (Arc<MemoryBroker>, AggregationQueue) {
+    /// A queue on a broker.
+    async fn declared() -> (Arc<MemoryBroker>, QueueSpec) {
         let broker = Arc::new(MemoryBroker::new());
-        let names = QueueNames::default();
-        let queue = names.aggregation(&Cid::new("c").unwrap(), RunId::from(Uuid::nil()));
+        let queue = QueueNames::default().aggregation(&Cid::new("c").unwrap(), RunId::from(Uuid::nil()));
         broker.declare(&queue).await.unwrap();
+        (broker, queue)
+    }
+
+    async fn consumed(broker: &Arc<MemoryBroker>, queue: &QueueSpec, window: u16) -> AggregationQueue {
         let outbox = Outbox {
-            broker: Arc::clone(&broker) as Arc<dyn Broker>,
+            broker: Arc::clone(broker) as Arc<dyn Broker>,
             environment: Arc::new(System),
-            names,
+            names: QueueNames::default(),
             absence_pause: PAUSE,
         };
-        let mut consumed = AggregationQueue::open(outbox, queue.name.clone(), 10);
+        let mut consumed = AggregationQueue::open(outbox, queue.name.clone(), window);
         assert!(matches!(consumed.next().await, Heard::Opened));
+        consumed
+    }
+
+    /// A queue that was being consumed when somebody deleted it.
+    async fn deleted_underneath() -> (Arc<MemoryBroker>, AggregationQueue) {
+        let (broker, queue) = declared().await;
+        let consumed = consumed(&broker, &queue, 10).await;
         broker.connect().delete(&queue.name).await.unwrap();
         (broker, consumed)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_held_comes_to_a_standby_before_what_is_newer() {
+        let (broker, queue) = declared().await;
+        for body in ["held", "newer"] {
+            broker.publish(&queue.name, Message { body: body.into(), ..Message::default() }).await.unwrap();
+        }
+        let mut active = consumed(&broker, &queue, 1).await;
+        assert!(matches!(active.next().await, Heard::Delivery(held) if held.message.body == "held"));
+        let mut standby = consumed(&broker, &queue, 1).await;
+        active.close().await;
+        let first = standby.next().await;
+        assert!(matches!(&first, Heard::Delivery(held) if held.message.body == "held"), "{first:?}");
     }
 
     #[tokio::test(start_paused = true)]

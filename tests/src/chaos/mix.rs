@@ -122,7 +122,8 @@ impl Draft {
     /// What the oracle is told of it.
     pub(crate) fn plan(&self, cid: &str) -> Plan {
         let owned = |names: &[&str]| names.iter().map(ToString::to_string).collect();
-        let key = |place: usize| PlannedTarget { key: place.to_string(), service: TARGET.to_owned() };
+        let key =
+            |place: usize| PlannedTarget { key: place.to_string(), service: TARGET.to_owned(), attempts: 1 };
         Plan {
             cid: cid.to_owned(),
             parallel: self.kind == Kind::Parallel,
@@ -130,6 +131,7 @@ impl Draft {
             on_target: owned(&self.on_target),
             on_final: owned(&self.on_final),
             deadline_ms: self.deadline.map(milliseconds),
+            completion: None,
             excuses: Vec::new(),
         }
     }

@@ -1,19 +1,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 
-use fanfare_protocol::{FinalPayload, TargetResult};
-use serde_json::Value;
-
 use super::Rules;
-use super::history::{Call, FanOut, History, Left, Published};
-use super::record::{Disturbance, Outcome, mark};
+use super::history::{Call, Disturbed, FanOut, History, Left, Published};
+use super::record::{Disturbance, Outcome};
 use super::verdict::{Kind, Verdict};
 
-/// How a failed result begins that a coordinator wrote at the deadline.
-const BY_DEADLINE: &str = "deadline exceeded";
-/// How a failed result begins that a coordinator put in the place of one that went with the queue.
-const BY_DELETION: &str = "the aggregation queue was deleted";
-/// How a failed result begins that a worker wrote for a target which took too long.
-const BY_TIME_OUT: &str = "timed out after";
+/// Why a manifest is parked whose queue is gone.
+const NO_QUEUE: &str = "aggregation queue does not exist";
 
 /// A callback message that a plan leads to.
 struct Expected<'a> {
@@ -23,11 +16,11 @@ struct Expected<'a> {
 }
 
 /// One fan-out, and where its violations go.
-struct Case<'a, 'v> {
-    history: &'a History<'a>,
+pub(super) struct Case<'a, 'v> {
+    pub(super) history: &'a History<'a>,
     rules: Rules,
     name: &'a str,
-    fan_out: &'a FanOut<'a>,
+    pub(super) fan_out: &'a FanOut<'a>,
     /// By `message_id`.
     expected: BTreeMap<String, Expected<'a>>,
     verdict: &'v mut Verdict,
@@ -58,7 +51,7 @@ fn check_what_is_left(history: &History<'_>, verdict: &mut Verdict) {
         let excused = excuses.iter().any(|excuse| reason.contains(excuse.as_str()));
         let name = owner.map_or("of no known invocation", |(name, _)| name);
         match (left.queue, left.kind) {
-            ("parked", "fanfare.manifest") => verdict.counts.parked += 1,
+            ("parked", "fanfare.manifest") if reason.contains(NO_QUEUE) => verdict.counts.parked += 1,
             // Whether its callback was invoked before is what counts.
             ("parked", "fanfare.callback") => {}
             ("parked" | "dead", kind) if !excused => {
@@ -68,6 +61,11 @@ fn check_what_is_left(history: &History<'_>, verdict: &mut Verdict) {
                     left.queue
                 );
                 verdict.violated(Kind::Unexpected, name, what);
+            }
+            (queue, kind @ "fanfare.request")
+                if queue.starts_with("service.") || queue.starts_with("delay.") =>
+            {
+                verdict.violated(Kind::NeverEnded, name, format!("{kind} is left in queue `{queue}`"));
             }
             ("fanin", kind) if owner.is_none() => {
                 verdict.violated(Kind::NeverEnded, name, format!("{kind} is left in queue `fanin`"));
@@ -117,12 +115,13 @@ impl<'a> Case<'a, '_> {
         self.check_calls();
         self.check_payloads();
         self.check_order();
+        self.check_attempts();
         self.check_repeated_executions();
         self.check_repeated_messages();
         self.check_end();
     }
 
-    fn violated(&mut self, kind: Kind, what: impl Into<String>) {
+    pub(super) fn violated(&mut self, kind: Kind, what: impl Into<String>) {
         self.verdict.violated(kind, self.name, what);
     }
 
@@ -137,113 +136,6 @@ impl<'a> Case<'a, '_> {
                 let what = format!("`{callback}` was invoked by {channel} with {message_id}, key {key:?}");
                 self.violated(Kind::Unexpected, what);
             }
-        }
-    }
-
-    /// What callbacks saw is what targets answered, all of it, and the same for everyone.
-    fn check_payloads(&mut self) {
-        let fan_out = self.fan_out;
-        let mut seen: BTreeMap<&str, BTreeMap<String, Value>> = BTreeMap::new();
-        let (finals, on_target): (Vec<&Call<'_>>, Vec<&Call<'_>>) =
-            fan_out.calls.iter().partition(|call| call.key.is_none());
-        let mut bodies = BTreeSet::new();
-        for call in &finals {
-            if bodies.insert(call.body) {
-                self.check_payload(call.body, call.at_ms, &mut seen);
-            }
-        }
-        if let [one, other, ..] = bodies.iter().collect::<Vec<_>>()[..] {
-            let what = format!("final callbacks saw {} different payloads: {one} and {other}", bodies.len());
-            self.violated(Kind::Contradicted, what);
-        }
-        for waited in &fan_out.waited {
-            let same = |body: &&str| json(body) == json(waited.payload);
-            if bodies.iter().any(|body| !same(body)) {
-                self.violated(
-                    Kind::Contradicted,
-                    "the caller who waited saw another payload than the callbacks",
-                );
-            }
-            self.check_payload(waited.payload, waited.at_ms, &mut seen);
-        }
-        let mut checked = BTreeSet::new();
-        for call in &on_target {
-            let Some(key) = call.key.filter(|key| checked.insert((*key, call.body))) else { continue };
-            match TargetResult::from_body(call.body.as_bytes()) {
-                Ok(result) => self.check_result(key, &result, call.at_ms),
-                Err(error) => self.violated(Kind::Unexpected, format!("key {key:?}: {error}")),
-            }
-            seen.entry(key).or_default().insert(call.body.to_owned(), json(call.body));
-        }
-        for (key, results) in &seen {
-            let distinct: BTreeSet<String> = results.values().map(Value::to_string).collect();
-            if distinct.len() > 1 {
-                let what = format!("callbacks saw different results of key {key:?}: {distinct:?}");
-                self.violated(Kind::Contradicted, what);
-            }
-        }
-    }
-
-    fn check_payload(
-        &mut self,
-        body: &str,
-        at_ms: u64,
-        seen: &mut BTreeMap<&'a str, BTreeMap<String, Value>>,
-    ) {
-        let payload: FinalPayload = match serde_json::from_str(body) {
-            Ok(payload) => payload,
-            Err(error) => {
-                return self.violated(Kind::Unexpected, format!("no final payload: {error}: {body}"));
-            }
-        };
-        let keys: Vec<&str> = payload.data.iter().map(|(key, _)| key).collect();
-        let planned: Vec<&str> = self.fan_out.plan.targets.iter().map(|target| target.key.as_str()).collect();
-        if let Some(missing) = planned.iter().find(|key| !keys.contains(key)) {
-            self.violated(Kind::Early, format!("a final payload is without a result of key {missing:?}"));
-        } else if keys != planned {
-            self.violated(
-                Kind::Unexpected,
-                format!("a final payload has the keys {keys:?}, not {planned:?}"),
-            );
-        }
-        for key in planned {
-            let Some(result) = payload.data.get(key) else { continue };
-            self.check_result(key, result, at_ms);
-            let value = serde_json::to_value(result).unwrap_or_default();
-            seen.entry(key).or_default().insert(value.to_string(), value);
-        }
-    }
-
-    /// A result is one of the target's own, or something explains it.
-    fn check_result(&mut self, key: &str, result: &TargetResult, at_ms: u64) {
-        let fan_out = self.fan_out;
-        if result.cid.as_str() != fan_out.plan.cid {
-            self.violated(Kind::Unexpected, format!("key {key:?} has a result of CID {}", result.cid));
-        }
-        let text = result.exception.as_deref().unwrap_or(result.response.get());
-        let mut executions = fan_out.executions.iter().filter(|execution| execution.key == key);
-        if executions.clone().any(|execution| text.contains(&mark(execution.name))) {
-            return;
-        }
-        let explained = !result.ok
-            && match text {
-                _ if fan_out.plan.excuses.iter().any(|excuse| text.contains(excuse.as_str())) => true,
-                _ if text.starts_with(BY_TIME_OUT) => executions.next().is_some(),
-                _ if text.starts_with(BY_DELETION) => {
-                    fan_out.runs.iter().any(|run| self.history.deleted_queues.contains(run))
-                }
-                _ if text.starts_with(BY_DEADLINE) => match fan_out.plan.deadline_ms {
-                    Some(deadline) if at_ms < fan_out.invoked_ms + deadline => {
-                        let what =
-                            format!("key {key:?} failed by the deadline {at_ms} ms, before it had passed");
-                        return self.violated(Kind::Early, what);
-                    }
-                    deadline => deadline.is_some(),
-                },
-                _ => false,
-            };
-        if !explained {
-            self.violated(Kind::Unexpected, format!("key {key:?} has a result that no target gave: {text}"));
         }
     }
 
@@ -266,6 +158,21 @@ impl<'a> Case<'a, '_> {
                 plan.targets.len() * plan.on_target.len()
             );
             self.violated(Kind::Early, what);
+        }
+    }
+
+    /// An attempt follows one that failed, and none follows the last.
+    fn check_attempts(&mut self) {
+        let fan_out = self.fan_out;
+        let mut made = BTreeSet::new();
+        for execution in &fan_out.executions {
+            let (key, attempt) = (execution.key, execution.attempt);
+            made.insert((key, attempt));
+            let is_beyond = fan_out.attempts_of(key).is_none_or(|last| attempt > last);
+            if is_beyond || (attempt > 1 && !made.contains(&(key, attempt - 1))) {
+                let what = format!("attempt {attempt} at target {key:?} was made, and was not to be");
+                self.violated(Kind::Unexpected, what);
+            }
         }
     }
 
@@ -308,13 +215,11 @@ impl<'a> Case<'a, '_> {
             let from_ms = first.saturating_sub(self.rules.notice_ms).max(fan_out.invoked_ms);
             for (before, again) in copies.iter().enumerate().skip(1) {
                 let disturbed = self.history.disturbed(fan_out.invoked, again.at);
-                let explained = disturbed
-                    .filter(|disturbed| disturbed.concerns_coordinators() && disturbed.at_ms >= from_ms)
-                    .count();
+                let since = disturbed.filter(|disturbed| disturbed.at_ms >= from_ms);
+                let explained: usize = since.map(Disturbed::repeats).sum();
                 if explained < before {
                     let what = format!(
-                        "{message_id} was published {} times, and {explained} disturbances explain it",
-                        before + 1
+                        "{message_id} was repeated {before} times, and what was disturbed explains {explained}"
                     );
                     self.violated(Kind::Duplicated, what);
                 }
@@ -332,8 +237,7 @@ impl<'a> Case<'a, '_> {
         for disturbed in self.history.disturbed(fan_out.invoked, *last) {
             match disturbed.how {
                 Disturbance::ConfirmLost => confirms += 1,
-                _ if disturbed.concerns_coordinators() => crashes += 1,
-                _ => {}
+                _ => crashes += disturbed.repeats(),
             }
         }
         let most = crashes * self.rules.calls_at_risk + confirms;
@@ -366,14 +270,18 @@ impl<'a> Case<'a, '_> {
         let missing: Vec<&String> = self.expected.keys().filter(|id| !called.contains(id.as_str())).collect();
         let waiting = |id: &&&String| {
             messages.iter().any(|message| {
-                message.queue.starts_with("service.")
+                (message.queue.starts_with("service.") || message.queue.starts_with("delay."))
                     && message.message_id == Some(id.as_str())
                     && message.run.is_some_and(|run| fan_out.runs.contains(run))
             })
         };
         let (of, first) = (self.expected.len(), missing.first().map_or("", |id| id.as_str()));
         let some_waiting = missing.iter().any(|id| waiting(&id));
-        let queue_deleted = fan_out.runs.iter().any(|run| self.history.deleted_queues.contains(run));
+        let deleted = fan_out.runs.iter().any(|run| self.history.deleted_queues.contains_key(run));
+        // A manifest without a queue is parked; and to a coordinator that takes over and has read nothing, a queue deleted by
+        // hand looks like one whose fan-out has completed.
+        let explained =
+            deleted && (manifest_parked || fan_out.runs.iter().any(|run| self.history.deleted_unread(run)));
         let missing = missing.len();
         if manifest_left || queue_left {
             let what = match (manifest_left, queue_left) {
@@ -390,17 +298,11 @@ impl<'a> Case<'a, '_> {
                 Kind::NeverEnded,
                 format!("{first} is in its queue, and its callback was not invoked"),
             );
-        // To a coordinator that takes over and has read nothing, a queue deleted by hand looks like one whose fan-out has
-        // completed.
-        } else if missing > 0 && !queue_deleted {
+        } else if missing > 0 && !explained {
             let what = format!("{missing} of {of} callbacks were never invoked, {first} among them");
             self.violated(Kind::Lost, what);
         } else {
             self.verdict.counts.ended += 1;
         }
     }
-}
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_default()
 }

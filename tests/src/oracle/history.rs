@@ -13,7 +13,10 @@ pub(super) struct History<'a> {
     pub(super) disturbances: Vec<Disturbed>,
     /// Invocations that somebody saw and nobody made.
     pub(super) strangers: BTreeSet<&'a str>,
-    pub(super) deleted_queues: BTreeSet<&'a str>,
+    /// When an operator deleted the queue of which run first.
+    pub(super) deleted_queues: BTreeMap<&'a str, Moment>,
+    /// Consumers that the broker ended before they were handed anything.
+    pub(super) ended_unread: Vec<(Moment, &'a str)>,
     pub(super) queues_left: BTreeSet<&'a str>,
     pub(super) messages_left: Vec<Left<'a>>,
     /// Whether callback messages were seen on their way into their queues.
@@ -104,6 +107,11 @@ impl<'a> FanOut<'a> {
         }
     }
 
+    /// The attempt whose outcome is a target's.
+    pub(super) fn attempts_of(&self, key: &str) -> Option<u32> {
+        self.plan.targets.iter().find(|target| target.key == key).map(|target| target.attempts)
+    }
+
     /// Whether there is proof that its manifest was in its queue.
     pub(super) fn exists(&self) -> bool {
         self.committed
@@ -182,8 +190,9 @@ impl<'a> History<'a> {
                 self.disturbances.push(Disturbed { at, at_ms, role: *role, how: *how });
             }
             Event::QueueDeleted { run } => {
-                self.deleted_queues.insert(run);
+                self.deleted_queues.entry(run).or_insert(at);
             }
+            Event::EndedUnread { run } => self.ended_unread.push((at, run)),
             Event::QueueLeft { run } => {
                 self.queues_left.insert(run);
             }
@@ -206,6 +215,14 @@ impl<'a> History<'a> {
         Some(fan_out)
     }
 
+    /// Whether an operator deleted the queue of a run while a coordinator consumed it that had been handed nothing: it takes
+    /// the fan-out for one that has completed.
+    pub(super) fn deleted_unread(&self, run: &str) -> bool {
+        let deleted = self.deleted_queues.get(run);
+        deleted
+            .is_some_and(|deleted| self.ended_unread.iter().any(|(ended, of)| *of == run && ended > deleted))
+    }
+
     /// Disturbances between two moments.
     pub(super) fn disturbed(&self, from: Moment, to: Moment) -> impl Iterator<Item = &Disturbed> {
         self.disturbances.iter().filter(move |disturbed| (from..=to).contains(&disturbed.at))
@@ -213,8 +230,13 @@ impl<'a> History<'a> {
 }
 
 impl Disturbed {
-    /// Whether a coordinator may repeat something because of it.
-    pub(super) fn concerns_coordinators(&self) -> bool {
-        matches!(self.role, Role::Coordinator | Role::Broker)
+    /// How often coordinators may repeat a message because of it: who is cut off and lives may repeat what it saw no confirm
+    /// of, and so may who takes over.
+    pub(super) fn repeats(&self) -> usize {
+        match (self.role, self.how) {
+            (Role::Publisher | Role::Worker, _) => 0,
+            (_, Disturbance::Cut | Disturbance::Restarted) => 2,
+            (_, Disturbance::Killed | Disturbance::ConfirmLost | Disturbance::StopCutShort) => 1,
+        }
     }
 }

@@ -17,6 +17,7 @@
 
 mod checks;
 mod history;
+mod payloads;
 mod record;
 #[cfg(test)]
 mod tests;

@@ -1,3 +1,4 @@
+use fanfare_protocol::CompletionPolicy;
 use serde::{Deserialize, Serialize};
 
 /// One thing that happened.
@@ -107,6 +108,12 @@ pub enum Event {
         /// Of which run.
         run: String,
     },
+    /// The broker ended a coordinator's consumer of an aggregation queue that had handed it nothing. Only who sees the
+    /// broker from inside can tell.
+    EndedUnread {
+        /// Of which run.
+        run: String,
+    },
     /// At the end, an aggregation queue is there.
     QueueLeft {
         /// Of which run.
@@ -150,6 +157,9 @@ pub struct Plan {
     /// The deadline, where it has one.
     #[serde(default)]
     pub deadline_ms: Option<u64>,
+    /// When it is complete before all targets have responded, if ever.
+    #[serde(default)]
+    pub completion: Option<CompletionPolicy>,
     /// Parts of the exceptions with which a target of this plan may fail without any answer of its own, beside those
     /// that the log itself explains.
     #[serde(default)]
@@ -163,6 +173,9 @@ pub struct PlannedTarget {
     pub key: String,
     /// Its service.
     pub service: String,
+    /// The attempt whose outcome is the target's: those before it fail, and are made again.
+    #[serde(default = "first_attempt")]
+    pub attempts: u32,
 }
 
 /// What `invoke` returned.

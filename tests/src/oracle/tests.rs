@@ -1,3 +1,5 @@
+use fanfare_protocol::CompletionPolicy;
+
 use super::*;
 
 /// A log in the making: one fan-out, `i`, with targets `a` and `b`, an on-target callback `each` and a final one `done`.
@@ -10,7 +12,7 @@ struct Log {
 const RUN: &str = "0123456789abcdef0123456789abcdef";
 
 fn plan() -> Plan {
-    let target = |key: &str| PlannedTarget { key: key.to_owned(), service: "work".to_owned() };
+    let target = |key: &str| PlannedTarget { key: key.to_owned(), service: "work".to_owned(), attempts: 1 };
     Plan {
         cid: "c".to_owned(),
         targets: vec![target("a"), target("b")],
@@ -29,6 +31,11 @@ fn result(response: &str, exception: Option<&str>) -> String {
     format!(
         r#"{{"source":"s","target":"work","response":{response},"req_ts_utc":"2025-01-19 19:55:45","resp_ts_utc":"2025-01-19 19:55:46","ok":{ok},"exception":{exception},"cid":"c"}}"#
     )
+}
+
+/// A failed result that a coordinator wrote in a target's place.
+fn not_awaited(by: &str) -> String {
+    result("", Some("not awaited")).replace(r#""cid":"c"}"#, &format!(r#""cid":"c","ended_by":"{by}"}}"#))
 }
 
 fn payload(results: &[(&str, String)]) -> String {
@@ -74,9 +81,13 @@ impl Log {
     }
 
     fn started(self, key: &str, execution: &str) -> Self {
+        self.attempted(key, 1, execution)
+    }
+
+    fn attempted(self, key: &str, attempt: u32, execution: &str) -> Self {
         let (invocation, run) = ("i".to_owned(), RUN.to_owned());
         let (key, execution) = (key.to_owned(), execution.to_owned());
-        self.then(Event::Started { invocation, run, key, attempt: 1, execution })
+        self.then(Event::Started { invocation, run, key, attempt, execution })
     }
 
     fn called(self, callback: &str, key: Option<&str>, message_id: &str, body: &str) -> Self {
@@ -116,13 +127,31 @@ impl Log {
     }
 
     fn left(self, queue: &str, kind: &str, message_id: &str) -> Self {
+        self.left_with(queue, kind, message_id, None)
+    }
+
+    fn left_with(self, queue: &str, kind: &str, message_id: &str, reason: Option<&str>) -> Self {
         self.then(Event::MessageLeft {
             queue: queue.to_owned(),
             kind: kind.to_owned(),
             run: Some(RUN.to_owned()),
             message_id: Some(message_id.to_owned()),
-            reason: None,
+            reason: reason.map(str::to_owned),
         })
+    }
+
+    /// With the manifest parked, because there is no queue.
+    fn parked(self) -> Self {
+        let reason = "the fan-out's aggregation queue does not exist";
+        self.left_with("parked", "fanfare.manifest", "c/manifest", Some(reason))
+    }
+
+    fn queue_deleted(self) -> Self {
+        self.then(Event::QueueDeleted { run: RUN.to_owned() })
+    }
+
+    fn ended_unread(self) -> Self {
+        self.then(Event::EndedUnread { run: RUN.to_owned() })
     }
 
     fn judge(self) -> Verdict {
@@ -177,6 +206,8 @@ fn what_is_still_on_its_way_has_never_ended() {
         .each(1)
         .left("service.done", "fanfare.callback", "c/on-final/done")
         .violates(&[Kind::NeverEnded]);
+    Log::complete().left("service.work", "fanfare.request", "c/0").violates(&[Kind::NeverEnded]);
+    Log::complete().left("delay.4", "fanfare.request", "c/0").violates(&[Kind::NeverEnded]);
 }
 
 #[test]
@@ -199,7 +230,7 @@ fn of_an_unknown_invocation_comes_all_or_nothing() {
     unknown().holds();
     unknown().started("b", "e2").each(0).each(1).done(&both()).holds();
     unknown().each(0).violates(&[Kind::Lost]);
-    unknown().left("parked", "fanfare.manifest", "c/manifest").violates(&[Kind::Lost]);
+    unknown().parked().violates(&[Kind::Lost]);
     // The caller was killed before it could tell.
     Log::invoking(plan()).holds();
     Log::invoking(plan()).started("a", "e1").each(0).violates(&[Kind::Lost]);
@@ -261,6 +292,13 @@ fn a_repetition_needs_a_crash_before_it() {
 }
 
 #[test]
+fn who_is_cut_off_and_who_takes_over_may_both_repeat() {
+    let twice = || Log::complete().disturbed(Role::Coordinator, Disturbance::Cut).done(&both()).done(&both());
+    twice().holds();
+    twice().done(&both()).violates(&[Kind::Duplicated]);
+}
+
+#[test]
 fn a_repetition_needs_the_crash_after_the_first_publication() {
     let ids = ["c/0/on-target/each", "c/1/on-target/each", "c/on-final/done"];
     let log = |log: Log| ids.into_iter().fold(log, Log::published).each(0).each(1).done(&both());
@@ -318,40 +356,85 @@ fn a_result_that_no_target_gave_is_unexpected() {
     log.done(&made_up).violates(&[Kind::Unexpected, Kind::Unexpected]);
 }
 
+/// A log up to its end, in which `b` has this result.
+fn with_b(plan: Plan, result_of_b: &str) -> Log {
+    Log::invoking(plan)
+        .accepted()
+        .started("a", "e1")
+        .started("b", "e2")
+        .each(0)
+        .called("each", Some("b"), "c/1/on-target/each", result_of_b)
+        .done(&payload(&[("a", result("[e1]", None)), ("b", result_of_b.to_owned())]))
+}
+
+#[test]
+fn a_fan_out_is_complete_early_only_as_its_policy_says() {
+    let early = |policy: Option<CompletionPolicy>| {
+        with_b(Plan { completion: policy, ..plan() }, &not_awaited("completion"))
+    };
+    let none = CompletionPolicy::default();
+    early(None).violates(&[Kind::Unexpected, Kind::Early, Kind::Unexpected]);
+    early(Some(CompletionPolicy { succeeded: Some(1), ..none })).holds();
+    early(Some(CompletionPolicy { responded: Some(1), ..none })).holds();
+    early(Some(CompletionPolicy { succeeded: Some(2), ..none })).violates(&[Kind::Early]);
+    early(Some(CompletionPolicy { failed_above: Some(0), ..none })).violates(&[Kind::Early]);
+}
+
+#[test]
+fn the_result_is_that_of_the_last_attempt() {
+    let retried = |log: Log| log.each(0).each(1).done(&both());
+    let twice = || {
+        let mut plan = plan();
+        plan.targets[1].attempts = 2;
+        Log::invoking(plan).accepted().started("a", "e1")
+    };
+    retried(twice().started("b", "e0").attempted("b", 2, "e2")).holds();
+    retried(twice().started("b", "e2")).violates(&[Kind::Unexpected, Kind::Unexpected]);
+    // An attempt beyond the last, and one without the one before it.
+    retried(Log::answered().attempted("b", 2, "e3")).violates(&[Kind::Unexpected]);
+    retried(twice().attempted("b", 2, "e2")).violates(&[Kind::Unexpected]);
+}
+
 #[test]
 fn a_failure_needs_an_explanation() {
-    let failing = |plan: Plan, exception: &str| {
-        let failed = result("", Some(exception));
-        Log::invoking(plan)
-            .accepted()
-            .started("a", "e1")
-            .started("b", "e2")
-            .each(0)
-            .called("each", Some("b"), "c/1/on-target/each", &failed)
-            .done(&payload(&[("a", result("[e1]", None)), ("b", failed.clone())]))
-    };
+    let failing = |plan: Plan, exception: &str| with_b(plan, &result("", Some(exception)));
     let twice = [Kind::Unexpected, Kind::Unexpected];
     failing(plan(), "it broke [e2]").holds();
     failing(plan(), "it broke").violates(&twice);
     failing(plan(), "timed out after 3s").holds();
     failing(Plan { excuses: vec!["poison".to_owned()], ..plan() }, "this is poison").holds();
 
-    let deadline = "deadline exceeded after 30ms";
-    failing(plan(), deadline).violates(&twice);
-    failing(Plan { deadline_ms: Some(30), ..plan() }, deadline).holds();
-    failing(Plan { deadline_ms: Some(1_000), ..plan() }, deadline).violates(&[Kind::Early, Kind::Early]);
+    let late = |deadline_ms| with_b(Plan { deadline_ms, ..plan() }, &not_awaited("deadline"));
+    late(None).violates(&twice);
+    late(Some(30)).holds();
+    late(Some(1_000)).violates(&[Kind::Early, Kind::Early]);
+    with_b(plan(), &not_awaited("cancel")).violates(&twice);
 
     let gone = "the aggregation queue was deleted before this target's result had arrived";
     failing(plan(), gone).violates(&twice);
-    failing(plan(), gone).then(Event::QueueDeleted { run: RUN.to_owned() }).holds();
+    failing(plan(), gone).queue_deleted().holds();
 }
 
 #[test]
 fn a_fan_out_whose_queue_an_operator_deleted_may_be_parked_or_taken_for_completed() {
-    let deleted = || Log::answered().then(Event::QueueDeleted { run: RUN.to_owned() });
-    deleted().holds();
-    assert_eq!(deleted().left("parked", "fanfare.manifest", "c/manifest").holds().parked, 1);
-    Log::answered().left("parked", "fanfare.manifest", "c/manifest").violates(&[Kind::Lost]);
+    let deleted = || Log::answered().queue_deleted();
+    assert_eq!(deleted().parked().holds().parked, 1);
+    deleted().ended_unread().holds();
+    Log::answered().parked().violates(&[Kind::Lost]);
+    Log::answered().ended_unread().violates(&[Kind::Lost]);
+}
+
+#[test]
+fn a_fan_out_that_somebody_had_read_when_its_queue_was_deleted_has_to_end() {
+    Log::answered().queue_deleted().violates(&[Kind::Lost]);
+    // Who was ended before had no part in it.
+    Log::answered().ended_unread().queue_deleted().violates(&[Kind::Lost]);
+}
+
+#[test]
+fn a_manifest_is_parked_for_the_want_of_a_queue_only() {
+    Log::complete().parked().holds();
+    Log::complete().left("parked", "fanfare.manifest", "c/manifest").violates(&[Kind::Unexpected]);
 }
 
 #[test]

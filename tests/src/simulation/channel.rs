@@ -1,20 +1,21 @@
 //! A channel of a simulated connection. What is done on it has its effect later, but in its order.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
 use fanfare_broker::{Acknowledge, BrokerError, Consumer, ConsumerChannel, Delivery, Receipt};
-use fanfare_protocol::QueueSpec;
+use fanfare_protocol::{Manifest, Message, QueueSpec};
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::defects::Defect;
+use super::handed_out::HandedOut;
 use super::link::{Link, unreachable, wait};
-use crate::oracle::Disturbance;
+use crate::oracle::{Disturbance, Event, Role};
 
 /// A channel: a pipe to the broker, through which acks and operations travel one after the other. An ack is sent and not
 /// waited for, as on a real connection, so that it is lost where its sender dies right after it.
@@ -24,26 +25,27 @@ pub(super) struct SimulatedChannel {
     inner: Option<Arc<dyn ConsumerChannel>>,
 }
 
-struct Pipe {
+pub(super) struct Pipe {
     link: Arc<Link>,
     inner: Weak<dyn ConsumerChannel>,
     operations: mpsc::UnboundedSender<(Instant, BoxFuture<'static, ()>)>,
     state: Mutex<State>,
 }
 
-#[derive(Default)]
 struct State {
     last_arrival: Option<Instant>,
-    last_tag: u64,
-    /// What was handed out. An answer given twice goes to the broker twice, which ends the channel.
-    deliveries: BTreeMap<u64, Receipt>,
+    handed_out: HandedOut,
+    /// The tag of the latest consumer.
+    consumer: Option<String>,
 }
 
 impl SimulatedChannel {
     pub(super) fn new(link: Arc<Link>, inner: Arc<dyn ConsumerChannel>) -> Self {
         let (operations, arriving) = mpsc::unbounded_channel();
         tokio::spawn(run(Arc::clone(&link), arriving));
-        let pipe = Pipe { link, inner: Arc::downgrade(&inner), operations, state: Mutex::default() };
+        let handed_out = HandedOut::new(link.shared.defect);
+        let state = Mutex::new(State { last_arrival: None, handed_out, consumer: None });
+        let pipe = Pipe { link, inner: Arc::downgrade(&inner), operations, state };
         Self { pipe: Arc::new(pipe), inner: Some(inner) }
     }
 
@@ -119,26 +121,49 @@ impl Pipe {
         }
     }
 
-    fn hand_out(self: &Arc<Self>, delivery: Delivery) -> Delivery {
+    fn hand_out(self: &Arc<Self>, mut delivery: Delivery) -> Delivery {
         let message = &delivery.message;
         let (kind, id) = (message.kind(), message.properties.message_id.as_deref().unwrap_or_default());
         let again = if delivery.redelivered { " again" } else { "" };
         self.link.shared.journal.trace(|| format!("{}: is handed {kind} {id}{again}", self.link.name));
-        let mut state = self.state();
-        state.last_tag += 1;
-        let tag = state.last_tag;
-        state.deliveries.insert(tag, delivery.receipt.clone());
+        let tag = self.state().handed_out.insert(&mut delivery);
+        if self.link.shared.has(Defect::ManifestAckedFirst) {
+            self.remember_manifest(&delivery.message, tag);
+        }
         Delivery { receipt: Receipt::new(Arc::clone(self) as Arc<dyn Acknowledge>, tag), ..delivery }
+    }
+
+    /// A message that the process gives itself. The broker knows nothing of it.
+    fn own(self: &Arc<Self>, message: Message) -> Delivery {
+        self.link.shared.journal.trace(|| format!("{}: gives itself {}", self.link.name, message.kind()));
+        let receipt = Receipt::new(Arc::clone(self) as Arc<dyn Acknowledge>, 0);
+        Delivery { message, redelivered: false, receipt }
+    }
+
+    fn remember_manifest(self: &Arc<Self>, message: &Message, tag: u64) {
+        if let Ok(manifest) = Manifest::decode(message, &self.link.shared.names) {
+            self.link.remembered().hold(manifest.run.to_string(), Arc::downgrade(self), tag);
+        }
     }
 
     fn answer(&self, tag: u64, requeue: bool) {
         if self.link.is_over() {
             return;
         }
-        let Some(receipt) = self.state().deliveries.get(&tag).cloned() else { return };
-        self.send(Box::pin(
-            async move { if requeue { receipt.requeue().await } else { receipt.ack().await } },
-        ));
+        let answered = self.state().handed_out.answered(tag, requeue);
+        for receipt in answered {
+            self.send(Box::pin(async move {
+                if requeue { receipt.requeue().await } else { receipt.ack().await }
+            }));
+        }
+    }
+
+    /// Acks before the process does, whose own ack then goes nowhere.
+    fn ack_early(&self, tag: u64) {
+        let receipt = self.state().handed_out.remove(tag);
+        if let Some(receipt) = receipt {
+            self.send(Box::pin(async move { receipt.ack().await }));
+        }
     }
 }
 
@@ -152,10 +177,12 @@ impl ConsumerChannel for SimulatedChannel {
         };
         let consumer = self.operate(|| format!("consume {queue}"), consume).await?;
         let tag = consumer.tag().to_owned();
-        let (pipe, queue) = (Arc::clone(&self.pipe), queue.to_owned());
-        let deliveries = stream::unfold((consumer, pipe, queue), |(mut consumer, pipe, queue)| async {
-            let next = pipe.next(&mut consumer, &queue).await?;
-            Some((next, (consumer, pipe, queue)))
+        self.pipe.state().consumer = Some(tag.clone());
+        let own = self.pipe.link.remembered().listen(queue);
+        let consuming = Consuming { consumer, own, pipe: Arc::clone(&self.pipe), queue: queue.to_owned() };
+        let deliveries = stream::unfold(consuming, |mut consuming| async {
+            let next = consuming.next().await?;
+            Some((next, consuming))
         });
         Ok(Consumer::new(tag, deliveries.boxed()))
     }
@@ -178,6 +205,18 @@ impl ConsumerChannel for SimulatedChannel {
     }
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
+        let link = &self.pipe.link;
+        if link.shared.has(Defect::CancelBeforeDelete) {
+            let consumer = self.pipe.state().consumer.clone();
+            self.cancel(&consumer.unwrap_or_default()).await?;
+        }
+        if link.shared.has(Defect::ManifestAckedFirst)
+            && let Some(run) = link.shared.run_of(queue)
+            && let Some((channel, tag)) = link.remembered().let_go(&run)
+            && let Some(channel) = channel.upgrade()
+        {
+            channel.ack_early(tag);
+        }
         let (inner, name, shared) = (self.inner(), queue.to_owned(), Arc::clone(&self.pipe.link.shared));
         let delete = async move {
             shared.check(&name)?;
@@ -201,26 +240,50 @@ impl ConsumerChannel for SimulatedChannel {
     }
 }
 
-impl Pipe {
+/// A consumer of the process.
+struct Consuming {
+    consumer: Consumer,
+    /// What the process gives itself.
+    own: mpsc::UnboundedReceiver<Message>,
+    pipe: Arc<Pipe>,
+    queue: String,
+}
+
+impl Consuming {
     /// The next delivery, when it has arrived. The broker may take the consumer away while its queue is out.
-    async fn next(
-        self: &Arc<Self>,
-        consumer: &mut Consumer,
-        queue: &str,
-    ) -> Option<Result<Delivery, BrokerError>> {
-        let (link, shared) = (&self.link, &self.link.shared);
+    async fn next(&mut self) -> Option<Result<Delivery, BrokerError>> {
+        let Self { consumer, own, pipe, queue } = self;
+        let (link, shared) = (&pipe.link, &pipe.link.shared);
         link.alive(async {
             let next = tokio::select! {
                 biased;
-                () = shared.outage_begins(queue) => return None,
-                next = consumer.next() => next?,
+                () = shared.outage_begins(queue) => None,
+                Some(message) = own.recv() => return Some(Ok(pipe.own(message))),
+                next = consumer.next() => next,
             };
-            let delivery = next.map(|delivery| self.hand_out(delivery));
+            let Some(next) = next else {
+                pipe.ended_by_broker(queue);
+                return None;
+            };
+            let delivery = next.map(|delivery| pipe.hand_out(delivery));
             wait(shared.latency()).await;
-            self.step();
+            pipe.step();
             Some(delivery)
         })
         .await
+    }
+}
+
+impl Pipe {
+    /// Tells the oracle of an aggregation queue's consumer that has been handed nothing. Each has a channel of its own.
+    fn ended_by_broker(&self, queue: &str) {
+        let Link { shared, name, role, .. } = &*self.link;
+        if *role == Role::Coordinator
+            && self.state().handed_out.is_empty()
+            && let Some(run) = shared.run_of(queue)
+        {
+            shared.journal.record(name, Event::EndedUnread { run });
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::pending;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::channel::SimulatedChannel;
+use super::defects::{Remembered, Sending};
 use super::world::Shared;
 use crate::oracle::{Disturbance, Role};
 
@@ -33,6 +34,7 @@ pub(super) struct Link {
     pub(super) busy: AtomicUsize,
     /// While the broker cannot be reached.
     isolated: AtomicBool,
+    remembered: Mutex<Remembered>,
 }
 
 impl Link {
@@ -51,6 +53,7 @@ impl Link {
             line: Mutex::new(CancellationToken::new()),
             busy: AtomicUsize::new(0),
             isolated: AtomicBool::new(isolated),
+            remembered: Mutex::default(),
         })
     }
 
@@ -102,6 +105,11 @@ impl Link {
         } else {
             self.memory.rejoin();
         }
+    }
+
+    /// What the process remembers because of its defect.
+    pub(super) fn remembered(&self) -> MutexGuard<'_, Remembered> {
+        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn line(&self) -> CancellationToken {
@@ -227,6 +235,16 @@ impl Broker for SimulatedBroker {
             if link.is_over() {
                 return pending().await;
             }
+            let sending =
+                shared.defect.map_or(Sending::Confirmed, |defect| defect.sending(link.role, &message));
+            match sending {
+                Sending::ToItself => {
+                    link.remembered().say(queue, message);
+                    return Ok(());
+                }
+                Sending::Nowhere => return Ok(()),
+                Sending::Confirmed | Sending::Unconfirmed => {}
+            }
             let too_late = latest.is_some_and(|latest| latest < Instant::now());
             if too_late || link.isolated.load(Ordering::Relaxed) || shared.happens(shared.faults.refuse / 2.0)
             {
@@ -238,6 +256,9 @@ impl Broker for SimulatedBroker {
             let line = link.line();
             // It is on its way from here on, whoever waits for the confirm.
             let sent = tokio::spawn(Arc::clone(link).send(queue.to_owned(), message, line.clone()));
+            if sending == Sending::Unconfirmed {
+                return Ok(());
+            }
             let Ok(Some(outcome)) = sent.await else {
                 return Err(PublishError::Unknown(unreachable()));
             };
@@ -263,7 +284,18 @@ impl Broker for SimulatedBroker {
     ) -> Result<(), PublishError> {
         let link = &self.0;
         let what = || format!("publish {} through {exchange}", message.kind().to_owned());
-        let publish = link.memory.publish_through(exchange, routing_key, message.clone());
+        let publish = async {
+            let shared = &link.shared;
+            if shared.happens(shared.faults.lose_message) {
+                return Err(PublishError::Unknown(unreachable()));
+            }
+            let taken = link.memory.publish_through(exchange, routing_key, message.clone()).await;
+            if taken.is_ok() && shared.happens(shared.faults.lose_confirm) {
+                shared.disturb(&link.name, link.role, Disturbance::ConfirmLost);
+                return Err(PublishError::Unknown(unreachable()));
+            }
+            taken
+        };
         link.take(what, publish).await.unwrap_or_else(|| Err(PublishError::Unknown(unreachable())))
     }
 

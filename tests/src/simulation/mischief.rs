@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare_broker::Broker;
+use fanfare_protocol::queue::DELAY_STEPS;
 use fanfare_protocol::{QueueSpec, ServiceName, header};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -82,6 +83,11 @@ impl Mischief {
         let services = TARGETS.iter().chain(&CALLBACKS);
         let services = services.map(|name| names.service(&ServiceName::new(*name).expect("a proper name")));
         [names.fanin(), names.dead(), names.parked()].into_iter().chain(services).collect()
+    }
+
+    /// Queues in which retries wait, as far as there are any.
+    fn delays(&self) -> impl Iterator<Item = QueueSpec> {
+        DELAY_STEPS.into_iter().map(|seconds| self.shared.names.delay(seconds))
     }
 
     fn plan(&mut self, after: Duration, act: Act) {
@@ -208,11 +214,10 @@ impl Mischief {
                 return false;
             }
         }
-        for queue in self.queues() {
+        for queue in self.queues().into_iter().chain(self.delays()) {
             let kept = queue.name == self.shared.names.parked().name;
-            let is_empty =
-                self.waits_in(&queue.name).await == Some(0) && self.shared.broker.unacked(&queue.name) == 0;
-            if !kept && !is_empty {
+            let waiting = self.waits_in(&queue.name).await.unwrap_or(0);
+            if !kept && (waiting > 0 || self.shared.broker.unacked(&queue.name) > 0) {
                 return false;
             }
         }
@@ -242,8 +247,8 @@ impl Mischief {
             }
         }
         let channel = self.shared.broker.open().await.expect("the broker is in this process");
-        for QueueSpec { name, .. } in self.queues() {
-            let waiting = self.waits_in(&name).await.unwrap_or_default();
+        for QueueSpec { name, .. } in self.queues().into_iter().chain(self.delays()) {
+            let Some(waiting) = self.waits_in(&name).await else { continue };
             let mut consumer = channel.consume(&name, u16::MAX).await.expect("the queue is there");
             let queue = name.strip_prefix("fanfare.").unwrap_or(&name);
             for _ in 0..waiting {

@@ -8,11 +8,15 @@
 //! The same seed gives the same trace, so that whatever is found can be looked at again:
 //! `cargo xtask simulate --seed S --trace`.
 //!
+//! That it finds mistakes is seen by putting some in, the [`Defect`]s: `cargo xtask simulate --defect no-fence`.
+//!
 //! Where to add what: `scenario` draws, `services` and `processes` run, `link` and `channel` are where things go wrong,
 //! `mischief` decides when.
 
 mod channel;
+mod defects;
 mod environment;
+mod handed_out;
 mod journal;
 mod link;
 mod mischief;
@@ -28,6 +32,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+pub use self::defects::Defect;
 use self::journal::{Journal, Trace};
 use self::mischief::Mischief;
 use self::random::Random;
@@ -48,12 +53,12 @@ pub struct Outcome {
     pub trace: Vec<String>,
 }
 
-/// Runs the simulation of one seed.
+/// Runs the simulation of one seed, of processes without a defect or with one.
 ///
 /// # Panics
 /// Where the simulation itself has a defect.
 #[must_use]
-pub fn simulate(seed: u64, traced: bool) -> Outcome {
+pub fn simulate(seed: u64, defect: Option<Defect>, traced: bool) -> Outcome {
     let trace = traced.then(Arc::<Trace>::default);
     let panics = panics::count();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -63,7 +68,7 @@ pub fn simulate(seed: u64, traced: bool) -> Outcome {
         .expect("a runtime without I/O needs nothing");
     let mut outcome = runtime.block_on(async {
         let _logging = trace.as_ref().map(journal::log_into);
-        run(seed, trace.clone()).await
+        run(seed, defect, trace.clone()).await
     });
     drop(runtime);
     if panics::count() > panics {
@@ -73,13 +78,14 @@ pub fn simulate(seed: u64, traced: bool) -> Outcome {
     outcome
 }
 
-async fn run(seed: u64, trace: Option<Arc<Trace>>) -> Outcome {
+async fn run(seed: u64, defect: Option<Defect>, trace: Option<Arc<Trace>>) -> Outcome {
     let random = Random::new(seed);
     let scenario = Arc::new(Scenario::draw(&random.fork()));
     let journal = Journal::new(trace.clone());
-    journal.trace(|| format!("seed {seed}: {scenario}"));
+    journal.trace(|| format!("seed {seed}, defect {defect:?}: {scenario}"));
     let (deaths, died) = mpsc::unbounded_channel();
-    let shared = Arc::new(Shared::new(random.fork(), scenario.faults.clone(), journal, deaths));
+    let faults = scenario.faults.clone();
+    let shared = Arc::new(Shared::new(random.fork(), faults, defect, journal, deaths));
     // A cut shows at the next delivery, which may be stalled.
     let notice_ms = scenario.faults.stall_ms + 1_000;
     let rules = Rules { calls_at_risk: scenario.limits.calls_at_risk, notice_ms };

@@ -3,15 +3,20 @@
 use std::fmt;
 use std::time::Duration;
 
+use fanfare_protocol::CompletionPolicy;
 use serde::{Deserialize, Serialize};
 
 use super::random::Random;
 use crate::oracle::{Plan, PlannedTarget};
 
-/// Services that are targets. Those of [`BRIEF`] have a time limit.
-pub(super) const TARGETS: [&str; 3] = ["sim.one", "sim.other", BRIEF];
+/// Services that are targets.
+pub(super) const TARGETS: [&str; 4] = ["sim.one", "sim.other", BRIEF, AGAIN];
 /// A target service that fails whatever takes longer than its time limit.
 pub(super) const BRIEF: &str = "sim.brief";
+/// A target service that is run again where it fails.
+pub(super) const AGAIN: &str = "sim.again";
+/// How often at most.
+pub(super) const ATTEMPTS: u32 = 3;
 /// Services that are callbacks, each of either kind.
 pub(super) const CALLBACKS: [&str; 3] = ["sim.done", "sim.each", "sim.audit"];
 
@@ -51,6 +56,7 @@ pub(super) struct Draft {
     pub(super) on_target: Vec<String>,
     pub(super) on_final: Vec<String>,
     pub(super) deadline_ms: Option<u64>,
+    pub(super) completion: Option<CompletionPolicy>,
 }
 
 /// What a target does.
@@ -60,6 +66,8 @@ pub(super) enum Behaviour {
     Answers(u64),
     /// It fails after so many milliseconds.
     Fails(u64),
+    /// It fails up to this attempt, and answers then.
+    AnswersAt(u32),
     /// It panics.
     Panics,
     /// It invokes a fan-out, and waits so many milliseconds for it, if at all.
@@ -159,15 +167,17 @@ impl Draft {
             (0..count).map(|n| CALLBACKS[(from + n) % CALLBACKS.len()].to_owned()).collect()
         };
         let on_target = if parallel || random.chance(0.6) { some(1) } else { Vec::new() };
-        let targets = (0..widest)
+        let targets: Vec<_> = (0..widest)
             .map(|_| ((*random.pick(&TARGETS)).to_owned(), Behaviour::draw(random, depth)))
             .collect();
+        let completion = random.chance(0.25).then(|| draw_policy(random, targets.len())).flatten();
         Self {
             parallel,
             targets,
             on_target,
             on_final: if parallel { Vec::new() } else { some(1) },
             deadline_ms: random.chance(0.3).then(|| random.of(500..=20_000)),
+            completion,
         }
     }
 
@@ -176,9 +186,10 @@ impl Draft {
     }
 
     pub(super) fn plan(&self, cid: &str) -> Plan {
-        let target = |(place, (service, _)): (usize, &(String, Behaviour))| PlannedTarget {
+        let target = |(place, (service, behaviour)): (usize, &(String, Behaviour))| PlannedTarget {
             key: Self::key(place),
             service: service.clone(),
+            attempts: behaviour.attempts(service),
         };
         Plan {
             cid: cid.to_owned(),
@@ -187,6 +198,7 @@ impl Draft {
             on_target: self.on_target.clone(),
             on_final: self.on_final.clone(),
             deadline_ms: self.deadline_ms,
+            completion: self.completion,
             excuses: Vec::new(),
         }
     }
@@ -195,7 +207,8 @@ impl Draft {
 impl Behaviour {
     fn draw(random: &Random, depth: u32) -> Self {
         match random.of(0..=19) {
-            0..=11 => Self::Answers(random.of(0..=50)),
+            0..=9 => Self::Answers(random.of(0..=50)),
+            10..=11 => Self::AnswersAt(u32::try_from(random.of(1..=ATTEMPTS.into())).expect("it is small")),
             12..=14 => Self::Answers(random.of(0..=8_000)),
             15..=16 => Self::Fails(random.of(0..=500)),
             17 => Self::Panics,
@@ -203,11 +216,38 @@ impl Behaviour {
             _ => {
                 let mut draft = Draft::draw(random, depth - 1);
                 draft.targets.truncate(3);
+                draft.completion =
+                    draft.completion.filter(|policy| policy.check(draft.targets.len()).is_ok());
                 let wait = (!draft.parallel && random.chance(0.7)).then(|| random.of(100..=20_000));
                 Self::Invokes(Box::new(draft), wait)
             }
         }
     }
+}
+
+impl Behaviour {
+    /// The attempt at which it is over, well or not.
+    fn attempts(&self, service: &str) -> u32 {
+        let most = if service == AGAIN { ATTEMPTS } else { 1 };
+        match self {
+            Self::Answers(_) | Self::Invokes(..) => 1,
+            Self::AnswersAt(attempt) => most.min(*attempt),
+            Self::Fails(_) | Self::Panics => most,
+        }
+    }
+}
+
+/// A rule that so many targets can meet, if there is one.
+fn draw_policy(random: &Random, targets: usize) -> Option<CompletionPolicy> {
+    let some = |least: u64, most: usize| Some(usize_of(random, least..=most as u64));
+    let none = CompletionPolicy::default();
+    let most_failures = targets.checked_sub(1)?;
+    Some(match random.of(0..=3) {
+        0 => CompletionPolicy { succeeded: some(1, targets), ..none },
+        1 => CompletionPolicy { responded: some(1, targets), ..none },
+        2 => CompletionPolicy { failed_above: Some(0), ..none },
+        _ => CompletionPolicy { succeeded: some(1, targets), failed_above: some(0, most_failures), ..none },
+    })
 }
 
 impl Faults {

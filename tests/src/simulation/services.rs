@@ -5,13 +5,13 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fanfare_protocol::RunId;
-use fanfare_publisher::{Fanout, InvokeError, Target, WaitError};
-use fanfare_worker::{Context, Registration, service};
+use fanfare_publisher::{Completion, Fanout, InvokeError, Target, WaitError};
+use fanfare_worker::{Context, Registration, Retry, service};
 use serde_json::value::RawValue;
 
 use super::journal::INVOCATION;
 use super::link::Link;
-use super::scenario::{BRIEF, Behaviour, CALLBACKS, Draft, TARGETS};
+use super::scenario::{AGAIN, ATTEMPTS, BRIEF, Behaviour, CALLBACKS, Draft, TARGETS};
 use crate::oracle::{Event, Outcome, mark};
 
 /// How long a service of [`BRIEF`] may take.
@@ -25,7 +25,11 @@ pub(super) fn all(link: &Arc<Link>, concurrency: usize) -> Vec<Registration> {
             let link = Arc::clone(&link);
             async move { link.alive(run_target(&link, context, behaviour)).await }
         });
-        if *name == BRIEF { target.timeout(BRIEF_LIMIT) } else { target }
+        match *name {
+            BRIEF => target.timeout(BRIEF_LIMIT),
+            AGAIN => target.retry(Retry::exponential(ATTEMPTS)),
+            _ => target,
+        }
     });
     let callbacks = CALLBACKS.iter().map(|name| {
         let link = Arc::clone(link);
@@ -76,6 +80,10 @@ async fn run_target(link: &Link, context: Context, behaviour: Behaviour) -> fanf
             pause(ms).await;
             return Err(format!("it fails on purpose {marked}").into());
         }
+        Behaviour::AnswersAt(attempt) if context.attempt() < attempt => {
+            return Err(format!("it fails for now {marked}").into());
+        }
+        Behaviour::AnswersAt(_) => {}
         // A panic that no hook prints.
         Behaviour::Panics => std::panic::resume_unwind(Box::new(format!("on purpose {marked}"))),
         Behaviour::Invokes(draft, wait) => {
@@ -185,6 +193,12 @@ fn composed(fanout: Fanout, name: &str, cid: &str, draft: &Draft) -> Fanout {
         Some(milliseconds) => fanout.deadline(Duration::from_millis(milliseconds)),
         None => fanout.without_deadline(),
     };
+    let rules = draft.completion.into_iter().flat_map(|policy| {
+        let succeeded = policy.succeeded.map(Completion::succeeded);
+        let responded = policy.responded.map(Completion::responded);
+        [succeeded, responded, policy.failed_above.map(Completion::failed_above)]
+    });
+    let fanout = rules.flatten().fold(fanout, Fanout::complete_when);
     let targets = draft.targets.iter().enumerate();
     targets.fold(fanout, |fanout, (place, (service, behaviour))| {
         fanout.add(Target::new(service, behaviour).key(Draft::key(place)))

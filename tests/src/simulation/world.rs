@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use super::defects::Defect;
 use super::journal::{Journal, invocation_of};
 use super::link::wait;
 use super::random::Random;
@@ -26,6 +27,7 @@ pub(super) struct Shared {
     pub(super) broker: MemoryBroker,
     pub(super) random: Random,
     pub(super) faults: Faults,
+    pub(super) defect: Option<Defect>,
     pub(super) journal: Journal,
     pub(super) names: QueueNames,
     /// Whether anything may go wrong.
@@ -52,6 +54,7 @@ impl Shared {
     pub(super) fn new(
         random: Random,
         faults: Faults,
+        defect: Option<Defect>,
         journal: Journal,
         deaths: mpsc::UnboundedSender<String>,
     ) -> Self {
@@ -60,6 +63,7 @@ impl Shared {
             broker: MemoryBroker::new(),
             random,
             faults,
+            defect,
             journal,
             names: QueueNames::default(),
             trouble: AtomicBool::new(true),
@@ -73,6 +77,11 @@ impl Shared {
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether the processes have this defect.
+    pub(super) fn has(&self, defect: Defect) -> bool {
+        self.defect == Some(defect)
     }
 
     /// Nothing goes wrong any more.
@@ -184,10 +193,15 @@ impl Shared {
 
     /// A queue was declared.
     pub(super) fn declared(&self, queue: &str) {
-        let run = queue.rsplit('.').next().unwrap_or_default();
-        if queue.starts_with("fanfare.agg.") {
-            self.state().aggregation.insert(run.to_owned(), queue.to_owned());
+        if let Some(run) = self.run_of(queue) {
+            self.state().aggregation.insert(run, queue.to_owned());
         }
+    }
+
+    /// The run whose aggregation queue this is, if it is one.
+    pub(super) fn run_of(&self, queue: &str) -> Option<String> {
+        let of = queue.strip_prefix(self.names.prefix().as_str())?.strip_prefix(".agg.")?;
+        of.rsplit('.').next().map(str::to_owned)
     }
 
     /// Aggregation queues by run, as far as they were ever declared.
