@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::Rules;
 use super::history::{Call, Disturbed, FanOut, History, Left, Published};
-use super::record::{Disturbance, Outcome};
+use super::record::{Disturbance, Outcome, Role};
 use super::verdict::{Kind, Verdict};
 
 /// Why a manifest is parked whose queue is gone.
@@ -283,7 +283,19 @@ impl<'a> Case<'a, '_> {
         let explained =
             deleted && (manifest_parked || fan_out.runs.iter().any(|run| self.history.deleted_unread(run)));
         let missing = missing.len();
-        if manifest_left || queue_left {
+        // A broker that is killed may forget that a queue was deleted, and with that leaves it to its expiry.
+        let last_call = fan_out.calls.iter().map(|call| call.at).max();
+        let brought_back = queue_left
+            && !manifest_left
+            && missing == 0
+            && self.history.disturbances.iter().any(|disturbed| {
+                (disturbed.role, disturbed.how) == (Role::Broker, Disturbance::Killed)
+                    && last_call.is_some_and(|call| disturbed.at > call)
+            });
+        if brought_back {
+            self.verdict.counts.ended += 1;
+            self.verdict.counts.queues_brought_back += 1;
+        } else if manifest_left || queue_left {
             let what = match (manifest_left, queue_left) {
                 (true, true) => "its manifest and its queue are",
                 (true, false) => "its manifest is",

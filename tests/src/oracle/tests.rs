@@ -211,6 +211,20 @@ fn what_is_still_on_its_way_has_never_ended() {
 }
 
 #[test]
+fn a_killed_broker_may_bring_a_deleted_queue_back() {
+    let queue_left = || Event::QueueLeft { run: RUN.to_owned() };
+    let kill = |log: Log| log.disturbed(Role::Broker, Disturbance::Killed);
+    kill(Log::complete()).then(queue_left()).holds();
+    kill(Log::answered()).each(0).each(1).done(&both()).then(queue_left()).violates(&[Kind::NeverEnded]);
+    kill(Log::answered().each(0).each(1)).then(queue_left()).violates(&[Kind::NeverEnded]);
+    kill(Log::complete())
+        .then(queue_left())
+        .left("fanin", "fanfare.manifest", "c/manifest")
+        .violates(&[Kind::NeverEnded]);
+    Log::complete().killed().then(queue_left()).violates(&[Kind::NeverEnded]);
+}
+
+#[test]
 fn nothing_may_come_of_what_was_not_accepted() {
     let refused = || Log::invoking(plan()).returned(Outcome::NotAccepted);
     refused().started("a", "e1").holds();

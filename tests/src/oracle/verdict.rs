@@ -35,6 +35,8 @@ pub struct Counts {
     pub repeated_on_final: usize,
     /// Manifests that were parked.
     pub parked: usize,
+    /// Queues of ended fan-outs that a killed broker brought back.
+    pub queues_brought_back: usize,
     /// Disturbances, by what and how.
     pub disturbances: BTreeMap<String, usize>,
 }
@@ -98,7 +100,7 @@ impl Verdict {
 }
 
 impl Counts {
-    fn numbers(&self) -> [(&'static str, usize); 11] {
+    fn numbers(&self) -> [(&'static str, usize); 12] {
         [
             ("fan-outs invoked", self.invoked),
             ("accepted", self.accepted),
@@ -111,10 +113,11 @@ impl Counts {
             ("on-target messages repeated", self.repeated_on_target),
             ("final messages repeated", self.repeated_on_final),
             ("manifests parked", self.parked),
+            ("queues brought back", self.queues_brought_back),
         ]
     }
 
-    fn numbers_mut(&mut self) -> [&mut usize; 11] {
+    fn numbers_mut(&mut self) -> [&mut usize; 12] {
         [
             &mut self.invoked,
             &mut self.accepted,
@@ -127,6 +130,7 @@ impl Counts {
             &mut self.repeated_on_target,
             &mut self.repeated_on_final,
             &mut self.parked,
+            &mut self.queues_brought_back,
         ]
     }
 }
