@@ -35,17 +35,17 @@ fn a_final_callback_before_the_on_target_callbacks_confirms_is_found() {
 
 #[test]
 fn an_ack_before_the_checkpoints_confirm_is_found() {
-    is_found(Defect::CheckpointUnconfirmed, Kind::Contradicted);
+    is_found(Defect::CheckpointUnconfirmed, Kind::NeverEnded);
 }
 
 #[test]
 fn the_lack_of_checkpoints_is_found() {
-    is_found(Defect::NoCheckpoint, Kind::Duplicated);
+    is_found(Defect::NoCheckpoint, Kind::NeverEnded);
 }
 
 #[test]
 fn the_lack_of_a_fence_is_found() {
-    is_found(Defect::NoFence, Kind::Duplicated);
+    is_found(Defect::NoFence, Kind::Contradicted);
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn a_manifest_acked_before_the_queue_is_deleted_is_found() {
 
 #[test]
 fn a_consumer_cancelled_before_the_queue_is_deleted_is_found() {
-    is_found(Defect::CancelBeforeDelete, Kind::Duplicated);
+    is_found(Defect::CancelBeforeDelete, Kind::Contradicted);
 }
 
 #[test]
