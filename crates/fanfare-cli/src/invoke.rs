@@ -116,7 +116,7 @@ pub(crate) async fn run(arguments: InvokeArguments, settings: &Settings) -> Resu
 }
 
 /// Says why no broker can be reached, where that can be learnt.
-async fn unreachable(fanfare: &Fanfare, failure: Failure) -> Failure {
+pub(crate) async fn unreachable(fanfare: &Fanfare, failure: Failure) -> Failure {
     match fanfare.broker().server().await {
         Err(reason) => Failure::new(Exit::NoBroker, reason),
         Ok(_) => failure,

@@ -206,7 +206,7 @@ impl Coordinator {
         let CancelRequest { cid, run, reply_to } = match CancelRequest::decode(&message, &self.config.names) {
             Ok(request) => request,
             Err(reason) => {
-                return tracing::warn!(kind = message.kind(), %reason, "not a request that a coordinator knows");
+                return tracing::debug!(kind = message.kind(), %reason, "not a request that a coordinator knows");
             }
         };
         if let Err(reason) = self.trust.check(&message) {
