@@ -19,6 +19,7 @@ on_both_brokers!(
     to_cancel_what_has_completed_changes_nothing,
     what_cannot_be_cancelled_is_told_with_the_reason,
     each_of_several_coordinators_cancels_what_it_holds,
+    all_fan_outs_of_a_cid_are_cancelled_whoever_holds_them,
     a_cancel_outlives_the_coordinator_that_confirmed_it,
     a_cancel_that_its_coordinator_dies_of_is_taken_up_by_another,
     an_inner_fan_out_goes_on_when_the_outer_one_is_cancelled,
@@ -48,6 +49,10 @@ async fn open(publisher: &Publisher, stack: &Stack) -> Accepted {
     stack.declare_service("nobody").await;
     let fanout = publisher.fanout("my.source").target("nobody", 1).on_final("my.done");
     fanout.invoke().await.expect("accepted")
+}
+
+async fn cancel_all(publisher: &Publisher, cid: &str) -> Vec<Cancellation> {
+    publisher.cancel_all(cid).await.expect("it is cancelled").into_values().collect()
 }
 
 fn by_cancel(responded: usize, missing: usize) -> Cancellation {
@@ -112,7 +117,8 @@ async fn to_cancel_again_succeeds_and_changes_nothing(stack: Stack) {
     check_failed(&done.next_final().await, &["nobody"]);
     stack.queue_is_gone(&stack.names().aggregation(&accepted.cid, accepted.run).name).await;
     assert_eq!(publisher.cancel(&accepted).await.expect("it is remembered"), by_cancel(0, 1));
-    assert_eq!(publisher.cancel_all(&accepted.cid).await.expect("it is remembered"), by_cancel(0, 1));
+    let all = publisher.cancel_all(&accepted.cid).await.expect("it is remembered");
+    assert_eq!(all, [(accepted.run, by_cancel(0, 1))].into());
     stack.ended([&accepted], coordinator).await;
     assert_eq!(done.rest().await, []);
 }
@@ -171,6 +177,34 @@ async fn each_of_several_coordinators_cancels_what_it_holds(stack: Stack) {
     for fan_out in &accepted {
         let cancelled = publisher.cancel(fan_out).await.expect("some coordinator holds it");
         assert_eq!(cancelled, by_cancel(0, 1));
+        check_failed(&done.next_final().await, &["nobody"]);
+    }
+    first.stop().await;
+    stack.ended(&accepted, second).await;
+    assert_eq!(done.rest().await, []);
+}
+
+async fn all_fan_outs_of_a_cid_are_cancelled_whoever_holds_them(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    stack.declare_service("nobody").await;
+    // Each has room for one.
+    let config =
+        || fanfare_coordinator::Config { prefetch: 1, most_channels: 1, ..stack.coordinator_config() };
+    let [first, second] = [(); 2].map(|()| stack.coordinator_with(config()));
+    let manifests = stack.names().fanin().name;
+    stack.queue_has(&manifests, "two consumers", |state| state.consumers == 2).await;
+    let publisher = stack.publisher();
+    let mut accepted = Vec::new();
+    for _ in 0..2 {
+        let fanout = publisher.fanout("my.source").cid("mine").target("nobody", 1).on_final("my.done");
+        let fan_out = fanout.invoke().await.expect("accepted");
+        let queue = stack.names().aggregation(&fan_out.cid, fan_out.run).name;
+        stack.queue_has(&queue, "a consumer", |state| state.consumers == 1).await;
+        accepted.push(fan_out);
+    }
+    let all = publisher.cancel_all("mine").await.expect("they are cancelled");
+    assert_eq!(all, accepted.iter().map(|fan_out| (fan_out.run, by_cancel(0, 1))).collect());
+    for _ in 0..2 {
         check_failed(&done.next_final().await, &["nobody"]);
     }
     first.stop().await;
@@ -257,7 +291,7 @@ async fn an_inner_fan_out_goes_on_when_the_outer_one_is_cancelled(stack: Stack) 
     check_failed(&done.next_final().await, &["my.outer"]);
     stack.queue_is_gone(&stack.names().aggregation(&accepted.cid, accepted.run).name).await;
     // It is there to be cancelled, by itself.
-    assert_eq!(publisher.cancel_all("inner").await.expect("it is cancelled"), by_cancel(0, 1));
+    assert_eq!(cancel_all(&publisher, "inner").await, [by_cancel(0, 1)]);
     check_failed(&inner.next_final().await, &["my.holding"]);
     worker.stop().await;
     stack.ended([&accepted], coordinator).await;
@@ -275,7 +309,7 @@ async fn an_outer_fan_out_goes_on_when_the_inner_one_is_cancelled(stack: Stack) 
     let fanout = publisher.fanout("my.source").target("my.outer", true);
     let waits = tokio::spawn(fanout.invoke_and_wait(LONG));
     assert_eq!(begins.recv().await.as_deref(), Some("my.holding"));
-    assert_eq!(publisher.cancel_all("inner").await.expect("it is cancelled"), by_cancel(0, 1));
+    assert_eq!(cancel_all(&publisher, "inner").await, [by_cancel(0, 1)]);
     let payload = waits.await.expect("it does not panic").expect("it ends");
     assert_eq!(payload.ended_by(), None);
     assert_eq!(payload.get::<Option<String>>("my.outer").expect("it answers").as_deref(), Some("cancel"));
@@ -292,7 +326,7 @@ async fn who_waits_is_handed_what_there_is(stack: Stack) {
     let fanout = stack.publisher().fanout("my.source").cid("mine").target("test.echo", 1).target("nobody", 1);
     let waits = tokio::spawn(fanout.on_target("my.each").invoke_and_wait(LONG));
     assert!(each.next_result().await.ok);
-    assert_eq!(stack.publisher().cancel_all("mine").await.expect("it is cancelled"), by_cancel(1, 1));
+    assert_eq!(cancel_all(&stack.publisher(), "mine").await, [by_cancel(1, 1)]);
     let payload = waits.await.expect("it does not panic").expect("it ends");
     assert_eq!(payload.get::<u32>("test.echo").expect("it has responded"), 1);
     check_failed(&payload, &["nobody"]);

@@ -1,5 +1,7 @@
 //! `fanfare cancel`: ends a fan-out without waiting for any more of its targets.
 
+use std::collections::BTreeMap;
+
 use clap::Args;
 use fanfare::{Accepted, CancelError, Cancellation, Cid, EndedBy, RunId};
 
@@ -11,7 +13,8 @@ use crate::settings::Settings;
 #[command(after_help = "\
 Targets that have not responded fail, with `cancelled` as the exception, and the callbacks are
 invoked with what there is. Workers do not begin with them any more, and what runs for them is
-told to end. Says on standard output what it came upon. To cancel again changes nothing.
+told to end. Says on standard output what it came upon, a line for each run. To cancel again
+changes nothing.
 
 It takes a coordinator that holds the fan-out; where none says so within 5 s, nothing is cancelled.
 
@@ -38,12 +41,12 @@ pub(crate) struct CancelArguments {
 pub(crate) async fn run(arguments: CancelArguments, settings: &Settings) -> Result<Exit, Failure> {
     let CancelArguments { cid, run } = arguments;
     let fanfare = settings.fanfare("cancel")?;
-    let outcome = match run {
-        Some(run) => fanfare.cancel(&Accepted { cid, run }).await,
+    let ended = match run {
+        Some(run) => fanfare.cancel(&Accepted { cid, run }).await.map(|ended| [(run, ended)].into()),
         None => fanfare.cancel_all(cid).await,
     };
-    let outcome = match outcome {
-        Ok(cancellation) => print(shown(&cancellation)).map(|()| Exit::Done).map_err(Failure::from),
+    let outcome = match ended {
+        Ok(ended) => told(&ended),
         Err(error) if error.is_unreachable() => {
             Err(invoke::unreachable(&fanfare, Failure::new(Exit::NoBroker, error)).await)
         }
@@ -51,6 +54,13 @@ pub(crate) async fn run(arguments: CancelArguments, settings: &Settings) -> Resu
     };
     fanfare.close().await;
     outcome
+}
+
+fn told(ended: &BTreeMap<RunId, Cancellation>) -> Result<Exit, Failure> {
+    for (run, cancellation) in ended {
+        print(format_args!("{run} {}", shown(cancellation)))?;
+    }
+    Ok(Exit::Done)
 }
 
 fn shown(cancellation: &Cancellation) -> String {

@@ -164,14 +164,12 @@ impl Coordinator {
             return delivery.receipt.ack().await;
         }
         let take_over = delivery.redelivered || Manifest::is_renewed(&delivery.message);
-        let mut tag = Tag::of_manifest(delivery.receipt);
-        if let Some(open) = self.open.get(&run) {
-            match open.inbox.send(Word::Manifest(tag)) {
-                Ok(()) => return,
-                // Its task has just ended without having ended the fan-out: this manifest begins anew.
-                Err(mpsc::error::SendError(Word::Manifest(returned))) => tag = returned,
-                Err(_) => unreachable!("what was not sent comes back"),
-            }
+        let tag = Tag::of_manifest(delivery.receipt);
+        // Where its task has just ended without having ended the fan-out, this manifest begins anew.
+        if let Some(open) = self.open.get(&run)
+            && open.inbox.send(Word::Manifest(tag.clone())).is_ok()
+        {
+            return;
         }
         self.open(manifest, tag, take_over);
     }

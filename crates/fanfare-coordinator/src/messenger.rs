@@ -10,6 +10,8 @@ use crate::outbox::{Absence, Outbox};
 
 /// How long a message may take to get out. Whoever asked has asked again by then.
 const LIMIT: Duration = Duration::from_secs(10);
+/// Messages under way beyond which no more are sent: while the broker takes none, those who ask must not fill the memory.
+const MOST_UNDER_WAY: usize = 1_000;
 
 /// Sends what nobody relies on: whoever misses an answer asks again, and a worker that misses what it is told runs targets
 /// whose results are late. So nothing waits for these messages, and nothing is acked because of them.
@@ -55,6 +57,8 @@ impl Messenger {
     }
 
     fn send(&self, message: impl Future<Output = ()> + Send + 'static) {
-        self.under_way.spawn(tokio::time::timeout(LIMIT, message));
+        if self.under_way.len() < MOST_UNDER_WAY {
+            self.under_way.spawn(tokio::time::timeout(LIMIT, message));
+        }
     }
 }

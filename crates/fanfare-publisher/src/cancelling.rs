@@ -1,6 +1,6 @@
 //! Cancelling a fan-out: coordinators are asked, again and again, until one says that it has come about.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,21 +8,30 @@ use fanfare_broker::{PublishError, absence};
 use fanfare_protocol::{CancelAnswer, CancelRequest, CancelState, Cancellation, Cid, Message, RunId};
 use tokio::time::{Instant, timeout_at};
 
-use crate::CancelError;
 use crate::publisher::Shared;
 use crate::waiting::Mailbox;
+use crate::{Accepted, CancelError};
 
 /// How long coordinators have for saying whether they know the fan-out.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// After which they are asked again: the fan-out may be on its way from one to another, or the answer be lost.
 const AGAIN: Duration = Duration::from_secs(1);
 
-/// Cancels the fan-out of this run, or all that are open with this CID.
+/// Cancels one fan-out.
 pub(crate) async fn cancel(
+    shared: Arc<Shared>,
+    Accepted { cid, run }: Accepted,
+) -> Result<Cancellation, CancelError> {
+    let ended = cancel_all(shared, cid, Some(run)).await?;
+    Ok(*ended.values().next().expect("what has not ended is an error"))
+}
+
+/// Cancels the fan-out of this run, or all that are open with this CID. Returns what came of each, of one at least.
+pub(crate) async fn cancel_all(
     shared: Arc<Shared>,
     cid: Cid,
     run: Option<RunId>,
-) -> Result<Cancellation, CancelError> {
+) -> Result<BTreeMap<RunId, Cancellation>, CancelError> {
     let queue = shared.config.names.wait(RunId::from(shared.environment.unique()));
     let mut mailbox = Mailbox::open(&shared, &queue).await.map_err(CancelError::Unprepared)?;
     let mut request = CancelRequest { cid: cid.clone(), run, reply_to: queue.name }.encode();
@@ -48,30 +57,32 @@ struct Heard {
     /// That none of these knows the fan-out.
     unknown_to: BTreeSet<RunId>,
     refusal: Option<String>,
-    found: bool,
+    found: BTreeSet<RunId>,
+    ended: BTreeMap<RunId, Cancellation>,
 }
 
 impl Inquiry {
-    async fn pursue(&mut self, mailbox: &mut Mailbox) -> Result<Cancellation, CancelError> {
+    async fn pursue(&mut self, mailbox: &mut Mailbox) -> Result<BTreeMap<RunId, Cancellation>, CancelError> {
         let started = Instant::now();
         let limit = self.shared.config.cancel_limit;
         let mut next = started;
         loop {
-            let until = started + if self.heard.found { limit } else { limit.min(ANSWER_LIMIT) };
-            let now = Instant::now();
-            if now >= until {
-                return Err(self.given_up(now - started).await);
+            let waited = started.elapsed();
+            // One run is known to one coordinator. Of a CID, another may have more to say.
+            if self.heard.is_all() && (self.run.is_some() || waited >= AGAIN) {
+                return Ok(std::mem::take(&mut self.heard.ended));
             }
-            if now >= next {
-                next = now + AGAIN;
+            let patience = if self.heard.found.is_empty() { limit.min(ANSWER_LIMIT) } else { limit };
+            if waited >= patience {
+                return Err(self.given_up(waited).await);
+            }
+            let until = started + patience;
+            if Instant::now() >= next {
+                next += AGAIN;
                 self.ask(until).await?;
             }
             match timeout_at(next.min(until), mailbox.next()).await {
-                Ok(Ok(message)) => {
-                    if let Some(cancellation) = self.hear(&message) {
-                        return Ok(cancellation);
-                    }
-                }
+                Ok(Ok(message)) => self.hear(&message),
                 Ok(Err(source)) => return Err(CancelError::Lost { cid: self.cid.clone(), source }),
                 Err(_) => {}
             }
@@ -92,21 +103,23 @@ impl Inquiry {
         Ok(())
     }
 
-    /// Takes an answer, which may be the last.
-    fn hear(&mut self, message: &Message) -> Option<Cancellation> {
+    fn hear(&mut self, message: &Message) {
         let answer =
             CancelAnswer::decode(message).ok().filter(|_| message.cid().is_ok_and(|cid| cid == self.cid));
+        let is_of_another = |run: RunId| self.run.is_some_and(|asked| asked != run);
         let Some(CancelAnswer { coordinator, state }) = answer else {
-            tracing::debug!(kind = message.kind(), "a message that is no answer to this cancel is dropped");
-            return None;
+            return tracing::debug!(
+                kind = message.kind(),
+                "a message that is no answer to this cancel is dropped"
+            );
         };
         match state {
             CancelState::Unknown => _ = self.heard.unknown_to.insert(coordinator),
             CancelState::Refused { reason } => self.heard.refusal = Some(reason),
-            CancelState::Found { .. } => self.heard.found = true,
-            CancelState::Ended { cancellation, .. } => return Some(cancellation),
+            CancelState::Found { run } | CancelState::Ended { run, .. } if is_of_another(run) => {}
+            CancelState::Found { run } => _ = self.heard.found.insert(run),
+            CancelState::Ended { run, cancellation } => _ = self.heard.ended.insert(run, cancellation),
         }
-        None
     }
 
     /// Why the time was not enough.
@@ -115,7 +128,7 @@ impl Inquiry {
         let names = &self.shared.config.names;
         let answered = self.heard.unknown_to.len();
         match (self.heard.refusal.take(), self.asked.take()) {
-            _ if self.heard.found => return CancelError::Unconfirmed { cid, waited },
+            _ if !self.heard.found.is_empty() => return CancelError::Unconfirmed { cid, waited },
             (Some(reason), _) => return CancelError::Refused { cid, reason },
             (None, Some(Err(PublishError::Unbound(_) | PublishError::NoExchange(_)))) if answered == 0 => {
                 return CancelError::NoCoordinator { prefix: names.prefix().clone() };
@@ -131,5 +144,12 @@ impl Inquiry {
             }
         }
         CancelError::Unknown { cid, answered, waited }
+    }
+}
+
+impl Heard {
+    /// Whether something has ended, and everything that was found.
+    fn is_all(&self) -> bool {
+        !self.ended.is_empty() && self.found.iter().all(|run| self.ended.contains_key(run))
     }
 }

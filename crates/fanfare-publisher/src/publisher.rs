@@ -1,8 +1,9 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare_broker::{Broker, Environment};
-use fanfare_protocol::{Cancellation, Cid, QueueNames};
+use fanfare_protocol::{Cancellation, Cid, QueueNames, RunId};
 use serde::Serialize;
 
 use crate::backlog::Backlog;
@@ -154,16 +155,20 @@ impl Publisher {
     /// # Cancel safety
     /// A request that was sent takes effect also where the future is dropped.
     pub async fn cancel(&self, fan_out: &Accepted) -> Result<Cancellation, CancelError> {
-        cancelling::cancel(Arc::clone(&self.shared), fan_out.cid.clone(), Some(fan_out.run)).await
+        cancelling::cancel(Arc::clone(&self.shared), fan_out.clone()).await
     }
 
-    /// As [`cancel`](Self::cancel), for all fan-outs with this CID that are open. It returns what came of the first of them.
+    /// As [`cancel`](Self::cancel), for all fan-outs with this CID that are open. It returns, by run, what came of those that
+    /// coordinators told of within a second; some may have ended before.
     ///
     /// # Errors
     /// As for [`cancel`](Self::cancel). Without the run, one that has ended long ago cannot be told from one that never was.
-    pub async fn cancel_all(&self, cid: impl AsRef<str>) -> Result<Cancellation, CancelError> {
+    pub async fn cancel_all(
+        &self,
+        cid: impl AsRef<str>,
+    ) -> Result<BTreeMap<RunId, Cancellation>, CancelError> {
         let cid = Cid::new(cid.as_ref()).map_err(CancelError::Invalid)?;
-        cancelling::cancel(Arc::clone(&self.shared), cid, None).await
+        cancelling::cancel_all(Arc::clone(&self.shared), cid, None).await
     }
 
     /// The broker that it publishes to.

@@ -1,8 +1,9 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fanfare_broker::Broker;
 use fanfare_coordinator::{Config as CoordinatorConfig, Coordinator};
-use fanfare_protocol::{Cancellation, QueueNames};
+use fanfare_protocol::{Cancellation, QueueNames, RunId};
 use fanfare_publisher::{Accepted, CancelError, Fanout, InvokeError, Publisher};
 use fanfare_worker::{Config as WorkerConfig, Worker};
 use serde::Serialize;
@@ -119,7 +120,10 @@ impl Fanfare {
     ///
     /// # Errors
     /// [`CancelError`] tells what is known of them.
-    pub async fn cancel_all(&self, cid: impl AsRef<str>) -> Result<Cancellation, CancelError> {
+    pub async fn cancel_all(
+        &self,
+        cid: impl AsRef<str>,
+    ) -> Result<BTreeMap<RunId, Cancellation>, CancelError> {
         self.publisher.cancel_all(cid).await
     }
 
