@@ -184,7 +184,6 @@ impl Coordinator {
             .with_deadline(deadline);
         let fan_out = FanOut::new(
             machine,
-            self.outbox.clone(),
             self.messenger.clone(),
             self.trust.clone(),
             inbox,

@@ -69,7 +69,6 @@ pub(crate) struct Conclusion {
 impl FanOut {
     pub(crate) fn new(
         machine: FanIn<Tag>,
-        outbox: Outbox,
         messenger: Messenger,
         trust: Trust,
         inbox: mpsc::UnboundedReceiver<Word>,
@@ -77,6 +76,7 @@ impl FanOut {
         started: Instant,
         stop: CancellationToken,
     ) -> Self {
+        let outbox = messenger.outbox.clone();
         let queue = AggregationQueue::open(outbox.clone(), machine.manifest().reply_to.clone(), window);
         Self {
             machine,

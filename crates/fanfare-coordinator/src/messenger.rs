@@ -17,7 +17,7 @@ const MOST_UNDER_WAY: usize = 1_000;
 /// whose results are late. So nothing waits for these messages, and nothing is acked because of them.
 #[derive(Debug, Clone)]
 pub(crate) struct Messenger {
-    outbox: Outbox,
+    pub(crate) outbox: Outbox,
     /// What tells this coordinator from others.
     coordinator: RunId,
     under_way: TaskTracker,
