@@ -59,8 +59,8 @@ pub struct Config {
     /// to two of its file descriptors, and a broker that has none left closes everybody's connections. Services may
     /// invoke until it is twice as many, so that what has begun can end. 10,000; [`u64::MAX`] for no limit.
     pub most_waiting: u64,
-    /// The login that this program has at the broker, to be put into its manifests as `user_id`, which the broker checks.
-    /// Coordinators can be told to accept manifests of certain users only. None, which is the default, puts in nothing.
+    /// The login that this program has at the broker, to be put into its manifests and requests to cancel as `user_id`, which the
+    /// broker checks. Coordinators can be told to accept those of certain users only. None, which is the default, puts in nothing.
     pub user_id: Option<String>,
     /// The type of aggregation queues. Classic.
     pub queue_type: QueueType,
@@ -138,7 +138,7 @@ impl Publisher {
         invocation::send(Arc::clone(&self.shared), source.as_ref().to_owned(), target).await
     }
 
-    /// Ends a fan-out without waiting for any more of its targets. Those that have not responded fail, with the exception
+    /// Ends a fan-out, or a parallel execution, without waiting for any more of its targets. Those that have not responded fail, with the exception
     /// `cancelled`, and its callbacks are invoked with what there is. Workers are told not to begin with them, and services
     /// that run for them to end early, by the cancellation token of their context; that reaches whoever is connected, and what
     /// runs all the same is late, and dropped. Fan-outs that its targets have invoked are fan-outs of their own, and go on.

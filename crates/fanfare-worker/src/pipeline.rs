@@ -131,13 +131,16 @@ impl Pipeline {
                 return Fate::Done;
             }
         };
-        let target = invocation.reply.as_ref().map(|_| self.cancelled.begin(invocation.run));
-        if matches!(target, Some(None)) {
-            slot.finish();
-            tracing::debug!(message_id = invocation.message_id, run = %invocation.run, "not run: its fan-out was cancelled");
-            return Fate::Done;
-        }
-        let target = target.flatten();
+        // Of a cancelled fan-out only the targets are left out: its callbacks run.
+        let target = match invocation.reply.as_ref().map(|_| self.cancelled.begin(invocation.run)) {
+            None => None,
+            Some(Some(target)) => Some(target),
+            Some(None) => {
+                slot.finish();
+                tracing::debug!(message_id = invocation.message_id, run = %invocation.run, "not run: its fan-out was cancelled");
+                return Fate::Done;
+            }
+        };
         let outcome = self.run(invocation.clone(), redelivered, slot, target.as_ref()).await;
         slot.finish();
         match outcome {
