@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    Checkpoint, Fence, FinalPayload, FinalPayloadBuilder, Invocation, Malformed, Manifest, Message,
-    QueueNames, ReplyAddress, TargetResult, limits, nesting,
+    CancelAnswer, CancelRequest, Cancelled, Checkpoint, Fence, FinalPayload, FinalPayloadBuilder, Invocation,
+    Malformed, Manifest, Message, QueueNames, ReplyAddress, TargetResult, limits, nesting,
 };
 
 use crate::{samples, text};
@@ -118,6 +118,35 @@ pub fn fence(data: &[u8]) {
     let message = Message { body: Bytes::copy_from_slice(data), ..Message::default() };
     match Fence::decode(&message) {
         Ok(fence) => assert_eq!(Fence::decode(&fence.encode(&samples::numbered(1, 0, 1))), Ok(fence)),
+        Err(reason) => brief(&reason),
+    }
+}
+
+/// A message that is meant to ask for a cancel, to answer that, or to tell workers of one.
+pub fn cancel(data: &[u8]) {
+    let names = QueueNames::default();
+    let message = text::message(data);
+    match CancelRequest::decode(&message, &names) {
+        Ok(request) => {
+            assert!(names.is_wait(&request.reply_to));
+            fits(&request.encode());
+            assert_eq!(CancelRequest::decode(&request.encode(), &names), Ok(request));
+        }
+        Err(reason) => brief(&reason),
+    }
+    match CancelAnswer::decode(&message) {
+        Ok(answer) => {
+            let encoded = answer.encode(&samples::numbered(1, 0, 1).cid);
+            fits(&encoded);
+            assert_eq!(CancelAnswer::decode(&encoded), Ok(answer));
+        }
+        Err(reason) => brief(&reason),
+    }
+    match Cancelled::decode(&message) {
+        Ok(cancelled) => {
+            fits(&cancelled.encode());
+            assert_eq!(Cancelled::decode(&cancelled.encode()), Ok(cancelled));
+        }
         Err(reason) => brief(&reason),
     }
 }

@@ -8,7 +8,7 @@ use fanfare_broker::memory::MemoryBroker;
 use fanfare_broker::{Broker, QueueState, System};
 use fanfare_coordinator::Coordinator;
 use fanfare_protocol::queue::DELAY_STEPS;
-use fanfare_protocol::{Message, Prefix, QueueNames, ServiceName};
+use fanfare_protocol::{ExchangeSpec, Message, Prefix, QueueNames, ServiceName};
 use fanfare_publisher::{Accepted, Publisher};
 use fanfare_worker::{Registration, Worker};
 use futures_util::FutureExt;
@@ -303,6 +303,15 @@ impl Stack {
         .await;
     }
 
+    /// Waits until somebody hears what is published to an exchange.
+    pub async fn exchange_is_heard(&self, exchange: &ExchangeSpec) {
+        let broker = self.bystander();
+        crate::eventually(&format!("somebody listens to {}", exchange.name), || async {
+            broker.publish_through(&exchange.name, "", Message::default()).await.is_ok()
+        })
+        .await;
+    }
+
     /// Names a service whose queue this test declares by itself, so that it is taken away in the end.
     pub fn note_service(&self, service: &str) {
         self.shared().services.insert(service.to_owned());
@@ -327,6 +336,9 @@ impl Stack {
         queues.extend([self.names.fanin(), self.names.dead(), self.names.parked()].map(|queue| queue.name));
         for queue in queues {
             let _ = broker.delete(&queue).await;
+        }
+        for exchange in [self.names.coordinators(), self.names.workers()] {
+            let _ = broker.delete_exchange(&exchange.name).await;
         }
         for seconds in DELAY_STEPS.into_iter().filter(|_| retries) {
             let _ = broker.delete(&self.names.delay(seconds).name).await;

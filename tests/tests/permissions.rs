@@ -5,13 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare_broker::amqp::{self, AmqpBroker};
-use fanfare_broker::{Broker, BrokerError, System};
+use fanfare_broker::{Broker, BrokerError, Environment, PublishError, System};
 use fanfare_coordinator::Coordinator;
-use fanfare_protocol::{Message, QueueNames, QueueSpec, ServiceName};
+use fanfare_protocol::{Message, QueueNames, QueueSpec, RunId, ServiceName};
 use fanfare_publisher::{InvokeError, Publisher, Target};
 use fanfare_tests::{Operator, eventually};
 use fanfare_worker::{Context, Retry, Worker, service};
 use serde_json::Value;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 const DEFINITIONS: &str = include_str!("../../deploy/rabbitmq/definitions.json");
@@ -31,10 +32,20 @@ async fn each_role_works_with_its_own_user() {
         let fails =
             service("my.failing", |_: Context, _: Value| async { Err::<(), _>("it always does".into()) });
         let sees = service("my.callback", |_: Context, _: Value| async { Ok(()) });
+        let (begun, mut begins) = mpsc::unbounded_channel();
+        let (ended, mut ends) = mpsc::unbounded_channel();
+        let holds = service("my.holding", move |context: Context, _: Value| {
+            let (begun, ended) = (begun.clone(), ended.clone());
+            async move {
+                begun.send(())?;
+                context.cancellation().cancelled().await;
+                Ok(ended.send(())?)
+            }
+        });
         let config = fanfare_worker::Config::default();
         // Its retry waits in a queue that the worker declares.
         let fails = fails.retry(Retry::exponential(2));
-        let running = Worker::new(publisher(&worker, None), config).services([echo, fails, sees]);
+        let running = Worker::new(publisher(&worker, None), config).services([echo, fails, sees, holds]);
         let worker_task = tokio::spawn(running.run_until(stop.clone().cancelled_owned()));
         let mut config = fanfare_coordinator::Config {
             accepted_users: Some(["fanfare-publisher".to_owned()].into()),
@@ -47,12 +58,20 @@ async fn each_role_works_with_its_own_user() {
         let coordinator = Coordinator::new(broker.of("coordinator"), Arc::new(System), config);
         let coordinator_task = tokio::spawn(coordinator.run_until(stop.clone().cancelled_owned()));
         let admin = broker.admin();
-        for service in ["my.target", "my.failing", "my.callback"] {
+        for service in ["my.target", "my.failing", "my.callback", "my.holding"] {
             let queue = service_queue(service);
             eventually(
                 &queue,
                 async || matches!(admin.inspect(&queue).await, Ok(Some(state)) if state.consumers > 0),
             )
+            .await;
+        }
+
+        let names = QueueNames::default();
+        for exchange in [names.coordinators(), names.workers()] {
+            eventually(&exchange.name, async || {
+                admin.publish_through(&exchange.name, "", Message::default()).await.is_ok()
+            })
             .await;
         }
 
@@ -62,6 +81,15 @@ async fn each_role_works_with_its_own_user() {
         let fanout = fanout.on_target("my.callback").on_final("my.callback");
         let payload = fanout.invoke_and_wait(fanfare_tests::PATIENCE).await.expect("it ends");
         assert_eq!((payload.data.len(), payload.failures().count()), (3, 0));
+
+        // A cancel reaches the coordinator, and by it the worker.
+        let held = publisher.fanout("my.source").target("my.holding", 1).on_final("my.callback");
+        let held = held.invoke().await.expect("it is accepted");
+        assert_eq!(begins.recv().await, Some(()));
+        let cancellation = publisher.cancel(&held).await.expect("it is cancelled");
+        assert_eq!((cancellation.responded, cancellation.missing), (0, 1));
+        broker.until_queue_is_gone(&names.aggregation(&held.cid, held.run).name).await;
+        assert_eq!(ends.recv().await, Some(()));
 
         // The publisher learns that nobody serves a service, and the worker parks what failed and has nobody to answer to.
         let error = publisher.fanout("my.source").target("nobody", 1).on_final("my.callback").invoke().await;
@@ -146,6 +174,45 @@ async fn no_role_can_read_delete_or_configure_what_is_anothers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_publishers_ask_coordinators_and_only_coordinators_tell_workers() {
+    with_definitions(async |broker| {
+        let names = QueueNames::default();
+        let id = || RunId::from(System.unique());
+        let (coordinators, workers) = (names.coordinators(), names.workers());
+        for (role, asks, tells) in
+            [("publisher", true, false), ("worker", false, false), ("coordinator", false, true)]
+        {
+            let user = broker.of(role);
+            for (exchange, may) in [(&coordinators, asks), (&workers, tells)] {
+                let outcome = user.publish_through(&exchange.name, "", Message::default()).await;
+                // Nobody listens.
+                let allowed = matches!(outcome, Err(PublishError::Unbound(_)));
+                assert_eq!(allowed, may, "{role} publishes to {}: {outcome:?}", exchange.name);
+                let deleted = user.delete_exchange(&exchange.name).await;
+                let may = role == "coordinator" && exchange == &coordinators;
+                assert_eq!(deleted.is_ok(), may, "{role} deletes {}: {deleted:?}", exchange.name);
+                broker.admin().declare_exchange(exchange).await.expect("it is declared");
+            }
+            let hears = [
+                (&coordinators, names.coordinator(id()), role == "coordinator"),
+                (&workers, names.worker(id()), role == "worker"),
+            ];
+            for (exchange, queue, may) in hears {
+                let hear = async {
+                    let channel = user.open().await?;
+                    channel.declare_exclusive(&queue).await?;
+                    channel.bind(&queue.name, &exchange.name).await?;
+                    channel.delete(&queue.name).await
+                };
+                let heard = hear.await;
+                assert_eq!(heard.is_ok(), may, "{role} listens to {}: {heard:?}", exchange.name);
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn roles_without_their_permissions_say_so_and_end() {
     with_definitions(async |broker| {
         let echo = service("my.target", |_: Context, n: u32| async move { Ok(n) });
@@ -218,6 +285,12 @@ impl Defined {
     fn client(&self, user: &str, password: &str) -> Arc<dyn Broker> {
         let url = self.operator.url_of(user, password, VIRTUAL_HOST);
         Arc::new(AmqpBroker::new(amqp::Config::parse(&url).expect("a proper URL"), Arc::new(System)))
+    }
+
+    async fn until_queue_is_gone(&self, queue: &str) {
+        let admin = self.admin();
+        eventually(&format!("{queue} is gone"), async || matches!(admin.inspect(queue).await, Ok(None)))
+            .await;
     }
 
     async fn until_queue_holds(&self, queue: &str, messages: u64) {

@@ -8,7 +8,7 @@ use fanfare_publisher::{Fanout, Target};
 use fanfare_tests::{Stack, eventually, run};
 use fanfare_worker::{Context, service};
 use tokio::process::Command;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, mpsc};
 
 const TARGETS: usize = 40;
 
@@ -25,8 +25,18 @@ async fn a_restart_with_half_of_the_results_in_is_waited_out() {
     with_restart(TARGETS / 2).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cancel_after_a_restart_reaches_coordinator_and_worker() {
+    with_broker(cancel_after_restart).await;
+}
+
 /// Restarts the broker when so many results are in, and lets the others be answered after that.
 async fn with_restart(results: usize) {
+    with_broker(async |stack| restart_at(stack, results).await).await;
+}
+
+/// Runs a test on the broker that may be restarted.
+async fn with_broker(test: impl AsyncFnOnce(Stack)) {
     if std::env::var_os("FANFARE_TEST_NO_RESTART").is_some() {
         #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
         {
@@ -37,7 +47,7 @@ async fn with_restart(results: usize) {
     let _turn = TURN.lock().await;
     let url = std::env::var("FANFARE_TEST_RESTART_BROKER")
         .expect("this test restarts a RabbitMQ: run `cargo xtask test`, or set FANFARE_TEST_NO_RESTART");
-    run(Stack::at(url), async |stack| restart_at(stack, results).await).await;
+    run(Stack::at(url), async |stack| test(stack).await).await;
 }
 
 async fn restart_at(stack: Stack, results: usize) {
@@ -85,6 +95,40 @@ async fn restart_at(stack: Stack, results: usize) {
     assert_eq!(payload.data.len(), 3);
     assert_eq!(payload.failures().count(), 0);
     stack.ended([&accepted, &again], coordinator).await;
+    assert_eq!(done.rest().await, []);
+}
+
+async fn cancel_after_restart(stack: Stack) {
+    let done = stack.declare_service("my.done").await;
+    let (told, mut tells) = mpsc::unbounded_channel();
+    let holding = service("my.holding", move |context: Context, _: usize| {
+        let told = told.clone();
+        async move {
+            told.send("it runs")?;
+            context.cancellation().cancelled().await;
+            Ok(told.send("it is to end")?)
+        }
+    });
+    let _worker = stack.worker([holding]).await;
+    let coordinator = stack.coordinator();
+    let publisher = stack.publisher();
+    let fanout = publisher.fanout("my.source").target("my.holding", 1).on_final("my.done");
+    let accepted = fanout.invoke().await.expect("accepted");
+    assert_eq!(tells.recv().await, Some("it runs"));
+    let queue = stack.names().aggregation(&accepted.cid, accepted.run).name;
+    stack.queue_has(&queue, "its consumer", |state| state.consumers == 1).await;
+
+    restart().await;
+    for exchange in [stack.names().coordinators(), stack.names().workers()] {
+        stack.exchange_is_heard(&exchange).await;
+    }
+    stack.queue_has(&queue, "its consumer", |state| state.consumers == 1).await;
+    let cancellation = publisher.cancel(&accepted).await.expect("it is cancelled");
+    assert_eq!((cancellation.responded, cancellation.missing), (0, 1));
+    assert_eq!(tells.recv().await, Some("it is to end"));
+    let mut done = stack.record_queue(&done).await;
+    assert_eq!(done.next_final().await.failures().count(), 1);
+    stack.ended([&accepted], coordinator).await;
     assert_eq!(done.rest().await, []);
 }
 

@@ -100,6 +100,16 @@ impl PublishError {
         }
     }
 
+    /// Whether the same message may be taken later without anyone doing anything.
+    #[must_use]
+    pub const fn is_outage(&self) -> bool {
+        match self {
+            Self::NotSent(cause) | Self::Unknown(cause) => cause.is_outage(),
+            Self::Refused(_) => true,
+            _ => false,
+        }
+    }
+
     /// The error with its cause, in one line for a log.
     #[must_use]
     pub fn with_cause(&self) -> String {

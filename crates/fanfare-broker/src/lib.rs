@@ -2,7 +2,7 @@
 //!
 //! Three things make up the whole of it. A [`Broker`] publishes one message, to a queue or through a fanout exchange, and knows
 //! what became of it; and it declares, inspects and deletes queues. A [`ConsumerChannel`] hands out deliveries; what it handed out and was not acked goes
-//! back to its queue, in order, when it ends. A [`Subscription`] consumes one queue for as long as its owner lives,
+//! back to its queue, in order, when it ends. A [`Subscription`] consumes one queue, or what is published to an exchange, for as long as its owner lives,
 //! through every reconnect.
 //!
 //! Both brokers pass one suite, the module of the feature `conformance`, so that neither can drift from the other.

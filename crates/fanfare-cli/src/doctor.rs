@@ -21,7 +21,8 @@ use crate::settings::Settings;
 #[command(after_help = "\
 Each line begins with what was found: ok, note (worth knowing), warn (works, but look at it),
 WRONG (does not work), or unknown (the broker does not tell). Below it stands what to do. Nothing
-is changed, but for one queue that is declared, used and deleted to try the permissions.
+is changed, but for one queue that is declared, used and deleted to try the permissions, and a
+message that coordinators and workers are sent to see whether they hear it.
 
 Examples:
   fanfare doctor --broker amqp://localhost
@@ -70,6 +71,7 @@ async fn examine(
     }
     teller.tell_all(examination.permissions().await)?;
     teller.tell_all(examination.coordinators().await)?;
+    teller.tell_all(examination.cancelling().await)?;
     for service in services {
         teller.tell_all(examination.service(&service).await)?;
     }

@@ -13,7 +13,7 @@ use fanfare::{BrokerError, Fanfare};
 pub(crate) enum Exit {
     /// All went well.
     Done = 0,
-    /// A target failed, the doctor found something wrong, or the broker refuses what no waiting changes.
+    /// A target failed, a fan-out was not cancelled, the doctor found something wrong, or the broker refuses what no waiting changes.
     Failed = 1,
     /// An argument, a setting or a file is wrong. Nothing was sent.
     BadInput = 2,
@@ -21,7 +21,7 @@ pub(crate) enum Exit {
     NoBroker = 3,
     /// The fan-out was not accepted: no callback will come.
     NotAccepted = 4,
-    /// Whether the fan-out was accepted is unknown.
+    /// Whether the fan-out was accepted, or cancelled, is unknown.
     Unknown = 5,
     /// The wait ended without the final payload. The fan-out goes on.
     TimedOut = 6,

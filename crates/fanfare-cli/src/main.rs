@@ -4,6 +4,7 @@
 //! `fanfare.toml` together, [`exit`] says what the process ends with, and [`signals`] tells when it is to stop.
 
 mod arguments;
+mod cancel;
 mod configuration;
 mod coordinator;
 mod demo;
@@ -47,6 +48,7 @@ async fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Worker(arguments) => worker::run(arguments, &settings).await,
         Command::Coordinator(arguments) => coordinator::run(arguments, &settings).await,
         Command::Invoke(arguments) => invoke::run(arguments, &settings).await,
+        Command::Cancel(arguments) => cancel::run(arguments, &settings).await,
         Command::Doctor(arguments) => doctor::run(arguments, &settings).await,
     }
 }

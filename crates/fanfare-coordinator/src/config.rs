@@ -23,7 +23,7 @@ pub struct Config {
     /// a wait times out, a deadline passes, or another coordinator is started.
     pub most_channels: usize,
     /// The users whose manifests are accepted, by the `user_id` that the broker has checked; manifests of others, and those
-    /// without one, are parked. None, which is the default, accepts all. Publishers must be told to set theirs before.
+    /// without one, are parked. So are requests to cancel accepted, and else refused. None, which is the default, accepts all. Publishers must be told to set theirs before.
     pub accepted_users: Option<BTreeSet<String>>,
     /// The login that this coordinator has at the broker, which it puts into the manifests that it publishes again.
     /// `accepted_users` needs it, and includes it; where coordinators have several logins, list the others' there.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fanfare_broker::{Backoff, Broker, Delivery, Environment, Subscription, SubscriptionOptions};
 use fanfare_fanin::{FanIn, Hold};
-use fanfare_protocol::{Manifest, RunId, WireTime};
+use fanfare_protocol::{CancelRequest, CancelState, Cid, Manifest, RunId, WireTime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -14,7 +14,8 @@ use tokio_util::task::TaskTracker;
 use crate::dead_letters;
 use crate::delivery::Tag;
 use crate::ended::LatelyEnded;
-use crate::fan_out::{Conclusion, FanOut};
+use crate::fan_out::{Conclusion, FanOut, Word};
+use crate::messenger::Messenger;
 use crate::outbox::Outbox;
 use crate::trust::Trust;
 use crate::{Config, Error};
@@ -30,17 +31,26 @@ const DEAD_LETTERS_AT_A_TIME: u16 = 100;
 pub struct Coordinator {
     config: Config,
     outbox: Outbox,
+    messenger: Messenger,
     trust: Trust,
     /// The origin of the machines' time.
     started: Instant,
-    open: BTreeMap<RunId, mpsc::UnboundedSender<Tag>>,
+    open: BTreeMap<RunId, Open>,
     tasks: JoinSet<Conclusion>,
-    /// What is no manifest, on its way to the parked messages, and dead letters on their way to where they belong.
+    /// What is no manifest, on its way to the parked messages, dead letters on their way to where they belong, and what others
+    /// are told.
     parking: TaskTracker,
     ended: LatelyEnded,
     /// Set while as many fan-outs are open as may be, once that was told.
     full: bool,
     stop: CancellationToken,
+}
+
+/// A fan-out with a task.
+#[derive(Debug)]
+struct Open {
+    cid: Cid,
+    inbox: mpsc::UnboundedSender<Word>,
 }
 
 impl Coordinator {
@@ -49,14 +59,16 @@ impl Coordinator {
     pub fn new(broker: Arc<dyn Broker>, environment: Arc<dyn Environment>, config: Config) -> Self {
         let outbox =
             Outbox { broker, environment, names: config.names.clone(), absence_pause: config.absence_pause };
+        let parking = TaskTracker::new();
         Self {
+            messenger: Messenger::new(outbox.clone(), parking.clone()),
             outbox,
             trust: Trust::new(&config),
             config,
             started: Instant::now(),
             open: BTreeMap::new(),
             tasks: JoinSet::new(),
-            parking: TaskTracker::new(),
+            parking,
             ended: LatelyEnded::default(),
             full: false,
             stop: CancellationToken::new(),
@@ -90,6 +102,13 @@ impl Coordinator {
             names.dead(),
             SubscriptionOptions { prefetch: DEAD_LETTERS_AT_A_TIME, most_channels: 1 },
         );
+        let ears = names.clone();
+        let mut asked = Subscription::to_exchange(
+            Arc::clone(&self.outbox.broker),
+            Arc::clone(&self.outbox.environment),
+            names.coordinators(),
+            move |id| ears.coordinator(id),
+        );
         tracing::info!(queue = names.fanin().name, "coordinator started");
         loop {
             tokio::select! {
@@ -100,6 +119,7 @@ impl Coordinator {
                 Some(letter) = dead_letters.next() => {
                     self.parking.spawn(dead_letters::settle(self.outbox.clone(), self.trust.clone(), letter));
                 }
+                Some(request) = asked.next() => self.cancel(request).await,
                 delivery = manifests.next() => match delivery {
                     Some(delivery) => self.take(delivery).await,
                     None => break,
@@ -109,7 +129,7 @@ impl Coordinator {
         tracing::info!(open = self.open.len(), "coordinator stops");
         let deadline = Instant::now() + self.config.stop_within;
         // A broker that does not answer now puts back what they hold when the connections end.
-        let unsubscribed = async { tokio::join!(dead_letters.stop(), manifests.stop()) };
+        let unsubscribed = async { tokio::join!(asked.stop(), dead_letters.stop(), manifests.stop()) };
         let _ = tokio::time::timeout_at(deadline, unsubscribed).await;
         self.stop(deadline).await;
         Ok(())
@@ -145,20 +165,19 @@ impl Coordinator {
             return delivery.receipt.ack().await;
         }
         let take_over = delivery.redelivered || Manifest::is_renewed(&delivery.message);
-        let mut tag = Tag::of_manifest(delivery.receipt);
-        if let Some(inbox) = self.open.get(&run) {
-            match inbox.send(tag) {
-                Ok(()) => return,
-                // Its task has just ended without having ended the fan-out: this manifest begins anew.
-                Err(returned) => tag = returned.0,
-            }
+        let tag = Tag::of_manifest(delivery.receipt);
+        // Where its task has just ended without having ended the fan-out, this manifest begins anew.
+        if let Some(open) = self.open.get(&run)
+            && open.inbox.send(Word::Manifest(tag.clone())).is_ok()
+        {
+            return;
         }
         self.open(manifest, tag, take_over);
     }
 
     fn open(&mut self, mut manifest: Manifest, tag: Tag, take_over: bool) {
         let deadline = self.deadline(&mut manifest);
-        let run = manifest.run;
+        let (run, cid) = (manifest.run, manifest.cid.clone());
         let hold = Hold { token: self.outbox.environment.unique().into(), take_over };
         let (sender, inbox) = mpsc::unbounded_channel();
         tracing::debug!(cid = %manifest.cid, %run, targets = manifest.targets.len(), take_over, "fan-out taken");
@@ -166,16 +185,46 @@ impl Coordinator {
             .with_deadline(deadline);
         let fan_out = FanOut::new(
             machine,
-            self.outbox.clone(),
+            self.messenger.clone(),
             self.trust.clone(),
             inbox,
             self.config.limits.window,
             self.started,
             self.stop.clone(),
         );
-        self.open.insert(run, sender);
+        self.open.insert(run, Open { cid, inbox: sender });
         self.tasks.spawn(fan_out.run());
         self.tell_whether_full();
+    }
+
+    /// Takes a request to cancel a fan-out, which all coordinators are handed. Those who ask do so again until they are told.
+    async fn cancel(&self, delivery: Delivery) {
+        let Delivery { message, receipt, .. } = delivery;
+        receipt.ack().await;
+        let CancelRequest { cid, run, reply_to } = match CancelRequest::decode(&message, &self.config.names) {
+            Ok(request) => request,
+            Err(reason) => {
+                return tracing::debug!(kind = message.kind(), %reason, "not a request that a coordinator knows");
+            }
+        };
+        if let Err(reason) = self.trust.check(&message) {
+            tracing::warn!(%cid, reason, "a request to cancel is refused");
+            return self.messenger.answer(&cid, reply_to, CancelState::Refused { reason });
+        }
+        let open = self.open.iter().filter(|(_, open)| open.cid == cid);
+        let mut found = false;
+        for (_, open) in open.filter(|(of, _)| run.is_none_or(|run| run == **of)) {
+            found = true;
+            // Where its task has just ended, the next request finds out how.
+            let _ = open.inbox.send(Word::Cancel { reply_to: reply_to.clone() });
+        }
+        if !found {
+            let state = match self.ended.find(&cid, run) {
+                Some((run, cancellation)) => CancelState::Ended { run, cancellation },
+                None => CancelState::Unknown,
+            };
+            self.messenger.answer(&cid, reply_to, state);
+        }
     }
 
     /// Tells, once each time, that further fan-outs wait from here on.
@@ -231,18 +280,19 @@ impl Coordinator {
             Err(error) => {
                 // A defect: what its channel held goes back as the channel drops, and its manifest some seconds later.
                 tracing::error!(%error, "a fan-out's task panicked; some coordinator takes the fan-out up again");
-                self.open.retain(|_, inbox| !inbox.is_closed());
+                self.open.retain(|_, open| !open.inbox.is_closed());
                 return;
             }
         };
-        self.open.remove(&conclusion.run);
+        let open = self.open.remove(&conclusion.run);
         self.tell_whether_full();
-        if conclusion.ended {
-            self.ended.insert(conclusion.run);
+        if let (Some(open), true) = (open, conclusion.ended) {
+            self.ended.insert(conclusion.run, open.cid, conclusion.how);
         }
-        // Copies of the manifest that arrived too late for the task.
+        // Copies of the manifest that arrived too late for the task. Who asked for a cancel asks again.
         conclusion.inbox.close();
-        while let Some(tag) = conclusion.inbox.recv().await {
+        while let Some(word) = conclusion.inbox.recv().await {
+            let Word::Manifest(tag) = word else { continue };
             if conclusion.ended { tag.ack().await } else { tag.requeue().await }
         }
     }
@@ -263,7 +313,7 @@ impl Coordinator {
         if tokio::time::timeout_at(deadline, self.parking.wait()).await.is_err() {
             tracing::warn!(
                 messages = self.parking.len(),
-                "stopped before all that is no manifest was parked"
+                "stopped before all that is no manifest was parked or answered"
             );
         }
     }

@@ -1,19 +1,21 @@
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
-use fanfare_protocol::RunId;
+use fanfare_protocol::{Cancellation, Cid, RunId};
 
-/// Runs that ended here lately, so that a stray copy of a manifest is known for one. A fixed number of them.
+/// Runs that ended here lately: a stray copy of a manifest is known for one, and who asks for a cancel too late is told. A fixed
+/// number of them.
 #[derive(Debug, Default)]
 pub(crate) struct LatelyEnded {
     order: VecDeque<RunId>,
-    runs: BTreeSet<RunId>,
+    runs: BTreeMap<RunId, (Cid, Option<Cancellation>)>,
 }
 
 impl LatelyEnded {
     const MOST: usize = 10_000;
 
-    pub(crate) fn insert(&mut self, run: RunId) {
-        if !self.runs.insert(run) {
+    /// `how` is left out where another coordinator has completed the fan-out.
+    pub(crate) fn insert(&mut self, run: RunId, cid: Cid, how: Option<Cancellation>) {
+        if self.runs.insert(run, (cid, how)).is_some() {
             return;
         }
         self.order.push_back(run);
@@ -25,7 +27,15 @@ impl LatelyEnded {
     }
 
     pub(crate) fn contains(&self, run: &RunId) -> bool {
-        self.runs.contains(run)
+        self.runs.contains_key(run)
+    }
+
+    /// How the latest of the fan-outs with this CID ended, or the one of this run.
+    pub(crate) fn find(&self, cid: &Cid, run: Option<RunId>) -> Option<(RunId, Cancellation)> {
+        self.order.iter().rev().filter(|ended| run.is_none_or(|run| run == **ended)).find_map(|ended| {
+            let (of, how) = self.runs.get(ended)?;
+            (of == cid).then_some((*ended, (*how)?))
+        })
     }
 }
 
@@ -34,16 +44,39 @@ mod tests {
     use super::*;
     use uuid::Uuid;
 
+    fn run(n: usize) -> RunId {
+        RunId::from(Uuid::from_u128(n as u128))
+    }
+
+    fn cid(cid: &str) -> Cid {
+        Cid::new(cid).unwrap()
+    }
+
     #[test]
     fn only_a_fixed_number_of_runs_is_remembered() {
         let mut ended = LatelyEnded::default();
-        let run = |n: usize| RunId::from(Uuid::from_u128(n as u128));
         for n in 0..=LatelyEnded::MOST {
-            ended.insert(run(n));
-            ended.insert(run(n));
+            ended.insert(run(n), cid("c"), None);
+            ended.insert(run(n), cid("c"), None);
         }
         assert!(!ended.contains(&run(0)));
         assert!(ended.contains(&run(1)) && ended.contains(&run(LatelyEnded::MOST)));
         assert_eq!(ended.runs.len(), LatelyEnded::MOST);
+    }
+
+    #[test]
+    fn the_latest_of_a_cid_is_told_of_unless_the_run_is_given() {
+        let mut ended = LatelyEnded::default();
+        let how = |responded| Some(Cancellation { responded, missing: 0, ended_by: None });
+        for (n, of) in ["a", "a", "b"].into_iter().enumerate() {
+            ended.insert(run(n), cid(of), how(n));
+        }
+        ended.insert(run(3), cid("a"), None);
+        let found = |of: &str, run| ended.find(&cid(of), run).map(|(_, how)| how.responded);
+        assert_eq!((found("a", None), found("a", Some(run(0)))), (Some(1), Some(0)));
+        assert_eq!(
+            (found("b", Some(run(0))), found("c", None), found("a", Some(run(3)))),
+            (None, None, None)
+        );
     }
 }

@@ -1,5 +1,6 @@
 //! One fan-out: carries events to its state machine, and effects to the broker.
 
+use std::collections::BTreeSet;
 use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +8,8 @@ use std::time::Duration;
 use fanfare_broker::PublishError;
 use fanfare_fanin::{Effect, Event, FanIn, Item, Publication, PublicationId, Summary};
 use fanfare_protocol::{
-    Callback, CallbackKind, Manifest, Message, Progress, ReplyAddress, RunId, TargetResult,
+    Callback, CallbackKind, CancelState, Cancellation, EndedBy, Manifest, Message, Progress, ReplyAddress,
+    RunId, TargetResult,
 };
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -18,19 +20,38 @@ use tokio_util::sync::CancellationToken;
 
 use crate::aggregation_queue::{AggregationQueue, Heard};
 use crate::delivery::Tag;
+use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
 use crate::trust::Trust;
 
 /// From one word about progress to the next.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 
+/// Those who asked for a cancel and are told once it has come about. Others, of whom there are none unless somebody floods
+/// coordinators with requests, ask again.
+const MOST_ASKERS: usize = 1_000;
+
+/// What a fan-out's task is told.
+#[derive(Debug)]
+pub(crate) enum Word {
+    /// A further copy of the manifest has arrived.
+    Manifest(Tag),
+    /// Somebody asks for a cancel.
+    Cancel {
+        /// Where the answer goes.
+        reply_to: String,
+    },
+}
+
 /// The task of one fan-out, from the manifest's arrival to its last ack.
 pub(crate) struct FanOut {
     machine: FanIn<Tag>,
     outbox: Outbox,
+    messenger: Messenger,
     trust: Trust,
-    /// Further copies of the manifest.
-    inbox: mpsc::UnboundedReceiver<Tag>,
+    inbox: mpsc::UnboundedReceiver<Word>,
+    /// Where those wait who asked for a cancel.
+    askers: BTreeSet<String>,
     started: Instant,
     stop: CancellationToken,
     queue: AggregationQueue,
@@ -40,6 +61,8 @@ pub(crate) struct FanOut {
     telling: FuturesUnordered<BoxFuture<'static, bool>>,
     /// The progress that the waiting caller was told of last; none where nobody wants to know.
     told: Option<usize>,
+    /// How the fan-out has ended, where this hold knows.
+    how: Option<Cancellation>,
 }
 
 /// How a task ended.
@@ -47,28 +70,33 @@ pub(crate) struct Conclusion {
     pub(crate) run: RunId,
     /// Whether the fan-out has ended, and not only this hold on it.
     pub(crate) ended: bool,
+    /// How, where this hold knows.
+    pub(crate) how: Option<Cancellation>,
     /// What was left in it.
-    pub(crate) inbox: mpsc::UnboundedReceiver<Tag>,
+    pub(crate) inbox: mpsc::UnboundedReceiver<Word>,
 }
 
 impl FanOut {
     pub(crate) fn new(
         machine: FanIn<Tag>,
-        outbox: Outbox,
+        messenger: Messenger,
         trust: Trust,
-        inbox: mpsc::UnboundedReceiver<Tag>,
+        inbox: mpsc::UnboundedReceiver<Word>,
         window: u16,
         started: Instant,
         stop: CancellationToken,
     ) -> Self {
         let manifest = machine.manifest();
         let told = (manifest.progress && manifest.waiter.is_some()).then_some(0);
+        let outbox = messenger.outbox.clone();
         let queue = AggregationQueue::open(outbox.clone(), machine.manifest().reply_to.clone(), window);
         Self {
             machine,
             outbox,
+            messenger,
             trust,
             inbox,
+            askers: BTreeSet::new(),
             started,
             stop,
             queue,
@@ -76,6 +104,7 @@ impl FanOut {
             parking: FuturesUnordered::new(),
             telling: FuturesUnordered::new(),
             told,
+            how: None,
         }
     }
 
@@ -102,13 +131,17 @@ impl FanOut {
                     continue;
                 }
                 () = sleep_until(timeout) => Event::TimePassed,
-                Some(tag) = self.inbox.recv() => Event::ManifestArrived { tag },
+                Some(word) = self.inbox.recv() => match word {
+                    Word::Manifest(tag) => Event::ManifestArrived { tag },
+                    Word::Cancel { reply_to } => self.asked(reply_to),
+                },
                 heard = self.queue.next() => event_of(heard, &self.machine),
             };
             let effects = self.machine.handle(event, self.started.elapsed());
             for effect in effects {
                 if let Some(ended) = self.apply(effect).await {
-                    return Conclusion { run: self.machine.manifest().run, ended, inbox: self.inbox };
+                    let run = self.machine.manifest().run;
+                    return Conclusion { run, ended, how: self.how, inbox: self.inbox };
                 }
             }
         }
@@ -121,8 +154,7 @@ impl FanOut {
             Effect::Ack(tag) => tag.ack().await,
             Effect::Park { tag, reason } => self.park(tag, reason),
             Effect::DeleteQueue => self.queue.delete(),
-            // Nobody asks for a cancel yet.
-            Effect::Cancelled(_) => {}
+            Effect::Cancelled(cancellation) => self.cancelled(cancellation),
             Effect::Abandon { manifests } => {
                 let manifest = self.machine.manifest();
                 tracing::debug!(cid = %manifest.cid, run = %manifest.run, "fan-out let go");
@@ -134,6 +166,7 @@ impl FanOut {
             }
             Effect::End(summary) => {
                 self.tell(&summary);
+                self.how = summary.completed.then(|| self.how_it_ended(&summary));
                 // What is being parked went with the queue: nobody hands it out again.
                 while self.parking.next().await.is_some() {}
                 self.queue.close().await;
@@ -159,6 +192,33 @@ impl FanOut {
             tokio::time::sleep(PROGRESS_PAUSE).await;
             !matches!(sent, Err(PublishError::Unroutable(_)))
         }));
+    }
+
+    /// Somebody asks for a cancel, for the first time or again.
+    fn asked(&mut self, reply_to: String) -> Event<Tag> {
+        let Manifest { cid, run, .. } = self.machine.manifest();
+        self.messenger.answer(cid, reply_to.clone(), CancelState::Found { run: *run });
+        if self.askers.len() < MOST_ASKERS {
+            self.askers.insert(reply_to);
+        }
+        Event::Cancel { at: self.outbox.environment.now().into() }
+    }
+
+    /// The cancel cannot be undone any more: those are told who asked for it, and those who would work for nothing.
+    fn cancelled(&mut self, cancellation: Cancellation) {
+        let Manifest { cid, run, .. } = self.machine.manifest();
+        for reply_to in std::mem::take(&mut self.askers) {
+            self.messenger.answer(cid, reply_to, CancelState::Ended { run: *run, cancellation });
+        }
+        if cancellation.ended_by == Some(EndedBy::Cancel) {
+            self.messenger.announce(cid, *run);
+        }
+    }
+
+    fn how_it_ended(&self, summary: &Summary) -> Cancellation {
+        let missing = summary.ending.missing;
+        let responded = self.machine.manifest().targets.len() - missing;
+        Cancellation { responded, missing, ended_by: summary.ending.by }
     }
 
     fn tell(&self, summary: &Summary) {

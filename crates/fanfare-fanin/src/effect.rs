@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use fanfare_protocol::{Checkpoint, EndedBy, Ending, Fence};
+use fanfare_protocol::{Cancellation, Checkpoint, Ending, Fence};
 
 /// Something the coordinator has to do, in the order given.
 #[derive(Debug, Clone, PartialEq)]
@@ -84,17 +84,6 @@ pub enum Publication {
         /// Why it was given up.
         reason: String,
     },
-}
-
-/// What a cancel came upon.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cancellation {
-    /// Targets whose own results have counted. One that is on its way may still come before the failure in its place.
-    pub responded: usize,
-    /// The other targets of the fan-out, which fail.
-    pub missing: usize,
-    /// What ended the fan-out: [`EndedBy::Cancel`], or what had done so before; none where all targets had responded.
-    pub ended_by: Option<EndedBy>,
 }
 
 /// How a fan-out ended, for logs and counters.

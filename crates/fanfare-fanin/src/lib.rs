@@ -29,6 +29,6 @@ mod machine;
 mod manifests;
 mod read;
 
-pub use effect::{Cancellation, Effect, Publication, PublicationId, Summary};
+pub use effect::{Effect, Publication, PublicationId, Summary};
 pub use event::{Answer, Event, Item};
 pub use machine::{FanIn, Hold, Limits, Time};

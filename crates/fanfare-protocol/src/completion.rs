@@ -141,6 +141,18 @@ pub struct Ending {
     pub by: Option<EndedBy>,
 }
 
+/// What a cancel came upon.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cancellation {
+    /// Targets whose own results have counted. One that is on its way may still come before the failure in its place.
+    pub responded: usize,
+    /// The other targets of the fan-out, which fail.
+    pub missing: usize,
+    /// What ended the fan-out: [`EndedBy::Cancel`], or what had done so before; none where all targets had responded.
+    #[serde(default, deserialize_with = "EndedBy::read")]
+    pub ended_by: Option<EndedBy>,
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

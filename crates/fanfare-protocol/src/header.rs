@@ -61,6 +61,12 @@ pub const TYPE_PROGRESS: &str = "fanfare.progress";
 pub const TYPE_CHECKPOINT: &str = "fanfare.checkpoint";
 /// `type` of a fence.
 pub const TYPE_FENCE: &str = "fanfare.fence";
+/// `type` of a request to cancel a fan-out.
+pub const TYPE_CANCEL: &str = "fanfare.cancel";
+/// `type` of what a coordinator answers to that.
+pub const TYPE_CANCEL_ANSWER: &str = "fanfare.cancel-answer";
+/// `type` of what workers are told of a fan-out that was cancelled.
+pub const TYPE_CANCELLED: &str = "fanfare.cancelled";
 
 /// Whether a broker sets this header for the delivery at hand. A copy that is published anew must not carry it: a consumer
 /// would take it for what the broker says about the copy.

@@ -11,9 +11,11 @@
 //! - [`TargetResult`]: what a target answered; [`FinalPayload`]: what a final callback receives.
 //! - [`Manifest`]: the message that commits a fan-out, with the [`CompletionPolicy`] that it may have.
 //! - [`Checkpoint`], [`Fence`]: what coordinators write for one another.
+//! - [`CancelRequest`], [`CancelAnswer`], [`Cancelled`]: how a fan-out is cancelled.
 #![doc(test(attr(deny(warnings))))]
 
 mod callback;
+mod cancel;
 mod channel;
 mod completion;
 mod coordination;
@@ -33,8 +35,9 @@ mod result;
 mod time;
 
 pub use callback::{Callback, CallbackKind};
+pub use cancel::{CancelAnswer, CancelRequest, CancelState, Cancelled};
 pub use channel::{Channel, UnknownChannel};
-pub use completion::{CompletionPolicy, EndedBy, Ending, InvalidPolicy};
+pub use completion::{Cancellation, CompletionPolicy, EndedBy, Ending, InvalidPolicy};
 pub use coordination::{Checkpoint, CheckpointEntry, Fence};
 pub use invocation::{Invocation, MalformedInvocation, ReplyAddress};
 pub use manifest::{Manifest, ManifestTarget};

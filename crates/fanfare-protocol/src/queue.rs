@@ -12,6 +12,9 @@ pub const DELIVERY_LIMIT: i64 = 2_147_483_647;
 /// Milliseconds that an aggregation queue outlives its last use: seven days.
 pub const AGGREGATION_EXPIRES_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 
+/// Milliseconds that the queue of a coordinator or a worker outlives the channel that it was declared on: a minute.
+pub const EAR_EXPIRES_MS: i64 = 60 * 1000;
+
 /// Seconds that a retry can wait. Each step has a delay queue of its own, which is declared when it is first used; they are close
 /// enough for a wait to be spread over two or three of them, and few enough for all to exist.
 pub const DELAY_STEPS: [u32; 30] = [
@@ -45,7 +48,7 @@ pub struct QueueSpec {
 }
 
 /// A durable fanout exchange: a message published to it goes to every queue that is bound to it, and keeps its routing key,
-/// which names another queue for later.
+/// which may name another queue for later.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExchangeSpec {
     /// The exchange's name.
@@ -180,11 +183,42 @@ impl QueueNames {
         QueueSpec { name: self.named(&format!("wait.{id}")), exclusive: true, arguments }
     }
 
-    /// Whether a manifest may name this queue as that of its waiter.
+    /// Leads to all coordinators that run, for whoever asks something of them.
+    #[must_use]
+    pub fn coordinators(&self) -> ExchangeSpec {
+        ExchangeSpec { name: self.named("coordinators") }
+    }
+
+    /// What one coordinator hears through [`coordinators`](Self::coordinators); `id` is drawn each time that it connects.
+    #[must_use]
+    pub fn coordinator(&self, id: RunId) -> QueueSpec {
+        self.ear(&format!("coordinator.{id}"))
+    }
+
+    /// Leads to all workers that run, for coordinators.
+    #[must_use]
+    pub fn workers(&self) -> ExchangeSpec {
+        ExchangeSpec { name: self.named("workers") }
+    }
+
+    /// What one worker hears through [`workers`](Self::workers); `id` is drawn each time that it connects.
+    #[must_use]
+    pub fn worker(&self, id: RunId) -> QueueSpec {
+        self.ear(&format!("worker.{id}"))
+    }
+
+    /// Whether a message may name this queue as that of a waiter.
     #[must_use]
     pub fn is_wait(&self, queue: &str) -> bool {
         queue.strip_prefix(self.prefix.as_str()).is_some_and(|rest| rest.starts_with(".wait."))
             && queue.len() <= 255
+    }
+
+    /// A queue that only one process reads, and that goes with it.
+    fn ear(&self, name: &str) -> QueueSpec {
+        let arguments =
+            BTreeMap::from([("x-queue-type", "classic".into()), ("x-expires", EAR_EXPIRES_MS.into())]);
+        QueueSpec { name: self.named(name), exclusive: true, arguments }
     }
 
     fn internal(&self, name: &str) -> QueueSpec {

@@ -2,7 +2,7 @@ use std::time::Duration;
 
 use fanfare_broker::{BrokerError, PublishError};
 use fanfare_protocol::{
-    Cid, InvalidMetadata, InvalidName, InvalidPolicy, RunId, ServiceName, TargetKey, limits,
+    Cid, InvalidMetadata, InvalidName, InvalidPolicy, Prefix, RunId, ServiceName, TargetKey, limits,
 };
 
 /// An invocation did not succeed. The variants tell what the caller can do about it.
@@ -283,4 +283,94 @@ pub enum WaitError {
         /// What does not fit.
         source: serde_json::Error,
     },
+}
+
+/// A fan-out was not cancelled, or nobody can say. To cancel again is harmless in any case.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CancelError {
+    /// The CID is none. Nobody was asked.
+    #[error(transparent)]
+    Invalid(#[from] InvalidName),
+    /// There is no queue for the answer. Nobody was asked.
+    #[error("no coordinator was asked")]
+    Unprepared(#[source] Failure),
+    /// The request could not be sent.
+    #[error("no coordinator could be asked")]
+    NotSent(#[source] PublishError),
+    /// No coordinator listens: the fan-out goes on once one is started.
+    #[error("no coordinator runs under the prefix `{prefix}`: start one, and cancel again")]
+    NoCoordinator {
+        /// How its queues' names would begin.
+        prefix: Prefix,
+    },
+    /// Coordinators accept certain users only.
+    #[error("the request to cancel {cid} was refused: {reason}")]
+    Refused {
+        /// The correlation ID.
+        cid: Cid,
+        /// What the coordinator says.
+        reason: String,
+    },
+    /// The fan-out has ended, too long ago for any coordinator to know how: its queue is gone.
+    #[error("the fan-out has ended already, and no coordinator remembers how (CID {cid}, run {run})")]
+    Ended {
+        /// The correlation ID.
+        cid: Cid,
+        /// The run.
+        run: RunId,
+    },
+    /// No coordinator knows the fan-out.
+    #[error(
+        "no coordinator knows a fan-out {cid} ({}): it has ended some time ago, was never invoked under this prefix, or \
+         waits for a coordinator to take it, in which case cancel it again when one has", answers(*.answered, *.waited)
+    )]
+    Unknown {
+        /// The correlation ID.
+        cid: Cid,
+        /// Coordinators that said so.
+        answered: usize,
+        /// How long they were waited for.
+        waited: Duration,
+    },
+    /// A coordinator holds the fan-out and is to cancel it, but has not said that it is done.
+    #[error(
+        "the cancel of {cid} was not confirmed within {waited:?}: it takes effect unless the coordinator that holds the fan-out \
+         ends before; cancel again to know"
+    )]
+    Unconfirmed {
+        /// The correlation ID.
+        cid: Cid,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The connection on which the answer would have come was lost.
+    #[error("the connection was lost before {cid} was known to be cancelled: cancel again to know")]
+    Lost {
+        /// The correlation ID.
+        cid: Cid,
+        /// What was seen of the broker; none where the queue for the answer was taken away.
+        source: Option<BrokerError>,
+    },
+}
+
+impl CancelError {
+    /// Whether there was no broker to be reached from the start, so that nobody was asked.
+    #[must_use]
+    pub const fn is_unreachable(&self) -> bool {
+        matches!(
+            self,
+            Self::Unprepared(Failure::PreparationLimit(_) | Failure::Broker(BrokerError::Unreachable(_)))
+                | Self::NotSent(PublishError::NotSent(BrokerError::Unreachable(_)))
+        )
+    }
+}
+
+fn answers(answered: usize, waited: Duration) -> String {
+    let seconds = waited.as_secs();
+    match answered {
+        0 => format!("none has answered within {seconds} s"),
+        1 => format!("one has answered within {seconds} s"),
+        more => format!("{more} have answered within {seconds} s"),
+    }
 }

@@ -1,13 +1,14 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare_broker::{Broker, Environment};
-use fanfare_protocol::QueueNames;
+use fanfare_protocol::{Cancellation, Cid, QueueNames, RunId};
 use serde::Serialize;
 
 use crate::backlog::Backlog;
 use crate::known_queues::KnownQueues;
-use crate::{Accepted, Fanout, InvokeError, Target, invocation};
+use crate::{Accepted, CancelError, Fanout, InvokeError, Target, cancelling, invocation};
 
 /// Invokes services: the way into Fanfare for a program, and for a service that invokes others. Cheap to clone.
 ///
@@ -51,13 +52,15 @@ pub struct Config {
     pub preparation_limit: Duration,
     /// The deadline of a fan-out that sets none itself, from its manifest's first delivery; none for no deadline. 24 h.
     pub deadline: Option<Duration>,
+    /// The most that a cancel may take, once a coordinator has said that it holds the fan-out. 30 s.
+    pub cancel_limit: Duration,
     /// Fan-outs that may wait for a coordinator, of all publishers together: where so many do, an invocation is refused with
     /// [`Failure::Busy`](crate::Failure::Busy) before anything is sent. Each of them has a queue at the broker, which takes up
     /// to two of its file descriptors, and a broker that has none left closes everybody's connections. Services may
     /// invoke until it is twice as many, so that what has begun can end. 10,000; [`u64::MAX`] for no limit.
     pub most_waiting: u64,
-    /// The login that this program has at the broker, to be put into its manifests as `user_id`, which the broker checks.
-    /// Coordinators can be told to accept manifests of certain users only. None, which is the default, puts in nothing.
+    /// The login that this program has at the broker, to be put into its manifests and requests to cancel as `user_id`, which the
+    /// broker checks. Coordinators can be told to accept those of certain users only. None, which is the default, puts in nothing.
     pub user_id: Option<String>,
     /// The type of aggregation queues. Classic.
     pub queue_type: QueueType,
@@ -82,6 +85,7 @@ impl Default for Config {
             time_limit: Duration::from_secs(60),
             preparation_limit: Duration::from_secs(10),
             deadline: Some(Duration::from_secs(24 * 60 * 60)),
+            cancel_limit: Duration::from_secs(30),
             most_waiting: 10_000,
             user_id: None,
             queue_type: QueueType::default(),
@@ -132,6 +136,39 @@ impl Publisher {
     ) -> Result<Accepted, InvokeError> {
         let target = Target::new(service, payload);
         invocation::send(Arc::clone(&self.shared), source.as_ref().to_owned(), target).await
+    }
+
+    /// Ends a fan-out, or a parallel execution, without waiting for any more of its targets. Those that have not responded fail, with the exception
+    /// `cancelled`, and its callbacks are invoked with what there is. Workers are told not to begin with them, and services
+    /// that run for them to end early, by the cancellation token of their context; that reaches whoever is connected, and what
+    /// runs all the same is late, and dropped. Fan-outs that its targets have invoked are fan-outs of their own, and go on.
+    ///
+    /// When this returns, the fan-out ends whatever dies from then on. To cancel again changes nothing, and neither does
+    /// cancelling what has ended lately; what it returns tells which it was.
+    ///
+    /// It takes a coordinator that holds the fan-out: one that still waits for a coordinator is unknown to all. Each of
+    /// them has 5 s to answer, and [`Config::cancel_limit`] where it holds the fan-out.
+    ///
+    /// # Errors
+    /// [`CancelError`] tells what is known of the fan-out.
+    ///
+    /// # Cancel safety
+    /// A request that was sent takes effect also where the future is dropped.
+    pub async fn cancel(&self, fan_out: &Accepted) -> Result<Cancellation, CancelError> {
+        cancelling::cancel(Arc::clone(&self.shared), fan_out.clone()).await
+    }
+
+    /// As [`cancel`](Self::cancel), for all fan-outs with this CID that are open. It returns, by run, what came of those that
+    /// coordinators told of within a second; some may have ended before.
+    ///
+    /// # Errors
+    /// As for [`cancel`](Self::cancel). Without the run, one that has ended long ago cannot be told from one that never was.
+    pub async fn cancel_all(
+        &self,
+        cid: impl AsRef<str>,
+    ) -> Result<BTreeMap<RunId, Cancellation>, CancelError> {
+        let cid = Cid::new(cid.as_ref()).map_err(CancelError::Invalid)?;
+        cancelling::cancel_all(Arc::clone(&self.shared), cid, None).await
     }
 
     /// The broker that it publishes to.

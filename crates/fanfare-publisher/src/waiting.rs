@@ -51,13 +51,13 @@ pub(crate) async fn invoke_and_wait(fanout: Fanout, timeout: Duration) -> Result
 }
 
 /// The queue that one answer comes to. It is removed when the mailbox is dropped.
-struct Mailbox {
+pub(crate) struct Mailbox {
     queue: String,
     open: Option<(Arc<dyn ConsumerChannel>, Consumer)>,
 }
 
 impl Mailbox {
-    async fn open(shared: &Shared, queue: &QueueSpec) -> Result<Self, Failure> {
+    pub(crate) async fn open(shared: &Shared, queue: &QueueSpec) -> Result<Self, Failure> {
         let until = shared.preparation_end();
         let open = shared
             .through_outages(until, || async {
@@ -70,17 +70,22 @@ impl Mailbox {
         Ok(Self { queue: queue.name.clone(), open: Some(open) })
     }
 
+    /// Waits for a message. An error where the queue or its connection is lost.
+    pub(crate) async fn next(&mut self) -> Result<Message, Option<BrokerError>> {
+        let (_, consumer) = self.open.as_mut().expect("a mailbox is open until it is dropped");
+        let delivery = consumer.next().await.ok_or(None)??;
+        delivery.receipt.ack().await;
+        Ok(delivery.message)
+    }
+
     /// Waits for the answer to a fan-out. An error where the queue or its connection is lost.
     async fn receive(
         &mut self,
         expected: &Accepted,
         on_progress: Option<&OnProgress>,
     ) -> Result<Message, Option<BrokerError>> {
-        let (_, consumer) = self.open.as_mut().expect("a mailbox is open until it is dropped");
         loop {
-            let delivery = consumer.next().await.ok_or(None)??;
-            delivery.receipt.ack().await;
-            let message = delivery.message;
+            let message = self.next().await?;
             if is_of(&message, expected) {
                 match (message.kind(), on_progress) {
                     (header::TYPE_CALLBACK, _) => return Ok(message),

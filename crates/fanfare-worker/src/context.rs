@@ -117,8 +117,8 @@ impl Context {
         &self.shared.invocation.metadata
     }
 
-    /// Cancelled when the service is to end early: it ran out of time, or its worker stops and can wait no longer. What
-    /// the service itself awaits is dropped then; tasks that it spawned need the token.
+    /// Cancelled when the service is to end early: it ran out of time, its fan-out was cancelled, or its worker stops and can wait no
+    /// longer. What the service itself awaits is dropped then, at once or within a second; tasks that it spawned need the token.
     #[must_use]
     pub fn cancellation(&self) -> &CancellationToken {
         &self.shared.cancellation

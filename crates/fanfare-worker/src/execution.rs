@@ -40,7 +40,7 @@ pub(crate) struct Failure {
 
 impl Failure {
     /// Another attempt may do better.
-    fn passing(text: impl Into<String>) -> Self {
+    pub(crate) fn passing(text: impl Into<String>) -> Self {
         Self { exception: Exception::new(text), fatal: false }
     }
 }

@@ -9,10 +9,12 @@ use tracing::Instrument;
 
 use crate::Context;
 use crate::answer::Answers;
+use crate::cancelled::{CancelledRuns, RunningTarget};
 use crate::execution::{Exception, Failure, execute};
 use crate::history::{History, Turn, Work};
 use crate::registration::Registered;
 use crate::slot::Slot;
+use crate::worker::CANCELLATION_GRACE;
 
 /// Takes each delivery of one service from its queue to its ack: decode, run, answer or retry, ack.
 pub(crate) struct Pipeline {
@@ -23,6 +25,7 @@ pub(crate) struct Pipeline {
     pub(crate) publisher: Publisher,
     pub(crate) stop: Stop,
     pub(crate) history: History,
+    pub(crate) cancelled: CancelledRuns,
 }
 
 /// How a worker that stops presses its invocations.
@@ -130,9 +133,23 @@ impl Pipeline {
                 return Fate::Done;
             }
         };
-        let outcome = self.run(invocation.clone(), redelivered, slot).await;
+        // Of a cancelled fan-out only the targets are left out: its callbacks run.
+        let target = match invocation.reply.as_ref().map(|_| self.cancelled.begin(invocation.run)) {
+            None => None,
+            Some(Some(target)) => Some(target),
+            Some(None) => {
+                slot.finish();
+                tracing::debug!(message_id = invocation.message_id, run = %invocation.run, "not run: its fan-out was cancelled");
+                return Fate::Done;
+            }
+        };
+        let outcome = self.run(invocation.clone(), redelivered, slot, target.as_ref()).await;
         slot.finish();
         match outcome {
+            // A failure stands in the place of its result, and is in the queue: nobody waits for this one any more.
+            _ if target.as_ref().is_some_and(RunningTarget::is_cancelled) => {
+                tracing::debug!(message_id = invocation.message_id, run = %invocation.run, "its fan-out was cancelled while it ran");
+            }
             // It was cut short by this worker and not by anything of its own: it deserves another run.
             Err(_) if self.stop.cancel.is_cancelled() => return Fate::Requeued,
             Err(failure) if self.retry(message, &invocation, &failure).await => {}
@@ -192,6 +209,7 @@ impl Pipeline {
         invocation: Invocation,
         redelivered: bool,
         slot: &Slot,
+        target: Option<&RunningTarget>,
     ) -> Result<Box<RawValue>, Failure> {
         let body = invocation.body.clone();
         let span = tracing::info_span!(
@@ -201,15 +219,27 @@ impl Pipeline {
             cid = %invocation.cid,
             message_id = invocation.message_id,
         );
+        let cancellation = self.stop.cancel.child_token();
         let context = Context::new(
             self.registered.name.clone(),
             invocation,
             redelivered,
-            self.stop.cancel.child_token(),
+            cancellation.clone(),
             self.publisher.clone(),
             slot.clone(),
         );
-        execute(&self.registered, context, &body).instrument(span).await
+        let running = execute(&self.registered, context, &body).instrument(span);
+        let Some(target) = target else { return running.await };
+        let cancelled = async {
+            target.cancelled().await;
+            cancellation.cancel();
+            tokio::time::sleep(CANCELLATION_GRACE).await;
+        };
+        tokio::select! {
+            biased;
+            outcome = running => outcome,
+            () = cancelled => Err(Failure::passing("its fan-out was cancelled")),
+        }
     }
 
     /// Answers for a message that cannot be run, where it says to whom, and parks it otherwise.

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::answer::Answers;
+use crate::cancelled::CancelledRuns;
 use crate::history::History;
 use crate::lane::Lane;
 use crate::pipeline::{Pipeline, Stop};
@@ -20,7 +21,7 @@ use crate::slot::{AllSlots, Slots};
 use crate::{Registration, WorkerError};
 
 /// How long an invocation that was told to end has for it before it is dropped.
-const CANCELLATION_GRACE: Duration = Duration::from_secs(1);
+pub(crate) const CANCELLATION_GRACE: Duration = Duration::from_secs(1);
 /// How long it may take to put back what was dropped. What is not put back by then comes back with the connection.
 const REQUEUE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -213,6 +214,8 @@ async fn warn_of_long_services(publisher: &Publisher, services: &[Registered], l
 /// A worker at work: one lane per service, and the invocations that they started.
 struct Running {
     lanes: JoinSet<()>,
+    /// Listens to what all workers are told, until this is dropped.
+    _listener: JoinSet<()>,
     invocations: TaskTracker,
     stopping: CancellationToken,
     stop: Stop,
@@ -220,8 +223,12 @@ struct Running {
 
 impl Running {
     fn start(publisher: Publisher, config: &Config, services: Vec<Registered>) -> Self {
+        let cancelled = CancelledRuns::default();
+        let (broker, environment) = (Arc::clone(publisher.broker()), Arc::clone(publisher.environment()));
+        let listener = cancelled.clone().listen(broker, environment, publisher.config().names.clone());
         let running = Self {
             lanes: JoinSet::new(),
+            _listener: [listener].into_iter().collect(),
             invocations: TaskTracker::new(),
             stopping: CancellationToken::new(),
             stop: Stop::default(),
@@ -246,6 +253,7 @@ impl Running {
                     publisher: publisher.clone(),
                     stop: running.stop.clone(),
                     history: History::default(),
+                    cancelled: cancelled.clone(),
                 }),
             };
             running.lanes.spawn(lane.run());

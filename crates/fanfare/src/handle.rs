@@ -1,9 +1,10 @@
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fanfare_broker::Broker;
 use fanfare_coordinator::{Config as CoordinatorConfig, Coordinator};
-use fanfare_protocol::QueueNames;
-use fanfare_publisher::{Accepted, Fanout, InvokeError, Publisher};
+use fanfare_protocol::{Cancellation, QueueNames, RunId};
+use fanfare_publisher::{Accepted, CancelError, Fanout, InvokeError, Publisher};
 use fanfare_worker::{Config as WorkerConfig, Worker};
 use serde::Serialize;
 
@@ -88,6 +89,42 @@ impl Fanfare {
         payload: impl Serialize,
     ) -> Result<Accepted, InvokeError> {
         self.publisher.send(source, service, payload).await
+    }
+
+    /// Ends a fan-out without waiting for any more of its targets: see [`Publisher::cancel`].
+    ///
+    /// ```
+    /// use fanfare::{EndedBy, Fanfare};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let fanfare = Fanfare::in_memory();
+    /// tokio::spawn(fanfare.coordinator().run_until(std::future::pending()));
+    /// let fanout = fanfare.fanout("nightly").target("report.write", 7).on_final("report.done");
+    /// let accepted = fanout.declare_missing().invoke().await?;
+    ///
+    /// let cancellation = fanfare.cancel(&accepted).await?;
+    /// assert_eq!((cancellation.responded, cancellation.missing), (0, 1));
+    /// assert_eq!(cancellation.ended_by, Some(EndedBy::Cancel));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`CancelError`] tells what is known of the fan-out.
+    pub async fn cancel(&self, fan_out: &Accepted) -> Result<Cancellation, CancelError> {
+        self.publisher.cancel(fan_out).await
+    }
+
+    /// Ends all fan-outs with this CID that are open: see [`Publisher::cancel_all`].
+    ///
+    /// # Errors
+    /// [`CancelError`] tells what is known of them.
+    pub async fn cancel_all(
+        &self,
+        cid: impl AsRef<str>,
+    ) -> Result<BTreeMap<RunId, Cancellation>, CancelError> {
+        self.publisher.cancel_all(cid).await
     }
 
     /// A worker without services yet.

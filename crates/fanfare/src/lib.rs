@@ -38,7 +38,7 @@
 //!   [coordinators](Fanfare::coordinator).
 //! - [`service`] makes a service of an async function; its [`Context`] tells how it was invoked and invokes others.
 //! - [`FinalPayload`] is what a final callback takes, and [`TargetResult`] what an on-target callback takes.
-//! - [`InvokeError`] and [`WaitError`] tell what the caller can do.
+//! - [`InvokeError`], [`WaitError`] and [`CancelError`] tell what the caller can do.
 //! - [`testkit`] runs all of it in memory for the tests of your services.
 //! - [`services`] has those that come with Fanfare, and programs and URLs as services.
 #![doc(test(attr(deny(warnings))))]
@@ -56,12 +56,12 @@ pub use fanfare_coordinator::{
     Config as CoordinatorConfig, Coordinator, Error as CoordinatorError, Limits as CoordinatorLimits,
 };
 pub use fanfare_protocol::{
-    Channel, Cid, EndedBy, FinalPayload, InvalidMetadata, InvalidName, Metadata, PayloadError, Prefix,
-    QueueNames, RunId, ServiceName, Source, TargetFailure, TargetKey, TargetResult, WireTime,
+    Cancellation, Channel, Cid, EndedBy, FinalPayload, InvalidMetadata, InvalidName, Metadata, PayloadError,
+    Prefix, QueueNames, RunId, ServiceName, Source, TargetFailure, TargetKey, TargetResult, WireTime,
 };
 pub use fanfare_publisher::{
-    Accepted, Completion, Config as PublisherConfig, Failure, Fanout, IntoNames, Invalid, InvokeError,
-    Publisher, QueueType, Target, WaitError,
+    Accepted, CancelError, Completion, Config as PublisherConfig, Failure, Fanout, IntoNames, Invalid,
+    InvokeError, Publisher, QueueType, Target, WaitError,
 };
 pub use fanfare_services as services;
 pub use fanfare_worker::{

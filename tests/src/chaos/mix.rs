@@ -133,6 +133,7 @@ impl Draft {
             deadline_ms: self.deadline.map(milliseconds),
             completion: None,
             excuses: Vec::new(),
+            cancelled: false,
         }
     }
 

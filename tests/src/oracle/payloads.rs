@@ -131,8 +131,7 @@ impl<'a> Case<'a, '_> {
                 }
                 (Some(EndedBy::Deadline), deadline) => deadline.is_some(),
                 (Some(EndedBy::Completion), _) => plan.completion.is_some(),
-                // Nobody cancels.
-                (Some(_), _) => false,
+                (Some(EndedBy::Cancel), _) => plan.cancelled,
                 _ if plan.excuses.iter().any(|excuse| text.contains(excuse.as_str())) => true,
                 _ if text.starts_with(BY_TIME_OUT) => last.next().is_some(),
                 _ if text.starts_with(BY_DELETION) => {

@@ -164,6 +164,9 @@ pub struct Plan {
     /// that the log itself explains.
     #[serde(default)]
     pub excuses: Vec<String>,
+    /// Whether somebody may cancel it.
+    #[serde(default)]
+    pub cancelled: bool,
 }
 
 /// One target of a plan.

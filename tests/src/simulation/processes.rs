@@ -8,7 +8,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use fanfare_broker::{Broker, Environment};
 use fanfare_coordinator::Coordinator;
-use fanfare_publisher::Publisher;
+use fanfare_protocol::Cid;
+use fanfare_publisher::{Accepted, Publisher};
 use fanfare_worker::Worker;
 use futures_util::future::BoxFuture;
 use tokio::task::{AbortHandle, JoinSet};
@@ -233,9 +234,15 @@ async fn publish(link: Arc<Link>, publisher: Publisher, script: Arc<Mutex<VecDeq
         link.alive(tokio::time::sleep(step.pause)).await;
         let (link, publisher) = (Arc::clone(&link), publisher.clone());
         under_way.spawn(async move {
-            let Step { name, cid, draft, wait, .. } = step;
+            let Step { name, cid, draft, wait, cancel, .. } = step;
             let fanout = if draft.parallel { publisher.parallel("sim") } else { publisher.fanout("sim") };
-            link.alive(services::invoke(&link, fanout, &name, &cid, &draft, wait)).await;
+            let run = link.alive(services::invoke(&link, fanout, &name, &cid, &draft, wait)).await;
+            if let (Some(run), Some(after)) = (run, cancel) {
+                link.alive(tokio::time::sleep(after)).await;
+                let cid = Cid::new(cid).expect("a proper CID");
+                let outcome = link.alive(publisher.cancel(&Accepted { cid, run })).await;
+                link.shared.journal.trace(|| format!("{}: cancel of {name}: {outcome:?}", link.name));
+            }
         });
     }
     while let Some(invoked) = under_way.join_next().await {

@@ -46,6 +46,8 @@ pub(super) struct Step {
     pub(super) draft: Draft,
     /// How long the caller waits for the outcome; it doesn't where there is none.
     pub(super) wait: Option<Duration>,
+    /// When the caller cancels it, after it was accepted, if at all.
+    pub(super) cancel: Option<Duration>,
 }
 
 /// A fan-out to be invoked. It is data, so that a target can be told to invoke one.
@@ -57,6 +59,8 @@ pub(super) struct Draft {
     pub(super) on_final: Vec<String>,
     pub(super) deadline_ms: Option<u64>,
     pub(super) completion: Option<CompletionPolicy>,
+    /// Whether its caller may cancel it.
+    pub(super) is_cancelled: bool,
 }
 
 /// What a target does.
@@ -144,15 +148,13 @@ impl Step {
     fn draw(random: &Random, publisher: u64, n: u64) -> Self {
         let name = format!("p{publisher}-{n}");
         let cid = if random.chance(0.2) { "same".to_owned() } else { name.clone() };
-        let draft = Draft::draw(random, 1);
+        let mut draft = Draft::draw(random, 1);
+        let pause = Duration::from_millis(random.of(0..=3_000));
         let may_wait = !draft.parallel;
-        Self {
-            name,
-            cid,
-            pause: Duration::from_millis(random.of(0..=3_000)),
-            wait: (may_wait && random.chance(0.3)).then(|| Duration::from_millis(random.of(100..=60_000))),
-            draft,
-        }
+        let wait = (may_wait && random.chance(0.3)).then(|| Duration::from_millis(random.of(100..=60_000)));
+        draft.is_cancelled = wait.is_none() && random.chance(0.3);
+        let cancel = draft.is_cancelled.then(|| Duration::from_millis(random.of(0..=3_000)));
+        Self { name, cid, pause, draft, wait, cancel }
     }
 }
 
@@ -178,6 +180,7 @@ impl Draft {
             on_final: if parallel { Vec::new() } else { some(1) },
             deadline_ms: random.chance(0.3).then(|| random.of(500..=20_000)),
             completion,
+            is_cancelled: false,
         }
     }
 
@@ -200,6 +203,7 @@ impl Draft {
             deadline_ms: self.deadline_ms,
             completion: self.completion,
             excuses: Vec::new(),
+            cancelled: self.is_cancelled,
         }
     }
 }

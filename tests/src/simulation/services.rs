@@ -141,7 +141,8 @@ async fn pause(milliseconds: u64) {
     }
 }
 
-/// Invokes a draft, and tells the oracle what came of it. Whoever is dead by then tells nothing.
+/// Invokes a draft, and tells the oracle what came of it. Whoever is dead by then tells nothing. Returns the run where it was
+/// accepted and nobody has waited for it.
 pub(super) async fn invoke(
     link: &Link,
     fanout: Fanout,
@@ -149,7 +150,7 @@ pub(super) async fn invoke(
     cid: &str,
     draft: &Draft,
     wait: Option<Duration>,
-) {
+) -> Option<RunId> {
     let journal = &link.shared.journal;
     let record = |event: Event| {
         if !link.is_over() {
@@ -162,10 +163,12 @@ pub(super) async fn invoke(
     let returned = |outcome: Outcome| Event::Returned { invocation: invocation.clone(), outcome };
     let accepted = |run: RunId| returned(Outcome::Accepted { run: run.to_string() });
     let Some(timeout) = wait else {
-        return record(match fanout.invoke().await {
+        let invoked = fanout.invoke().await;
+        record(match &invoked {
             Ok(invoked) => accepted(invoked.run),
-            Err(error) => returned(outcome_of(&error)),
+            Err(error) => returned(outcome_of(error)),
         });
+        return invoked.ok().map(|invoked| invoked.run);
     };
     match fanout.invoke_and_wait(timeout).await {
         Ok(payload) => {
@@ -177,6 +180,7 @@ pub(super) async fn invoke(
         // What is malformed is for the oracle to see: nobody accepted it, and yet it is there.
         Err(_) => record(returned(Outcome::NotAccepted)),
     }
+    None
 }
 
 fn outcome_of(error: &InvokeError) -> Outcome {

@@ -117,14 +117,21 @@ pub(super) async fn a_message_that_is_too_large_is_not_sent(bench: &Bench<'_>) {
 
 pub(super) async fn a_user_id_that_is_not_the_publishers_login_is_refused(bench: &Bench<'_>) {
     let queue = bench.declare("q", "classic", &[]).await;
+    let exchange = bench.declare_exchange("x").await;
+    bench.broker.bind(&queue, &exchange).await.unwrap();
     let signed = |number: usize, user: String| {
         let mut message = message(number);
         message.properties.user_id = Some(user);
-        bench.broker.publish(&queue, message)
+        message
     };
-    let outcome = signed(1, format!("not-{}", bench.user())).await;
-    assert!(matches!(&outcome, Err(PublishError::NotSent(BrokerError::WrongUser(_)))), "{outcome:?}");
-    signed(2, bench.user()).await.unwrap();
+    let another = signed(1, format!("not-{}", bench.user()));
+    for outcome in [
+        bench.broker.publish(&queue, another.clone()).await,
+        bench.broker.publish_through(&exchange, "", another).await,
+    ] {
+        assert!(matches!(&outcome, Err(PublishError::NotSent(BrokerError::WrongUser(_)))), "{outcome:?}");
+    }
+    bench.broker.publish(&queue, signed(2, bench.user())).await.unwrap();
     bench.fill(&queue, [3]).await;
     let (_channel, mut consumer) = consume(&bench.broker, &queue, 10).await;
     let arrived = take(&mut consumer, 2).await;

@@ -117,6 +117,8 @@ mod tests {
             names.aggregation(&cid, run),
             names.replicated_aggregation(&cid, run),
             names.wait(run),
+            names.coordinator(run),
+            names.worker(run),
         ] {
             Arguments::read(&spec).unwrap();
         }

@@ -176,6 +176,7 @@ impl State {
         now: Instant,
     ) -> Result<(), PublishError> {
         self.check_sending(client, message)?;
+        self.check_user(client, message).map_err(PublishError::NotSent)?;
         let name = &route.exchange;
         let Some(bound) = self.exchanges.bound_to(name) else {
             return Err(PublishError::NoExchange(name.clone()));

@@ -1,5 +1,6 @@
 //! A consumer of one queue that outlives its channels.
 
+mod source;
 #[cfg(test)]
 mod tests;
 mod window;
@@ -10,12 +11,13 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use fanfare_protocol::QueueSpec;
+use fanfare_protocol::{ExchangeSpec, QueueSpec, RunId};
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Fuse};
 use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
+use self::source::Source;
 use self::window::Window;
 use crate::{Backoff, Broker, BrokerError, Consumer, Delivery, Environment, Reminder};
 
@@ -26,8 +28,9 @@ const STOP: Duration = Duration::from_secs(10);
 /// A channel that lasted this long ends the growth of the waits between attempts.
 const LASTING: Duration = Duration::from_secs(30);
 
-/// Consumes one durable queue for as long as its owner lives: through every reconnect, and with as many channels as it
-/// takes so that deliveries which are held for long do not keep others from coming.
+/// Consumes one durable queue, or [what is published to an exchange](Subscription::to_exchange), for as long as its owner lives:
+/// through every reconnect, and with as many channels as it takes so that deliveries which are held for long do not keep others
+/// from coming.
 ///
 /// The queue is declared first, and again where it was deleted. An outage is waited out; what cannot heal by itself (the
 /// queue has other arguments, access is denied) is logged as an error with its remedy, once a minute, and tried again all
@@ -63,7 +66,7 @@ const LASTING: Duration = Duration::from_secs(30);
 pub struct Subscription {
     broker: Arc<dyn Broker>,
     environment: Arc<dyn Environment>,
-    queue: QueueSpec,
+    source: Source,
     options: SubscriptionOptions,
     channels: Vec<Subscribed>,
     /// Whose turn it is to be asked first, so that none of them starves.
@@ -121,6 +124,30 @@ impl Subscription {
         queue: QueueSpec,
         options: SubscriptionOptions,
     ) -> Self {
+        Self::to(broker, environment, Source::Queue(queue), options)
+    }
+
+    /// A subscription to what is published to a fanout exchange from now on, but for what is published while it is not connected.
+    ///
+    /// It takes that through an exclusive queue, `queue` of an id that is drawn afresh each time: one of an earlier connection
+    /// may be there still, and would be locked. The exchange is declared where it is missing.
+    #[must_use]
+    pub fn to_exchange(
+        broker: Arc<dyn Broker>,
+        environment: Arc<dyn Environment>,
+        exchange: ExchangeSpec,
+        queue: impl Fn(RunId) -> QueueSpec + Send + Sync + 'static,
+    ) -> Self {
+        let source = Source::Exchange { exchange, queue: Arc::new(queue) };
+        Self::to(broker, environment, source, SubscriptionOptions::default())
+    }
+
+    fn to(
+        broker: Arc<dyn Broker>,
+        environment: Arc<dyn Environment>,
+        source: Source,
+        options: SubscriptionOptions,
+    ) -> Self {
         let options = SubscriptionOptions {
             prefetch: options.prefetch.max(1),
             most_channels: options.most_channels.max(1),
@@ -128,7 +155,7 @@ impl Subscription {
         Self {
             broker,
             environment,
-            queue,
+            source,
             options,
             channels: Vec::new(),
             turn: 0,
@@ -170,7 +197,7 @@ impl Subscription {
         };
         if tokio::time::timeout(STOP, stop).await.is_err() {
             tracing::warn!(
-                queue = self.queue.name,
+                queue = self.source.name(),
                 "the broker did not answer while the subscription stopped"
             );
         }
@@ -253,12 +280,12 @@ impl Subscription {
     fn open(&mut self) {
         let wait = if self.failed { self.backoff.next(&*self.environment) } else { Duration::ZERO };
         self.failed = false;
-        let (broker, queue) = (Arc::clone(&self.broker), self.queue.clone());
+        let (broker, source) = (Arc::clone(&self.broker), self.source.clone());
+        let environment = Arc::clone(&self.environment);
         let (prefetch, changed) = (self.options.prefetch, Arc::clone(&self.changed));
         let attempt = async move {
-            broker.declare(&queue).await?;
-            let channel = broker.open().await?;
-            let consumer = channel.consume(&queue.name, prefetch).await?;
+            let (channel, queue) = source.open(&*broker, &*environment).await?;
+            let consumer = channel.consume(&queue, prefetch).await?;
             let window = Window::new(channel, prefetch, changed);
             Ok(Subscribed { consumer, window, since: Instant::now(), leaving: None })
         };
@@ -275,7 +302,7 @@ impl Subscription {
         self.channels.push(subscribed);
         if let Some(outage) = self.outage.take() {
             let seconds = outage.since.elapsed().as_secs_f64();
-            tracing::info!(queue = self.queue.name, seconds, "subscription is back");
+            tracing::info!(queue = self.source.name(), seconds, "subscription is back");
         }
     }
 
@@ -287,7 +314,7 @@ impl Subscription {
         match error {
             Some(error) => self.failed(&error),
             None => {
-                let queue = &self.queue.name;
+                let queue = self.source.name();
                 tracing::warn!(queue, "the broker cancelled the consumer: declaring the queue again");
                 self.failed = true;
                 self.outage.get_or_insert_with(Outage::begin);
@@ -297,7 +324,7 @@ impl Subscription {
 
     /// An attempt failed, or a channel was lost. Trouble that passes is logged once an outage, a refusal again and again.
     fn failed(&mut self, error: &BrokerError) {
-        let queue = &self.queue.name;
+        let queue = self.source.name();
         self.failed = true;
         let is_new = self.outage.is_none();
         let outage = self.outage.get_or_insert_with(Outage::begin);
@@ -341,7 +368,7 @@ impl Outage {
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Subscription")
-            .field("queue", &self.queue.name)
+            .field("queue", &self.source.name())
             .field("channels", &self.channels.len())
             .field("stopped", &self.stopped)
             .finish_non_exhaustive()

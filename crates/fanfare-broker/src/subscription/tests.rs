@@ -69,6 +69,43 @@ impl Fixture {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_published_to_an_exchange_comes_to_all_who_are_connected_and_again_after_a_reconnect() {
+    let broker = MemoryBroker::new();
+    let exchange = QueueNames::default().workers();
+    let publish = async |body: &str| {
+        let message = Message { body: body.to_owned().into(), ..Message::default() };
+        broker.publish_through(&exchange.name, "", message).await
+    };
+    let client = Arc::new(broker.connect());
+    let (names, system) = (QueueNames::default(), Arc::new(System));
+    let listen = |client: Arc<dyn Broker>| {
+        let names = names.clone();
+        Subscription::to_exchange(client, system.clone(), names.workers(), move |id| names.worker(id))
+    };
+    let mut ears = [listen(Arc::clone(&client) as Arc<dyn Broker>), listen(Arc::new(broker.connect()))];
+    for ear in &mut ears {
+        assert!(timeout(SOON, ear.next()).await.is_err(), "nothing was published yet");
+        assert!(ear.is_connected(), "the exchange was missing, and is declared");
+    }
+    for round in ["before", "after"] {
+        publish(round).await.expect("somebody listens");
+        for ear in &mut ears {
+            let heard = timeout(SOON, ear.next()).await.expect("it comes").expect("it is not stopped");
+            assert_eq!(heard.message.body, round);
+            heard.receipt.ack().await;
+        }
+        client.cut();
+        assert!(timeout(SOON, ears[0].next()).await.is_err(), "what was acked does not come again");
+    }
+    for ear in &mut ears {
+        ear.stop().await;
+    }
+    // Nobody reads their queues any more, so these go, and nobody listens.
+    tokio::time::sleep(SOON * 2).await;
+    assert!(matches!(publish("nobody").await, Err(crate::PublishError::Unbound(_))));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_missing_queue_is_declared() {
     let mut fixture = Fixture::new(1, 1);
     assert!(!fixture.subscription.is_connected());

@@ -5,7 +5,7 @@ use std::time::Duration;
 use fanfare::{BrokerError, Cid, Environment, Fanfare, PublishError, RunId, ServiceName, System};
 use fanfare_broker::amqp::redacted;
 use fanfare_broker::{QueueState, consumer_timeout};
-use fanfare_protocol::{Message, QueueSpec};
+use fanfare_protocol::{ExchangeSpec, Message, QueueSpec};
 
 use super::finding::{Finding, Verdict};
 use crate::exit::remedy;
@@ -78,6 +78,40 @@ impl Examination<'_> {
             Err(error) => Finding::new(Verdict::Wrong, what, error.to_string()).remedy(format!(
                 "rabbitmqctl set_permissions -p VHOST USER '^{prefix}\\.' '^({prefix}\\..*|amq\\.default)$' '^{prefix}\\.'"
             )),
+        }
+    }
+
+    /// The exchanges through which fan-outs are cancelled, and whether anyone listens.
+    pub(super) async fn cancelling(&self) -> Vec<Finding> {
+        let names = self.fanfare.names();
+        let (coordinators, workers) = (names.coordinators(), names.workers());
+        vec![
+            self.exchange(&coordinators, "no fan-out can be cancelled").await,
+            self.exchange(&workers, "a cancel keeps no target from being run").await,
+        ]
+    }
+
+    /// Whether an exchange is there and leads to anyone. A message that nobody knows is sent to find out: those who hear it drop it.
+    async fn exchange(&self, exchange: &ExchangeSpec, without: &str) -> Finding {
+        let finding =
+            |verdict, found: &str| Finding::new(verdict, format!("exchange {}", exchange.name), found);
+        let broker = self.fanfare.broker();
+        let heard = match broker.publish_through(&exchange.name, "", Message::default()).await {
+            Err(PublishError::NoExchange(_)) => {
+                return finding(Verdict::Note, "not there yet: whoever listens first declares it");
+            }
+            heard => heard,
+        };
+        match (broker.declare_exchange(exchange).await, heard) {
+            (Err(error), _) => finding(Verdict::Wrong, &error.to_string()).remedy(
+                "where it is of another type: rabbitmqadmin delete exchange name=NAME, and have those who listen connect again",
+            ),
+            (Ok(()), Ok(())) => finding(Verdict::Ok, "there, and heard"),
+            (Ok(()), Err(PublishError::Unbound(_))) => {
+                finding(Verdict::Note, &format!("there, and nobody listens, so {without}"))
+            }
+            (Ok(()), Err(error)) => finding(Verdict::Wrong, &error.with_cause())
+                .remedy("let the doctor have a user who may do all of it"),
         }
     }
 
@@ -285,6 +319,30 @@ mod tests {
         assert!(found.contains("WRONG   coordinators: none, and 1 fan-outs wait for one"), "{found}");
         let found = text(&examination.service(&ServiceName::new("a").unwrap()).await);
         assert!(found.contains("WRONG   workers of a: none, and 1 messages wait for one"), "{found}");
+    }
+
+    #[tokio::test]
+    async fn exchange_that_nobody_listens_to_is_worth_knowing_and_a_missing_one_is_not_created() {
+        let fanfare = Fanfare::in_memory();
+        let examination =
+            Examination { fanfare: &fanfare, renewal: RENEWAL, consumer_timeout: consumer_timeout::DEFAULT };
+        for _ in 0..2 {
+            let found = text(&examination.cancelling().await);
+            assert_eq!(found.matches("not there yet").count(), 2, "{found}");
+        }
+        let (broker, workers) = (fanfare.broker(), fanfare.names().workers());
+        broker.declare_exchange(&workers).await.unwrap();
+        let found = text(&examination.cancelling().await);
+        assert!(
+            found.contains("note    exchange fanfare.workers: there, and nobody listens, so a cancel"),
+            "{found}"
+        );
+        let channel = broker.open().await.unwrap();
+        let queue = fanfare.names().worker(RunId::from(System.unique()));
+        channel.declare_exclusive(&queue).await.unwrap();
+        channel.bind(&queue.name, &workers.name).await.unwrap();
+        let found = text(&examination.cancelling().await);
+        assert!(found.contains("ok      exchange fanfare.workers: there, and heard"), "{found}");
     }
 
     #[tokio::test]

@@ -19,6 +19,13 @@ fn check_invoke(arguments: &[&str], exit: i32, expected: &str) {
 }
 
 #[test]
+fn cancel_of_what_is_no_cid_is_bad_input_and_without_a_broker_nobody_is_asked() {
+    check(&["cancel", "a b", "--broker", NO_BROKER], 2, "CID \"a b\" is not allowed");
+    check(&["cancel", "a", "--run", "b", "--broker", NO_BROKER], 2, "--run");
+    check(&["cancel", "a", "--broker", NO_BROKER], 3, "127.0.0.1:9");
+}
+
+#[test]
 fn invocation_that_breaks_a_rule_is_bad_input_even_without_a_broker() {
     for (arguments, expected) in [
         (&["--target", "a b"][..], "service name \"a b\" is not allowed"),

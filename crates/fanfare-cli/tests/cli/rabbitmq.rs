@@ -93,6 +93,47 @@ fn invocations_end_with_the_exit_codes_that_the_help_promises() {
 }
 
 #[test]
+fn cancel_ends_with_the_exit_codes_that_its_help_promises() {
+    let pool = Pool::start("cancel");
+    let cancel = |cid: &str| run(pool.path(), &["cancel", cid]);
+    let invoked = pool.invoke(&[
+        "--target",
+        "nobody",
+        "--declare-missing",
+        "--cid",
+        "c-1",
+        "--on-final",
+        "helpers.echo",
+    ]);
+    assert_eq!(invoked.exit, 0, "{invoked:?}");
+    for time in ["first", "second"] {
+        let ended = cancel("c-1");
+        assert_eq!((ended.exit, ended.stderr.as_str()), (0, ""), "{time}");
+        assert!(ended.stdout.ends_with(" cancelled: 0 of 1 targets had responded\n"), "{time}: {ended:?}");
+        assert_eq!(ended.stdout.lines().count(), 1, "{time}: {ended:?}");
+    }
+    assert_eq!(pool.invoke(&["--target", "helpers.echo", "--cid", "c-2", "--wait"]).exit, 0);
+    let ended = cancel("c-2");
+    assert_eq!(ended.exit, 0, "{ended:?}");
+    assert!(ended.stdout.ends_with(" ended before: 1 of 1 targets had responded\n"), "{ended:?}");
+    let run_id = ended.stdout.split(' ').next().unwrap();
+    let again = run(pool.path(), &["cancel", "c-2", "--run", run_id]);
+    assert_eq!((again.exit, again.stdout), (0, ended.stdout));
+    let ended = cancel("c-3");
+    assert_eq!((ended.exit, ended.stdout.as_str()), (1, ""));
+    assert!(
+        ended.stderr.contains("no coordinator knows a fan-out c-3 (one has answered"),
+        "{}",
+        ended.stderr
+    );
+    let Pool { directory, coordinator, .. } = pool;
+    assert_eq!(coordinator.stop(Signal::TERM).0, Some(0));
+    let ended = run(directory.path(), &["cancel", "c-1"]);
+    assert_eq!(ended.exit, 1, "{ended:?}");
+    assert!(ended.stderr.contains("no coordinator runs under the prefix `cli-cancel"), "{}", ended.stderr);
+}
+
+#[test]
 fn doctor_finds_a_running_system_well_and_a_stopped_one_not() {
     let pool = Pool::start("doctor");
     // Through a whole fan-out, so that every queue is declared.
@@ -104,6 +145,8 @@ fn doctor_finds_a_running_system_well_and_a_stopped_one_not() {
         "ok      permission to read (consume): granted".to_owned(),
         format!("ok      queue {}.service.t.program: there, with the right arguments", pool.prefix),
         "ok      coordinators: there".to_owned(),
+        format!("ok      exchange {}.coordinators: there, and heard", pool.prefix),
+        format!("ok      exchange {}.workers: there, and heard", pool.prefix),
     ] {
         assert!(ended.stdout.contains(&expected), "{expected}: {}", ended.stdout);
     }

@@ -6,11 +6,11 @@
 
 use std::time::Duration;
 
-use fanfare_protocol::{EndedBy, WireTime};
+use fanfare_protocol::{Cancellation, EndedBy, WireTime};
 
 use super::{FanIn, Pending, Phase, Time};
 use crate::read::failure;
-use crate::{Cancellation, Effect, Publication};
+use crate::{Effect, Publication};
 
 /// Failed results of one fan-out that are on their way to the queue at once, so that a wide one does not take the
 /// connection for itself.

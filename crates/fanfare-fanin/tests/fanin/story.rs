@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fanfare_fanin::{Cancellation, Effect, Event, FanIn, Hold, Limits, Publication, PublicationId};
-use fanfare_protocol::{Checkpoint, EndedBy, Ending, FinalPayload, Manifest, Message};
+use fanfare_fanin::{Effect, Event, FanIn, Hold, Limits, Publication, PublicationId};
+use fanfare_protocol::{Cancellation, Checkpoint, EndedBy, Ending, FinalPayload, Manifest, Message};
 
 use crate::samples::{answer, body, fence, id, missing, result_of, time};
 

@@ -2,9 +2,9 @@
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    Callback, CallbackKind, Channel, Checkpoint, CheckpointEntry, CompletionPolicy, EndedBy, Ending, Fence,
-    FinalPayload, FinalPayloadBuilder, Invocation, Manifest, Metadata, Progress, QueueNames, Request,
-    TargetOf, TargetResult,
+    Callback, CallbackKind, CancelAnswer, CancelRequest, CancelState, Cancellation, Cancelled, Channel,
+    Checkpoint, CheckpointEntry, CompletionPolicy, EndedBy, Ending, Fence, FinalPayload, FinalPayloadBuilder,
+    Invocation, Manifest, Metadata, Progress, QueueNames, Request, TargetOf, TargetResult,
 };
 
 use crate::samples::{
@@ -350,6 +350,79 @@ fn a_fence() {
          {\"token\":\"fedcba9876543210fedcba9876543210\"}",
     );
     assert_eq!(Fence::decode(&message), Ok(fence));
+}
+
+#[test]
+fn a_request_to_cancel_names_the_run_where_it_is_known() {
+    let reply_to = "fanfare.wait.fedcba9876543210fedcba9876543210".to_owned();
+    let request = CancelRequest { cid: cid(), run: Some(run()), reply_to };
+    check(
+        &request.encode(),
+        "content_type: application/json\n\
+         correlation_id: 63e7c3a2ba616badecb125ce\n\
+         reply_to: fanfare.wait.fedcba9876543210fedcba9876543210\n\
+         message_id: 63e7c3a2ba616badecb125ce/cancel\n\
+         type: fanfare.cancel\n\
+         fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+         fanfare-version = 1\n\
+         {}",
+    );
+    let of_all = CancelRequest { run: None, ..request.clone() };
+    let expected =
+        written(&request.encode()).replace("fanfare-run = \"0123456789abcdef0123456789abcdef\"\n", "");
+    check(&of_all.encode(), &expected);
+    for request in [request, of_all] {
+        assert_eq!(CancelRequest::decode(&request.encode(), &QueueNames::default()), Ok(request));
+    }
+}
+
+#[test]
+fn answers_to_a_request_to_cancel() {
+    let coordinator = "fedcba9876543210fedcba9876543210".parse().unwrap();
+    let by = |ended_by| Cancellation { responded: 1, missing: 2, ended_by };
+    for (state, body) in [
+        (CancelState::Unknown, r#""state":"unknown""#),
+        (CancelState::Refused { reason: "why".to_owned() }, r#""state":"refused","reason":"why""#),
+        (CancelState::Found { run: run() }, r#""state":"found","run":"0123456789abcdef0123456789abcdef""#),
+        (
+            CancelState::Ended { run: run(), cancellation: by(Some(EndedBy::Cancel)) },
+            r#""state":"ended","run":"0123456789abcdef0123456789abcdef","responded":1,"missing":2,"ended_by":"cancel""#,
+        ),
+        (
+            CancelState::Ended { run: run(), cancellation: by(None) },
+            r#""state":"ended","run":"0123456789abcdef0123456789abcdef","responded":1,"missing":2,"ended_by":null"#,
+        ),
+    ] {
+        let answer = CancelAnswer { coordinator, state };
+        check(
+            &answer.encode(&cid()),
+            &format!(
+                "content_type: application/json\n\
+                 correlation_id: 63e7c3a2ba616badecb125ce\n\
+                 message_id: 63e7c3a2ba616badecb125ce/cancel-answer/fedcba9876543210fedcba9876543210\n\
+                 type: fanfare.cancel-answer\n\
+                 fanfare-version = 1\n\
+                 {{\"coordinator\":\"fedcba9876543210fedcba9876543210\",{body}}}"
+            ),
+        );
+        assert_eq!(CancelAnswer::decode(&answer.encode(&cid())), Ok(answer));
+    }
+}
+
+#[test]
+fn what_workers_are_told_of_a_cancelled_fan_out() {
+    let cancelled = Cancelled { cid: cid(), run: run() };
+    check(
+        &cancelled.encode(),
+        "content_type: application/json\n\
+         correlation_id: 63e7c3a2ba616badecb125ce\n\
+         message_id: 63e7c3a2ba616badecb125ce/cancelled\n\
+         type: fanfare.cancelled\n\
+         fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+         fanfare-version = 1\n\
+         {}",
+    );
+    assert_eq!(Cancelled::decode(&cancelled.encode()), Ok(cancelled));
 }
 
 #[test]

@@ -83,6 +83,17 @@ fn a_waiters_queue_is_known_by_its_name() {
 }
 
 #[test]
+fn what_coordinators_and_workers_hear_comes_to_queues_of_their_own() {
+    let names = QueueNames::default();
+    let arguments = || BTreeMap::from([("x-queue-type", "classic".into()), ("x-expires", 60_000.into())]);
+    let id = "0123456789abcdef0123456789abcdef";
+    check(names.coordinator(run()), &format!("fanfare.coordinator.{id}"), true, arguments());
+    check(names.worker(run()), &format!("fanfare.worker.{id}"), true, arguments());
+    assert_eq!(names.coordinators().name, "fanfare.coordinators");
+    assert_eq!(names.workers().name, "fanfare.workers");
+}
+
+#[test]
 fn the_prefix_changes_names_and_the_way_of_dead_letters_only() {
     let names = QueueNames::new(Prefix::new("shop").unwrap());
     let (shop, plain) = (names.service(&service("a")), QueueNames::default().service(&service("a")));

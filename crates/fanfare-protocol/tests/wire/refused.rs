@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    Channel, Checkpoint, CompletionPolicy, Fence, HeaderValue, Invocation, Manifest, ManifestTarget, Message,
-    Metadata, QueueNames, TargetResult,
+    CancelRequest, Channel, Checkpoint, CompletionPolicy, Fence, HeaderValue, Invocation, Manifest,
+    ManifestTarget, Message, Metadata, QueueNames, TargetResult,
 };
 
-use crate::samples::{aggregation, key, manifest, request, result, service};
+use crate::samples::{aggregation, cid, key, manifest, request, result, run, service};
 
 fn refused_request(change: impl FnOnce(&mut Message)) -> (String, bool) {
     let mut message = request().encode();
@@ -48,6 +48,22 @@ fn a_malformed_request_is_answered_where_it_can_be() {
     check_request("fanfare-source: source \"a b\"", true, |m| {
         m.headers.insert("fanfare-source".to_owned(), text("a b"));
     });
+}
+
+#[test]
+fn a_request_to_cancel_is_answered_to_a_waiter_and_nobody_else() {
+    let request = CancelRequest { cid: cid(), run: Some(run()), reply_to: "fanfare.wait.1".to_owned() };
+    let check = |says: &str, change: &dyn Fn(&mut Message)| {
+        let mut message = request.encode();
+        change(&mut message);
+        let error = CancelRequest::decode(&message, &QueueNames::default()).unwrap_err().to_string();
+        assert!(error.contains(says), "{error:?} does not say {says:?}");
+    };
+    check("is not fanfare.cancel", &|m| m.properties.kind = None);
+    check("reply_to is not the queue of a waiter", &|m| m.properties.reply_to = Some(aggregation()));
+    check("reply_to is not the queue of a waiter", &|m| m.properties.reply_to = None);
+    check("correlation_id is missing", &|m| m.properties.correlation_id = None);
+    check("fanfare-run", &|m| drop(m.headers.insert("fanfare-run".to_owned(), HeaderValue::Int(1))));
 }
 
 #[test]

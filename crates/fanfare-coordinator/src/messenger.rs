@@ -1,0 +1,64 @@
+//! Answers whoever asked for a cancel, and tells workers of it.
+
+use std::time::Duration;
+
+use fanfare_broker::Backoff;
+use fanfare_protocol::{CancelAnswer, CancelState, Cancelled, Cid, RunId};
+use tokio_util::task::TaskTracker;
+
+use crate::outbox::{Absence, Outbox};
+
+/// How long a message may take to get out. Whoever asked has asked again by then.
+const LIMIT: Duration = Duration::from_secs(10);
+/// Messages under way beyond which no more are sent: while the broker takes none, those who ask must not fill the memory.
+const MOST_UNDER_WAY: usize = 1_000;
+
+/// Sends what nobody relies on: whoever misses an answer asks again, and a worker that misses what it is told runs targets
+/// whose results are late. So nothing waits for these messages, and nothing is acked because of them.
+#[derive(Debug, Clone)]
+pub(crate) struct Messenger {
+    pub(crate) outbox: Outbox,
+    /// What tells this coordinator from others.
+    coordinator: RunId,
+    under_way: TaskTracker,
+}
+
+impl Messenger {
+    pub(crate) fn new(outbox: Outbox, under_way: TaskTracker) -> Self {
+        let coordinator = RunId::from(outbox.environment.unique());
+        Self { outbox, coordinator, under_way }
+    }
+
+    /// Answers somebody who asked for a cancel.
+    pub(crate) fn answer(&self, cid: &Cid, reply_to: String, state: CancelState) {
+        let message = CancelAnswer { coordinator: self.coordinator, state }.encode(cid);
+        let outbox = self.outbox.clone();
+        self.send(async move {
+            outbox.publish(&reply_to, message, Absence::Drops).await;
+        });
+    }
+
+    /// Tells all workers that a fan-out was cancelled.
+    pub(crate) fn announce(&self, cid: &Cid, run: RunId) {
+        let message = Cancelled { cid: cid.clone(), run }.encode();
+        let outbox = self.outbox.clone();
+        self.send(async move {
+            let workers = outbox.names.workers().name;
+            let mut backoff = Backoff::default();
+            // Where it comes back, or there is no exchange, no worker listens.
+            while let Err(error) = outbox.broker.publish_through(&workers, "", message.clone()).await {
+                tracing::debug!(exchange = workers, %run, error = error.with_cause(), "workers are not told of a cancel");
+                if !error.is_outage() {
+                    break;
+                }
+                backoff.wait(&*outbox.environment).await;
+            }
+        });
+    }
+
+    fn send(&self, message: impl Future<Output = ()> + Send + 'static) {
+        if self.under_way.len() < MOST_UNDER_WAY {
+            self.under_way.spawn(tokio::time::timeout(LIMIT, message));
+        }
+    }
+}
