@@ -22,6 +22,8 @@ pub(crate) const INVOCATION: &str = "invocation";
 const WIDEST: u64 = 500;
 /// The widest fan-out whose targets invoke others.
 const WIDEST_OUTER: u64 = 20;
+/// The widest fan-out with targets that take long. Where their workers were killed twice, they run one after the other.
+const WIDEST_LATE: u64 = 40;
 /// The widest fan-out of a target.
 const WIDEST_INNER: u64 = 8;
 /// The bytes that some answers are padded with, so that there are checkpoints that are full by bytes.
@@ -29,7 +31,7 @@ const BULK: usize = 20_000;
 /// How long a slow target takes at most.
 const SLOW: Duration = Duration::from_millis(1_500);
 /// What a target takes that is to miss its deadline.
-const LATE: Duration = Duration::from_secs(8);
+const LATE: Duration = Duration::from_secs(5);
 /// The deadline that it misses.
 const DEADLINE: Duration = Duration::from_secs(3);
 
@@ -99,6 +101,7 @@ impl Draft {
         let width = match kind {
             Kind::Empty => 0,
             Kind::Nested => dice.magnitude(WIDEST_OUTER),
+            Kind::Deadline => dice.magnitude(WIDEST_LATE),
             _ => dice.magnitude(WIDEST),
         };
         let targets = (0..width).map(|_| draw_target(dice, kind)).collect();
