@@ -10,6 +10,7 @@ use lapin::options::ConfirmSelectOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Confirmation};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -59,8 +60,11 @@ pub(super) struct Look {
     bytes: usize,
 }
 
-/// Owns the channel, and a new one when that is lost.
+/// Owns the channel, and a new one when that is lost or refuses messages.
 struct Publisher {
+    tasks: TaskTracker,
+    /// Waits for the confirms on a channel that was left for refusing messages.
+    draining: Option<JoinHandle<()>>,
     connections: Arc<Connections>,
     trunk: Trunk,
     jobs: mpsc::Receiver<Job>,
@@ -74,6 +78,8 @@ struct Publisher {
 enum Left {
     /// It is of no further use.
     Lost(BrokerError),
+    /// The broker refuses messages on it.
+    Refuses,
     /// Nobody publishes any more.
     Done,
 }
@@ -88,6 +94,8 @@ impl Publishing {
     ) -> Self {
         let (jobs, inbox) = mpsc::channel(INBOX);
         let publisher = Publisher {
+            tasks: tasks.clone(),
+            draining: None,
             trunk: Trunk::new(connections.clone(), 1),
             connections,
             jobs: inbox,
@@ -184,6 +192,10 @@ impl Publisher {
                 Left::Lost(reason) => {
                     self.most = window.end(self.connections.reason(reason)).await;
                 }
+                Left::Refuses => {
+                    window.give_back(&mut waiting);
+                    self.draining = Some(self.tasks.spawn(self.drain(window)));
+                }
                 Left::Done => {
                     self.jobs.close();
                     self.refuse(&mut waiting, &BrokerError::Closed);
@@ -194,6 +206,19 @@ impl Publisher {
         }
         self.jobs.close();
         self.refuse(&mut waiting, &BrokerError::Closed);
+    }
+
+    /// Ends a channel when all that was sent on it is confirmed.
+    fn drain(&self, window: Window) -> impl Future<Output = ()> + use<> {
+        let closed = self.connections.closed().clone();
+        async move {
+            closed.run_until_cancelled_owned(window.drain()).await;
+        }
+    }
+
+    /// Whether the channel should make way for another, which takes one that is not waited for already.
+    fn refuses(&self, window: &Window) -> bool {
+        window.refuses() && self.draining.as_ref().is_none_or(JoinHandle::is_finished)
     }
 
     async fn next(&mut self) -> Option<Job> {
@@ -220,6 +245,9 @@ impl Publisher {
     async fn serve(&mut self, window: &mut Window, waiting: &mut VecDeque<Job>) -> Left {
         let mut events = window.events();
         loop {
+            if self.refuses(window) {
+                return Left::Refuses;
+            }
             while let Some(job) = waiting.pop_front() {
                 if !window.has_room_for(&job) {
                     waiting.push_front(job);

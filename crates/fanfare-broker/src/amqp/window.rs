@@ -26,6 +26,11 @@ const LOSS_GRACE: Duration = Duration::from_secs(1);
 /// How long the confirm of a message may take before its channel is given up. A queue that lost the majority of its nodes
 /// confirms when they are back; this bounds a message that the broker has forgotten.
 const LONGEST_CONFIRM: Duration = Duration::from_secs(10 * 60);
+/// How old a channel becomes on which the broker has refused a message. Before 3.13, RabbitMQ asks the node that led a quorum
+/// queue when the channel first published to it, and refuses everything that the channel publishes to it until that node is
+/// back, though others have elected a leader. Another channel learns of that one. An election takes a second or two, and a
+/// queue that refuses because it is full is not to cost more than a connection now and then.
+const REFUSED_AGE: Duration = Duration::from_secs(5);
 
 /// The messages under way on one channel.
 ///
@@ -54,6 +59,8 @@ pub(super) struct Window {
     twins: HashMap<Look, VecDeque<Job>>,
     bytes: usize,
     confirmed: bool,
+    opened: Instant,
+    refused: bool,
 }
 
 struct Pending {
@@ -88,11 +95,18 @@ impl Window {
             twins: HashMap::new(),
             bytes: 0,
             confirmed: false,
+            opened: Instant::now(),
+            refused: false,
         }
     }
 
     pub(super) fn is_open(&self) -> bool {
         self.line.is_open()
+    }
+
+    /// Whether the broker has refused what it may take on another channel.
+    pub(super) fn refuses(&self) -> bool {
+        self.refused && self.opened.elapsed() >= REFUSED_AGE
     }
 
     /// What to say of a channel that ended without an error of its own.
@@ -262,6 +276,24 @@ impl Window {
         self.end(BrokerError::Closed).await;
     }
 
+    /// Gives back what was not sent, for another channel, which tells its messages apart by itself.
+    pub(super) fn give_back(&mut self, waiting: &mut VecDeque<Job>) {
+        waiting.extend(std::mem::take(&mut self.twins).into_values().flatten());
+    }
+
+    /// Waits for the confirms of all that is under way, while others publish elsewhere, and closes the connection.
+    pub(super) async fn drain(mut self) {
+        let deadline = Instant::now() + LONGEST_CONFIRM;
+        let mut released = VecDeque::new();
+        while !self.pending.is_empty()
+            && let Ok(answers) = tokio::time::timeout_at(deadline, self.answers()).await
+            && self.settle(answers, &mut released).is_ok()
+        {}
+        debug_assert!(released.is_empty(), "nothing waited on this channel any more");
+        let reason = self.lost();
+        self.end(reason).await;
+    }
+
     /// Tells all callers that the channel was lost, closes the connection, and returns the bytes of the largest body that
     /// the broker takes.
     pub(super) async fn end(mut self, reason: BrokerError) -> usize {
@@ -328,6 +360,7 @@ impl Window {
         let pending = self.pending.remove(&message)?;
         self.prompt.remove(&(pending.sent + self.overdue_after, message));
         self.bytes -= pending.bytes;
+        self.refused |= matches!(outcome, Outcome::Refused);
         let Pending { look, destination, through_exchange, caller, .. } = pending;
         tell(
             caller,
