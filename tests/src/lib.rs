@@ -5,6 +5,7 @@
 
 mod by_hand;
 pub mod chaos;
+mod cluster;
 mod log;
 mod mortal;
 mod operator;
@@ -16,6 +17,7 @@ pub mod simulation;
 mod stack;
 
 pub use by_hand::answer;
+pub use cluster::Cluster;
 pub use log::Log;
 pub use mortal::{Death, Mortal, Step};
 pub use operator::Operator;

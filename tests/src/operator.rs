@@ -76,13 +76,20 @@ impl Operator {
     /// # Panics
     /// Where it fails.
     pub async fn control(&self, arguments: &[&str]) -> String {
-        let script = format!("{} -q \"$@\"", self.control);
-        let mut command = Command::new("sh");
-        command.args(["-c", &script, "sh"]).args(arguments).stdin(std::process::Stdio::null());
-        let output = command.output().await.expect("`sh` can be run");
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
-        assert!(output.status.success(), "rabbitmqctl {arguments:?}: {}: {stdout}{stderr}", output.status);
-        stdout
+        shell(&format!("{} -q", self.control), arguments).await
     }
+}
+
+/// Runs shell words with arguments, and returns what was printed.
+///
+/// # Panics
+/// Where they fail.
+pub(crate) async fn shell(words: &str, arguments: &[&str]) -> String {
+    let mut command = Command::new("sh");
+    command.args(["-c", &format!("{words} \"$@\""), "sh"]).args(arguments).stdin(std::process::Stdio::null());
+    let output = command.output().await.expect("`sh` can be run");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
+    assert!(output.status.success(), "`{words}` {arguments:?}: {}: {stdout}{stderr}", output.status);
+    stdout
 }

@@ -1,6 +1,8 @@
 //! RabbitMQ brokers for tests and development, each provided by the first way that this machine allows.
 
+mod cluster;
 mod container;
+mod doorman;
 mod handshake;
 mod node;
 mod restart;
@@ -12,7 +14,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
-pub(crate) use restart::{RestartOptions, Restartable, ask_for_restart};
+pub(crate) use cluster::Cluster;
+pub(crate) use doorman::{AskOptions, ask};
+pub(crate) use restart::Restartable;
 
 use crate::{interrupt, process, say};
 
@@ -36,6 +40,10 @@ pub(crate) struct Options {
     /// What provides the broker.
     #[arg(long, value_enum, default_value_t = Way::Auto)]
     from: Way,
+
+    /// Runs a cluster of three nodes of the installed package instead, which can be killed one by one.
+    #[arg(long, conflicts_with = "from")]
+    cluster: bool,
 }
 
 /// A broker that accepts connections. One that was started here ends when this is dropped.
@@ -60,7 +68,7 @@ trait Instance: Send {
     /// Ends the broker, whose port and data are kept for another start. One that has ended stays so.
     fn end(&mut self, end: End) -> Result<()>;
 
-    /// Starts the broker again after it was ended.
+    /// Starts the broker again where it was ended.
     fn start_again(&mut self) -> Result<()>;
 
     /// The shell words that run `rabbitmqctl` on this broker.
@@ -122,6 +130,22 @@ impl Broker {
         )
     }
 
+    /// Starts the nodes of one cluster.
+    fn start_cluster(size: usize) -> Result<Vec<Self>> {
+        let package = node::Package::find()?;
+        let mut first = package.start()?;
+        wait_until_ready(&mut first)?;
+        let others = (1..size).map(|_| first.start_another()).collect::<Result<Vec<_>>>()?;
+        let nodes = std::iter::once(first).chain(others);
+        nodes.map(|node| Self::of(Box::new(node), package.to_string())).collect()
+    }
+
+    /// A broker that was just started, when it accepts connections.
+    fn of(mut instance: Box<dyn Instance>, provided_by: String) -> Result<Self> {
+        let version = wait_until_ready(instance.as_mut())?;
+        Ok(Self { url: url(instance.as_ref()), version, provided_by, instance: Some(instance) })
+    }
+
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
@@ -136,7 +160,7 @@ impl Broker {
         self.instance()?.end(end)
     }
 
-    /// Starts it again, and waits until it accepts connections.
+    /// Starts it again where it was ended, and waits until it accepts connections.
     fn start_again(&mut self) -> Result<()> {
         let instance = self.instance()?;
         instance.start_again()?;
@@ -165,16 +189,10 @@ impl Provider {
     }
 
     fn start(&self) -> Result<Broker> {
-        let mut instance: Box<dyn Instance> = match self {
-            Self::Container(engine) => Box::new(engine.start()?),
-            Self::Package(package) => Box::new(package.start()?),
-        };
-        let version = wait_until_ready(instance.as_mut())?;
-        let provided_by = match self {
-            Self::Container(engine) => engine.to_string(),
-            Self::Package(package) => package.to_string(),
-        };
-        Ok(Broker { url: url(instance.as_ref()), version, provided_by, instance: Some(instance) })
+        match self {
+            Self::Container(engine) => Broker::of(Box::new(engine.start()?), engine.to_string()),
+            Self::Package(package) => Broker::of(Box::new(package.start()?), package.to_string()),
+        }
     }
 }
 
@@ -208,6 +226,9 @@ fn wait_until_ready(instance: &mut dyn Instance) -> Result<String> {
 /// Runs a broker in the foreground, for development.
 pub(crate) fn run(options: Options) -> Result<()> {
     process::raise_open_files();
+    if options.cluster {
+        return cluster::run();
+    }
     let mut brokers = Broker::start(options.from, 1)?;
     for broker in &mut brokers {
         say(format_args!("{broker}; Ctrl-C ends it. Its URL, for --broker or FANFARE_BROKER:"));

@@ -42,9 +42,9 @@ enum Command {
     Chaos(chaos::Options),
     /// Brings up docker-compose.yml under a name of its own, invokes through it, and takes it down.
     ComposeTest,
-    /// Asks a running `test` or `broker` to restart one of its brokers.
+    /// Asks a running `test` or `chaos` to do something with one of its brokers.
     #[command(hide = true)]
-    Restart(broker::RestartOptions),
+    Ask(broker::AskOptions),
 }
 
 fn main() -> ExitCode {
@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         Command::Broker(options) => broker::run(options),
         Command::Chaos(options) => chaos::run(&options),
         Command::ComposeTest => compose::run(),
-        Command::Restart(options) => broker::ask_for_restart(options),
+        Command::Ask(options) => broker::ask(options),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

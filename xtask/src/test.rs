@@ -3,7 +3,7 @@
 use anyhow::{Result, bail};
 use clap::Args;
 
-use crate::broker::{Broker, Restartable, Way};
+use crate::broker::{Broker, Cluster, Restartable, Way};
 use crate::process::{self, Group};
 use crate::python::Python;
 use crate::{compose, environment, interrupt, say};
@@ -19,7 +19,7 @@ Examples:
 
 What provides the broker: FANFARE_TEST_BROKER (an AMQP URL) where it is set, else a container of
 FANFARE_TEST_IMAGE (rabbitmq:4-management), else a private node of the installed package, which is
-installed first where this runs as root on Debian.")]
+installed first where this runs as root on Debian. The cluster is always of the package.")]
 pub(crate) struct Options {
     /// Also runs the tests that take long, and the compose test.
     #[arg(long)]
@@ -39,6 +39,8 @@ struct Provided {
     broker: Broker,
     /// One that tests may restart, which no other test should have to survive.
     restartable: Option<Restartable>,
+    /// One whose nodes tests may kill.
+    cluster: Option<Cluster>,
     python: Python,
 }
 
@@ -103,7 +105,13 @@ impl Provided {
         }
         say(format_args!("the tests use {python}"));
         let restartable = restartable.map(Restartable::new).transpose()?;
-        Ok(Self { broker, restartable, python })
+        let cluster = Cluster::is_possible().then(Cluster::new).transpose()?;
+        if cluster.is_none() {
+            say(
+                "WARNING: the tests that kill nodes of a cluster are left out: they need the package rabbitmq-server",
+            );
+        }
+        Ok(Self { broker, restartable, cluster, python })
     }
 
     fn variables(&self) -> Vec<(&'static str, String)> {
@@ -118,6 +126,10 @@ impl Provided {
             }
             None => variables.push(("FANFARE_TEST_NO_RESTART", "1".to_owned())),
         }
+        variables.push(match &self.cluster {
+            Some(cluster) => ("FANFARE_TEST_CLUSTER_COMMAND", cluster.command()),
+            None => ("FANFARE_TEST_NO_CLUSTER", "1".to_owned()),
+        });
         variables
     }
 }

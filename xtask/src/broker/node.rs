@@ -2,10 +2,12 @@
 
 use std::fmt::Display;
 use std::fs::{self, File};
+use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -27,6 +29,12 @@ const STOP_GRACE: Duration = Duration::from_secs(5);
 /// What one of RabbitMQ's own tools may take, which start an Erlang machine each.
 const TOOL_LIMIT: Duration = Duration::from_secs(60);
 
+/// The file of its folder that a node is set up by.
+const SETTINGS: &str = "rabbitmq.conf";
+
+/// The file that holds what a node must know to be let in by another. The first to start writes one.
+const SECRET: &str = ".erlang.cookie";
+
 const PORT_MAPPER_LIMIT: Duration = Duration::from_secs(10);
 
 /// The installed package.
@@ -34,13 +42,14 @@ pub(super) struct Package {
     folder: PathBuf,
 }
 
-/// A node with its own port mapper. Both end, and their folder goes, when this is dropped.
+/// A node with its own port mapper, which it shares with the others of its cluster. Both end, and the folder goes, when
+/// this is dropped.
 ///
 /// The fields are dropped in this order: the node while it can still sign off, and the folder when nobody
 /// writes to it any more.
 pub(super) struct Node {
     server: Group,
-    _port_mapper: Group,
+    port_mapper: Arc<Group>,
     place: Place,
 }
 
@@ -67,22 +76,21 @@ impl Package {
         Self::installed().with_context(|| format!("rabbitmq-server is not in any of {FOLDERS:?}"))
     }
 
+    /// Whether it can be found without asking anyone.
+    pub(super) fn can_be_had() -> bool {
+        Self::installed().is_some() || environment::can_install()
+    }
+
     fn installed() -> Option<Self> {
         let mut folders = FOLDERS.iter().map(PathBuf::from);
         folders.find(|folder| folder.join("rabbitmq-server").exists()).map(|folder| Self { folder })
     }
 
     pub(super) fn start(&self) -> Result<Node> {
-        let place = Place {
-            tools: self.folder.clone(),
-            folder: Folder::create()?,
-            port: environment::free_port()?,
-            distribution_port: environment::free_port()?,
-            port_mapper_port: environment::free_port()?,
-        };
+        let place = Place::create(self.folder.clone(), environment::free_port()?)?;
         // Started here and in the foreground: the node would start one that stays behind when the node ends.
-        let port_mapper = place.start_port_mapper()?;
-        Ok(Node { server: place.start_server()?, _port_mapper: port_mapper, place })
+        let port_mapper = Arc::new(place.start_port_mapper()?);
+        Ok(Node { server: place.start_server()?, port_mapper, place })
     }
 }
 
@@ -92,7 +100,29 @@ impl Display for Package {
     }
 }
 
+impl Node {
+    /// Starts another node, which joins the cluster of this one as soon as it is there. This one must be ready.
+    pub(super) fn start_another(&self) -> Result<Self> {
+        let place = Place::create(self.place.tools.clone(), self.place.port_mapper_port)?;
+        // They let one another in who know the same secret.
+        fs::copy(self.place.folder.file(SECRET), place.folder.file(SECRET))
+            .context("the first node of a cluster has left no secret")?;
+        let first = format!("cluster_formation.classic_config.nodes.1 = {}\n", self.place.name());
+        File::options().append(true).open(place.folder.file(SETTINGS))?.write_all(first.as_bytes())?;
+        Ok(Self { server: place.start_server()?, port_mapper: Arc::clone(&self.port_mapper), place })
+    }
+}
+
 impl Place {
+    fn create(tools: PathBuf, port_mapper_port: u16) -> Result<Self> {
+        let (port, distribution_port) = (environment::free_port()?, environment::free_port()?);
+        Ok(Self { tools, folder: Folder::create()?, port, distribution_port, port_mapper_port })
+    }
+
+    fn name(&self) -> String {
+        format!("fanfare-{}@localhost", self.port)
+    }
+
     /// What makes a node private. Whatever is not named here would be read from or written to the system's own.
     fn variables(&self) -> Vec<(&'static str, String)> {
         let path = |name: &str| self.folder.0.join(name).display().to_string();
@@ -100,7 +130,7 @@ impl Place {
             ("HOME", path("")),
             ("ERL_EPMD_PORT", self.port_mapper_port.to_string()),
             ("RABBITMQ_CONF_ENV_FILE", "/dev/null".to_owned()),
-            ("RABBITMQ_CONFIG_FILE", path("rabbitmq.conf")),
+            ("RABBITMQ_CONFIG_FILE", path(SETTINGS)),
             ("RABBITMQ_CONFIG_FILES", path("conf.d/*.conf")),
             ("RABBITMQ_ADVANCED_CONFIG_FILE", path("advanced.config")),
             ("RABBITMQ_GENERATED_CONFIG_DIR", path("generated")),
@@ -108,7 +138,7 @@ impl Place {
             ("RABBITMQ_MNESIA_BASE", path("data")),
             ("RABBITMQ_LOG_BASE", path("log")),
             ("RABBITMQ_PID_FILE", path("pid")),
-            ("RABBITMQ_NODENAME", format!("fanfare-{}@localhost", self.port)),
+            ("RABBITMQ_NODENAME", self.name()),
             ("RABBITMQ_NODE_IP_ADDRESS", Ipv4Addr::LOCALHOST.to_string()),
             ("RABBITMQ_NODE_PORT", self.port.to_string()),
             ("RABBITMQ_DIST_PORT", self.distribution_port.to_string()),
@@ -184,6 +214,9 @@ impl Instance for Node {
     }
 
     fn start_again(&mut self) -> Result<()> {
+        if self.server.is_running() {
+            return Ok(());
+        }
         self.server = self.place.start_server()?;
         Ok(())
     }
@@ -215,7 +248,7 @@ impl Folder {
             .create(&path)
             .with_context(|| format!("cannot create {}", path.display()))?;
         let folder = Self(path);
-        fs::write(folder.file("rabbitmq.conf"), "log.file.level = warning\n")?;
+        fs::write(folder.file(SETTINGS), "log.file.level = warning\n")?;
         fs::write(folder.file("enabled_plugins"), "[].\n")?;
         Ok(folder)
     }
