@@ -4,6 +4,7 @@
 //! `fanfare.toml` together, [`exit`] says what the process ends with, and [`signals`] tells when it is to stop.
 
 mod arguments;
+mod bench;
 mod configuration;
 mod coordinator;
 mod demo;
@@ -48,5 +49,6 @@ async fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Coordinator(arguments) => coordinator::run(arguments, &settings).await,
         Command::Invoke(arguments) => invoke::run(arguments, &settings).await,
         Command::Doctor(arguments) => doctor::run(arguments, &settings).await,
+        Command::Bench(arguments) => bench::run(arguments, &settings).await,
     }
 }
