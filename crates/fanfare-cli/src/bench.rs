@@ -79,6 +79,10 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = numbers::parse::<usize>)]
     workers: usize,
 
+    /// Invocations that run at a time in each of them, of every service
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = numbers::parse::<usize>)]
+    concurrency: usize,
+
     /// Processes that run coordinators
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = numbers::parse::<usize>)]
     coordinators: usize,
@@ -98,7 +102,7 @@ pub(crate) struct BenchArguments {
 
 pub(crate) async fn run(mut arguments: BenchArguments, settings: &Settings) -> Result<Exit, Failure> {
     if let Some(role) = arguments.role.take() {
-        return play(role, settings).await;
+        return play(role, arguments.concurrency, settings).await;
     }
     let cases = arguments.cases().map_err(Failure::bad_input)?;
     raw::uri(settings)?;
@@ -182,6 +186,7 @@ async fn measure(arguments: &BenchArguments, cases: Vec<Case>, fanfare: &Fanfare
         broker: Report::broker(&fanfare.broker().server().await?),
         machine: machine(),
         workers: arguments.workers,
+        concurrency: arguments.concurrency,
         coordinators: arguments.coordinators,
         rounds: arguments.rounds,
         seconds: arguments.seconds,

@@ -17,6 +17,8 @@ pub(super) struct Report {
     pub(super) broker: String,
     pub(super) machine: String,
     pub(super) workers: usize,
+    /// Invocations of a service that run at a time in one worker.
+    pub(super) concurrency: usize,
     pub(super) coordinators: usize,
     pub(super) rounds: usize,
     pub(super) seconds: u64,
@@ -107,11 +109,12 @@ impl Report {
 impl fmt::Display for Report {
     /// Two tables in Markdown: what was reached, and what it took.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { fanfare, broker, machine, workers, coordinators, rounds, seconds, .. } = self;
+        let Self { fanfare, broker, machine, workers, concurrency, coordinators, rounds, seconds, .. } = self;
         writeln!(f, "fanfare {fanfare} on {broker}; {machine}")?;
         writeln!(
             f,
-            "{workers} workers, {coordinators} coordinators; medians of {rounds} rounds of {seconds} s\n"
+            "workers: {workers}, with a concurrency of {concurrency}; coordinators: {coordinators}; medians of {rounds} rounds \
+             of {seconds} s\n"
         )?;
         writeln!(
             f,

@@ -8,7 +8,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result};
-use fanfare::{Context, Fanfare, TargetResult, service};
+use fanfare::{Context, Fanfare, TargetResult, WorkerConfig, service};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
@@ -95,7 +95,7 @@ impl Rounds {
 }
 
 /// Plays a role to its end.
-pub(super) async fn play(role: Role, settings: &Settings) -> Result<Exit, Failure> {
+pub(super) async fn play(role: Role, concurrency: usize, settings: &Settings) -> Result<Exit, Failure> {
     let Role { part, prefix, case } = role;
     let rounds = Rounds::listen();
     let played = match part {
@@ -104,7 +104,10 @@ pub(super) async fn play(role: Role, settings: &Settings) -> Result<Exit, Failur
             let fanfare = settings.connected_apart("bench publisher", &prefix).await?;
             publisher::run(rounds, case, fanfare).await
         }
-        Part::Worker => work(rounds, case, settings.connected_apart("bench worker", &prefix).await?).await,
+        Part::Worker => {
+            let fanfare = settings.connected_apart("bench worker", &prefix).await?;
+            work(rounds, case, concurrency, fanfare).await
+        }
         Part::Coordinator => {
             coordinate(rounds, settings.connected_apart("bench coordinator", &prefix).await?).await
         }
@@ -112,12 +115,16 @@ pub(super) async fn play(role: Role, settings: &Settings) -> Result<Exit, Failur
     played.map(|()| Exit::Done).map_err(|error| Failure::new(Exit::Failed, error))
 }
 
-async fn work(mut rounds: Rounds, case: Case, fanfare: Fanfare) -> Result<()> {
+async fn work(mut rounds: Rounds, case: Case, concurrency: usize, fanfare: Fanfare) -> Result<()> {
     let bytes = case.answer();
     let target = service(TARGET, move |_: Context, _: Box<RawValue>| async move { Ok(Answer::new(bytes)) });
     let on_target =
         case.on_target().map(|name| service(name, |_: Context, _: TargetResult| async { Ok(()) }));
-    let worker = fanfare.worker().service(limited(target)).services(on_target.map(limited));
+    let services = [target].into_iter().chain(on_target);
+    let services = services.map(|service| limited(service).concurrency(concurrency));
+    let all = concurrency.saturating_mul(1 + case.on_target().count());
+    let worker = fanfare.worker_with(WorkerConfig { concurrency: all, ..WorkerConfig::default() });
+    let worker = worker.services(services);
     let stopping = async { while rounds.next().await.is_some() {} };
     worker.run_until(stopping).await.context("the worker ended")?;
     fanfare.close().await;
