@@ -40,7 +40,7 @@ const UNCONFIRMED_BYTES: usize = 32 * 1024 * 1024;
 const PREFETCH: u16 = 500;
 const ACKED_AT_ONCE: usize = 100;
 /// Queues that come and go at a time. The rate does not grow beyond this.
-const QUEUES_AT_ONCE: usize = 16;
+const QUEUES_AT_ONCE: usize = 32;
 const PERSISTENT: u8 = 2;
 /// How long what was published may be on its way.
 const PATIENCE: Duration = Duration::from_secs(120);
