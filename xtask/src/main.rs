@@ -1,5 +1,6 @@
 //! The commands of this repository: `cargo xtask --help`.
 
+mod bench;
 mod broker;
 mod chaos;
 mod compose;
@@ -40,6 +41,8 @@ enum Command {
     Broker(broker::Options),
     /// Kills workers, coordinators, publishers and the broker in the middle of fan-outs, and tells what came of it.
     Chaos(chaos::Options),
+    /// Measures how many fan-outs a broker bears, beside what it does without Fanfare.
+    Bench(bench::Options),
     /// Brings up docker-compose.yml under a name of its own, invokes through it, and takes it down.
     ComposeTest,
     /// Asks a running `test` or `chaos` to do something with one of its brokers.
@@ -55,6 +58,7 @@ fn main() -> ExitCode {
         Command::Fuzz(options) => fuzz::run(options),
         Command::Broker(options) => broker::run(options),
         Command::Chaos(options) => chaos::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::ComposeTest => compose::run(),
         Command::Ask(options) => broker::ask(options),
     });

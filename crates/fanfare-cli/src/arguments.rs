@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::configuration::QueueType;
 use crate::exit::EXIT_CODES;
-use crate::{cancel, coordinator, demo, doctor, durations, invoke, worker};
+use crate::{bench, cancel, coordinator, demo, doctor, durations, invoke, worker};
 
 /// Fan-out/fan-in on RabbitMQ: invoke many services in the background, and be called once when all are done.
 #[derive(Debug, Parser)]
@@ -113,6 +113,8 @@ pub(crate) enum Command {
     Cancel(cancel::CancelArguments),
     /// Tells whether broker, queues and permissions are as Fanfare needs them, and what to do where they are not
     Doctor(doctor::DoctorArguments),
+    /// Measures how many fan-outs a broker bears, beside what it does without Fanfare
+    Bench(bench::BenchArguments),
 }
 
 impl Command {
@@ -121,7 +123,7 @@ impl Command {
     pub(crate) const fn default_log(&self) -> &'static str {
         match self {
             Self::Worker(_) | Self::Coordinator(_) => "info",
-            Self::Demo(_) | Self::Invoke(_) | Self::Cancel(_) => "warn",
+            Self::Demo(_) | Self::Invoke(_) | Self::Cancel(_) | Self::Bench(_) => "warn",
             Self::Doctor(_) => "error",
         }
     }

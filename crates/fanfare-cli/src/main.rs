@@ -4,6 +4,7 @@
 //! `fanfare.toml` together, [`exit`] says what the process ends with, and [`signals`] tells when it is to stop.
 
 mod arguments;
+mod bench;
 mod cancel;
 mod configuration;
 mod coordinator;
@@ -50,5 +51,6 @@ async fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Invoke(arguments) => invoke::run(arguments, &settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, &settings).await,
         Command::Doctor(arguments) => doctor::run(arguments, &settings).await,
+        Command::Bench(arguments) => bench::run(arguments, &settings).await,
     }
 }

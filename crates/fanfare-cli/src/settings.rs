@@ -74,10 +74,14 @@ impl Settings {
         })
     }
 
+    /// The broker's URL, or the list of them.
+    pub(crate) fn broker_urls(&self) -> &str {
+        self.broker.as_deref().unwrap_or(DEFAULT_BROKER)
+    }
+
     /// The first address of the broker.
     pub(crate) fn broker_address(&self) -> Result<Option<Address>, Failure> {
-        let urls = self.broker.as_deref().unwrap_or(DEFAULT_BROKER);
-        let first = Address::list(urls).map_err(Failure::bad_input)?.into_iter().next();
+        let first = Address::list(self.broker_urls()).map_err(Failure::bad_input)?.into_iter().next();
         Ok(first.map(|address| match &self.password {
             Some(Password(password)) => address.with_password(password),
             None => address,
@@ -109,7 +113,7 @@ impl Settings {
                  `fanfare demo`, which has everything in one process"
             )));
         }
-        let urls = self.broker.as_deref().unwrap_or(DEFAULT_BROKER);
+        let urls = self.broker_urls();
         let name = format!("fanfare {role}");
         let builder = Fanfare::builder(urls).tls(self.tls.clone()).connection_name(name);
         let builder = builder.publisher(self.publisher());

@@ -1,0 +1,249 @@
+//! `fanfare bench`: how many fan-outs a broker bears, beside what it does without Fanfare.
+//!
+//! Publisher, workers and coordinators are processes of their own, and so is the raw limit, each this program with a [`Role`].
+//! One case after the other runs in rounds: Fanfare for a while, then the limits, so that both meet the same machine.
+
+mod case;
+mod plot;
+mod process;
+mod publisher;
+mod raw;
+mod report;
+mod role;
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, anyhow};
+use clap::Args;
+use fanfare::{Fanfare, ServiceName};
+
+use self::case::{ANSWER_BYTES, Aggregation, Case, MOST_TARGETS, ON_FINAL, TARGET};
+use self::process::{Process, Usage};
+use self::report::{Outcome, Report, Roles, Round};
+use self::role::{Part, Role, now, play};
+use crate::exit::{Exit, Failure, print, say};
+use crate::numbers;
+use crate::settings::Settings;
+use crate::signals::Signals;
+
+/// The largest payload: what an answer may have is about half of a message.
+const MOST_BYTES: usize = 1_000_000;
+/// On-target callbacks, which the benchmark does not need many of.
+const MOST_ON_TARGET: usize = 10;
+const LONGEST_ROUND_SECONDS: u64 = 600;
+/// The length of the round before the first that counts.
+const WARM_UP: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+For each case it tells fan-outs and targets per second, how long `invoke` takes and how long
+after the last result the final callback comes, and CPU seconds and peak memory of each role;
+and beside them the raw limit of the same broker in the same minute: the same messages through
+plain lapin, and the coming and going of as many queues. The ratio is what Fanfare reaches of
+that. Only ratios can be compared between machines and days. docs/performance.md explains it.
+
+Queues have a prefix of their own and are deleted at the end. All of it takes about a quarter of
+an hour with the defaults.
+
+Examples:
+  fanfare bench --broker amqp://localhost
+  fanfare bench --widths 10,100 --payload 100 --on-target 0 --rounds 5
+  fanfare bench --json bench.json --plot docs/bench
+
+Exit codes: 0 done; 1 it could not be measured; 2 bad input; 3 no broker")]
+pub(crate) struct BenchArguments {
+    /// Targets of a fan-out, divided by commas: each 1 to 30,000
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = numbers::parse::<usize>,
+        default_values_t = [1, 2, 10, 100, 1_000, 10_000])]
+    widths: Vec<usize>,
+
+    /// Bytes of a request and of its answer, divided by commas. Where a final payload has no room for as much, answers are shorter
+    #[arg(long, value_name = "BYTES", value_delimiter = ',', default_values_t = [100, 10_000])]
+    payload: Vec<usize>,
+
+    /// On-target callbacks, divided by commas
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [0, 1])]
+    on_target: Vec<usize>,
+
+    /// Rounds of each case, of which the medians are told
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = numbers::parse::<usize>)]
+    rounds: usize,
+
+    /// Seconds that a round invokes for; the limits take as long together
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = numbers::parse::<u64>)]
+    seconds: u64,
+
+    /// Processes that run workers
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = numbers::parse::<usize>)]
+    workers: usize,
+
+    /// Invocations that run at a time in each of them, of every service
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = numbers::parse::<usize>)]
+    concurrency: usize,
+
+    /// Processes that run coordinators
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = numbers::parse::<usize>)]
+    coordinators: usize,
+
+    /// Writes all figures to a file as JSON; to standard output, in place of the tables, where it is -
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+
+    /// Draws ratios and rates into this folder, as SVG
+    #[arg(long, value_name = "DIR")]
+    plot: Option<PathBuf>,
+
+    /// What this process is to be, of those that the benchmark starts
+    #[arg(long, hide = true)]
+    role: Option<Role>,
+}
+
+pub(crate) async fn run(mut arguments: BenchArguments, settings: &Settings) -> Result<Exit, Failure> {
+    if let Some(role) = arguments.role.take() {
+        return play(role, arguments.concurrency, settings).await;
+    }
+    let cases = arguments.cases().map_err(Failure::bad_input)?;
+    raw::uri(settings)?;
+    let signals = Signals::listen()?;
+    let prefix = format!("bench-{:x}", now());
+    let fanfare = settings.connected_apart("bench", &prefix).await?;
+    let measured = tokio::select! {
+        measured = measure(&arguments, cases, &fanfare) => measured.map_err(|error| Failure::new(Exit::Failed, error)),
+        () = signals.first() => Err(Failure::new(Exit::Failed, anyhow!("interrupted"))),
+    };
+    clear(&fanfare).await;
+    fanfare.close().await;
+    let report = measured?;
+    arguments.publish(&report).map_err(|error| Failure::new(Exit::Failed, error))?;
+    Ok(Exit::Done)
+}
+
+impl BenchArguments {
+    /// Every combination of what was asked for.
+    fn cases(&self) -> Result<Vec<Case>> {
+        let mut cases = Vec::new();
+        for &payload in &self.payload {
+            for &on_target in &self.on_target {
+                for &width in &self.widths {
+                    let case = Case { width, payload, on_target, aggregation: Aggregation::PerCid };
+                    cases.push(case);
+                }
+            }
+        }
+        let outside = |flag: &str, value: u64, least: u64, most: u64| {
+            anyhow!("--{flag} {value} is not allowed: give {least} to {most}")
+        };
+        let bounds = |flag: &str, values: &[usize], least: usize, most: usize| match values
+            .iter()
+            .find(|value| !(least..=most).contains(value))
+        {
+            Some(value) => Err(outside(flag, *value as u64, least as u64, most as u64)),
+            None => Ok(()),
+        };
+        bounds("widths", &self.widths, 1, MOST_TARGETS)?;
+        bounds("payload", &self.payload, ANSWER_BYTES, MOST_BYTES)?;
+        bounds("on-target", &self.on_target, 0, MOST_ON_TARGET)?;
+        if self.seconds > LONGEST_ROUND_SECONDS {
+            return Err(outside("seconds", self.seconds, 1, LONGEST_ROUND_SECONDS));
+        }
+        Ok(cases)
+    }
+
+    /// Writes what was asked for.
+    fn publish(&self, report: &Report) -> Result<()> {
+        let json = serde_json::to_string_pretty(report)?;
+        match &self.json {
+            Some(file) if file.as_os_str() == "-" => print(json)?,
+            Some(file) => {
+                print(report)?;
+                fs::write(file, json + "\n").with_context(|| format!("cannot write {}", file.display()))?;
+            }
+            None => print(report)?,
+        }
+        if let Some(folder) = &self.plot {
+            fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+            for (name, plot) in plot::of(report) {
+                let file = folder.join(name);
+                fs::write(&file, plot).with_context(|| format!("cannot write {}", file.display()))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn measure(arguments: &BenchArguments, cases: Vec<Case>, fanfare: &Fanfare) -> Result<Report> {
+    let mut outcomes = Vec::new();
+    let count = cases.len();
+    for (index, case) in cases.into_iter().enumerate() {
+        let Case { width, payload, on_target, .. } = case;
+        say(format_args!("{} of {count}: width {width}, {payload} bytes, {on_target} on-target", index + 1));
+        outcomes.push(measure_case(arguments, case, fanfare).await?);
+    }
+    Ok(Report {
+        fanfare: env!("CARGO_PKG_VERSION"),
+        broker: Report::broker(&fanfare.broker().server().await?),
+        machine: machine(),
+        workers: arguments.workers,
+        concurrency: arguments.concurrency,
+        coordinators: arguments.coordinators,
+        rounds: arguments.rounds,
+        seconds: arguments.seconds,
+        cases: outcomes,
+    })
+}
+
+async fn measure_case(arguments: &BenchArguments, case: Case, fanfare: &Fanfare) -> Result<Outcome> {
+    let prefix = fanfare.names().prefix().to_string();
+    let start = |part| Process::start(&Role { part, prefix: prefix.clone(), case });
+    let mut publisher = start(Part::Publisher)?;
+    let workers = (0..arguments.workers).map(|_| start(Part::Worker)).collect::<Result<Vec<_>>>()?;
+    let coordinators =
+        (0..arguments.coordinators).map(|_| start(Part::Coordinator)).collect::<Result<Vec<_>>>()?;
+    let mut raw = Process::start(&Role { part: Part::Raw, prefix: format!("{prefix}-raw"), case })?;
+    let length = Duration::from_secs(arguments.seconds);
+    let mut rounds = Vec::new();
+    for round in 0..=arguments.rounds {
+        let warming_up = round == 0;
+        let length = if warming_up { WARM_UP } else { length };
+        let used = |of: &[Process]| of.iter().map(Process::usage).collect::<Vec<_>>();
+        let before = (publisher.usage(), used(&workers), used(&coordinators));
+        let measured = publisher.round(length).await?;
+        let usage = Roles {
+            publisher: Usage::between(&[before.0], &[publisher.usage()]),
+            worker: Usage::between(&before.1, &used(&workers)),
+            coordinator: Usage::between(&before.2, &used(&coordinators)),
+        };
+        // It measures two rates one after the other.
+        let limits = raw.round(length / 2).await?;
+        if !warming_up {
+            rounds.push(Round { measured, limits, usage });
+        }
+    }
+    for process in [publisher, raw].into_iter().chain(workers).chain(coordinators) {
+        process.stop().await;
+    }
+    Ok(Outcome::of(case, &rounds))
+}
+
+/// Deletes the queues that the processes have declared and left.
+async fn clear(fanfare: &Fanfare) {
+    let names = fanfare.names();
+    let on_target = (1..=MOST_ON_TARGET).map(case::on_target_name);
+    let services = [TARGET, ON_FINAL].map(str::to_owned).into_iter().chain(on_target);
+    let services = services.filter_map(|name| Some(names.service(&ServiceName::new(name).ok()?)));
+    for queue in services.chain([names.fanin(), names.dead(), names.parked()]) {
+        if let Err(error) = fanfare.broker().delete(&queue.name).await {
+            tracing::warn!(queue = queue.name, %error, "not deleted");
+        }
+    }
+}
+
+/// Processors, as far as the system tells.
+fn machine() -> String {
+    let processors = std::thread::available_parallelism().map_or(0, usize::from);
+    let model = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = model.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    format!("{processors} processors, {}", model.map_or("of an unknown model", |(_, model)| model))
+}

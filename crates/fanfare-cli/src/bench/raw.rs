@@ -1,0 +1,306 @@
+//! What the broker does through plain lapin, without any of Fanfare: the same messages, and the coming and going of queues.
+//!
+//! Nothing waits for anything else here: every kind of message is published at once, in the shares that it has in a fan-out, with
+//! confirms and acks pipelined. So this is what no fan-out could exceed on the machine, clients included.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use fanfare::{Cid, Prefix, QueueNames, RunId, ServiceName};
+use fanfare_broker::amqp::Address;
+use fanfare_protocol::QueueSpec;
+use fanfare_protocol::queue::Argument;
+use futures_util::{FutureExt, StreamExt};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
+    ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+};
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::uri::AMQPUri;
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, PublisherConfirm,
+};
+use serde::{Deserialize, Serialize};
+use tokio::task::JoinSet;
+
+use super::case::{Case, Kind, ON_FINAL, TARGET, on_target_name};
+use super::role::Rounds;
+use crate::exit::Failure;
+use crate::settings::Settings;
+
+/// Publishers, each with its connections and its queue of results.
+const LANES: usize = 4;
+/// Messages of one lane that are published and not confirmed yet, and bytes of them.
+const UNCONFIRMED: usize = 1_000;
+const UNCONFIRMED_BYTES: usize = 32 * 1024 * 1024;
+/// Deliveries of one consumer that are not acked yet, and those that one ack stands for.
+const PREFETCH: u16 = 500;
+const ACKED_AT_ONCE: usize = 100;
+/// Queues that come and go at a time. The rate does not grow beyond this.
+const QUEUES_AT_ONCE: usize = 32;
+const PERSISTENT: u8 = 2;
+/// How long what was published may be on its way.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// What came of a round.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Limits {
+    pub(super) messages_per_s: f64,
+    /// Queues declared, consumed, cancelled and deleted.
+    pub(super) queues_per_s: f64,
+}
+
+struct Raw {
+    names: QueueNames,
+    run: RunId,
+    case: Case,
+    lanes: Vec<Lane>,
+    acked: Arc<AtomicU64>,
+    consumers: JoinSet<Result<()>>,
+    _consuming: Vec<Connection>,
+}
+
+struct Lane {
+    connection: Connection,
+    /// On which it publishes.
+    channel: Channel,
+    results: ShortString,
+}
+
+/// Where the lanes are in the messages of the fan-outs.
+struct Cursor {
+    kinds: Vec<Kind>,
+    next: AtomicUsize,
+    until: Instant,
+    done: AtomicBool,
+}
+
+pub(super) async fn run(mut rounds: Rounds, case: Case, uri: &AMQPUri, prefix: &str) -> Result<()> {
+    let names = QueueNames::new(Prefix::new(prefix)?);
+    let mut raw = Raw::start(names, case, uri).await?;
+    while let Some(length) = rounds.next().await {
+        let messages_per_s = raw.messages(length).await?;
+        let queues_per_s = raw.queues(length).await?;
+        rounds.report(&Limits { messages_per_s, queues_per_s })?;
+    }
+    raw.clear().await
+}
+
+impl Raw {
+    async fn start(names: QueueNames, case: Case, uri: &AMQPUri) -> Result<Self> {
+        let run: RunId = format!("{:032x}", std::process::id()).parse()?;
+        let acked = Arc::new(AtomicU64::new(0));
+        let (mut lanes, mut consuming, mut consumers) = (Vec::new(), Vec::new(), JoinSet::new());
+        for lane in 0..LANES {
+            let connection = connect(uri).await?;
+            let channel = connection.create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
+            let results = names.aggregation(&cid(lane), run);
+            for queue in [&results].into_iter().chain(&shared(&names, &case)) {
+                declare(&channel, queue).await?;
+            }
+            let reader = connect(uri).await?;
+            for queue in [&results].into_iter().chain(&shared(&names, &case)) {
+                let channel = reader.create_channel().await?;
+                channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+                let consumer = consume(&channel, &queue.name).await?;
+                consumers.spawn(ack(channel, consumer, Arc::clone(&acked)));
+            }
+            consuming.push(reader);
+            lanes.push(Lane { connection, channel, results: results.name.into() });
+        }
+        Ok(Self { names, run, case, lanes, acked, consumers, _consuming: consuming })
+    }
+
+    /// Messages published, confirmed, delivered and acked per second.
+    async fn messages(&mut self, length: Duration) -> Result<f64> {
+        let before = self.acked.load(Ordering::Relaxed);
+        let started = Instant::now();
+        let cursor = Cursor {
+            kinds: self.case.messages().collect(),
+            next: AtomicUsize::new(0),
+            until: started + length,
+            done: AtomicBool::new(false),
+        };
+        let publishing = self.lanes.iter().map(|lane| self.publish(lane, &cursor));
+        let published: u64 = futures_util::future::try_join_all(publishing).await?.into_iter().sum();
+        while self.acked.load(Ordering::Relaxed) < before + published {
+            if let Some(ended) = self.consumers.try_join_next() {
+                ended??;
+                bail!("a consumer was cancelled");
+            }
+            ensure!(started.elapsed() < length + PATIENCE, "messages are missing after {PATIENCE:?}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(published as f64 / started.elapsed().as_secs_f64())
+    }
+
+    async fn publish(&self, lane: &Lane, cursor: &Cursor) -> Result<u64> {
+        let body = vec![b'x'; cursor.kinds.iter().map(|kind| self.case.bytes(*kind)).max().unwrap_or(0)];
+        let sizes: Vec<(Kind, usize, ShortString)> =
+            kinds().map(|kind| (kind, self.case.bytes(kind), self.queue(kind, lane))).collect();
+        let properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+        let mut unconfirmed: VecDeque<(PublisherConfirm, usize)> = VecDeque::new();
+        let (mut bytes, mut published) = (0, 0);
+        while let Some(kind) = cursor.next() {
+            let (_, size, queue) =
+                sizes.iter().find(|(of, ..)| *of == kind).context("every kind has a size")?;
+            let confirm = lane
+                .channel
+                .basic_publish("".into(), queue.clone(), options, &body[..*size], properties.clone())
+                .await?;
+            unconfirmed.push_back((confirm, *size));
+            bytes += size;
+            published += 1;
+            while unconfirmed.len() >= UNCONFIRMED || bytes > UNCONFIRMED_BYTES {
+                bytes -= confirmed(unconfirmed.pop_front()).await?;
+            }
+        }
+        while !unconfirmed.is_empty() {
+            confirmed(unconfirmed.pop_front()).await?;
+        }
+        Ok(published)
+    }
+
+    /// The queue that a message of a kind goes to.
+    fn queue(&self, kind: Kind, lane: &Lane) -> ShortString {
+        match kind {
+            Kind::Result => lane.results.clone(),
+            Kind::Manifest => self.names.fanin().name.into(),
+            Kind::Request => self.names.service(&name(TARGET)).name.into(),
+            Kind::OnTarget => self.names.service(&name(&on_target_name(1))).name.into(),
+            Kind::OnFinal => self.names.service(&name(ON_FINAL)).name.into(),
+        }
+    }
+
+    /// Queues per second that are declared, consumed, cancelled and deleted.
+    async fn queues(&self, length: Duration) -> Result<f64> {
+        let started = Instant::now();
+        let coming_and_going = (0..QUEUES_AT_ONCE).map(|place| async move {
+            let channel = self.lanes[place % LANES].connection.create_channel().await?;
+            let queue = self.names.aggregation(&cid(LANES + place), self.run);
+            let mut done = 0_u64;
+            while started.elapsed() < length {
+                declare(&channel, &queue).await?;
+                let consumer = consume(&channel, &queue.name).await?;
+                channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+                drop(consumer);
+                channel.queue_delete(queue.name.as_str().into(), QueueDeleteOptions::default()).await?;
+                done += 1;
+            }
+            channel.close(200, "OK".into()).await?;
+            anyhow::Ok(done)
+        });
+        let done: u64 = futures_util::future::try_join_all(coming_and_going).await?.into_iter().sum();
+        Ok(done as f64 / started.elapsed().as_secs_f64())
+    }
+
+    /// Deletes its queues.
+    async fn clear(mut self) -> Result<()> {
+        self.consumers.abort_all();
+        let results = (0..LANES).map(|lane| self.names.aggregation(&cid(lane), self.run));
+        for queue in results.chain(shared(&self.names, &self.case)) {
+            let channel = &self.lanes[0].channel;
+            channel.queue_delete(queue.name.into(), QueueDeleteOptions::default()).await?;
+        }
+        Ok(())
+    }
+}
+
+impl Cursor {
+    /// The next message, up to the end of the fan-out in which the time was over.
+    fn next(&self) -> Option<Kind> {
+        let place = self.next.fetch_add(1, Ordering::Relaxed) % self.kinds.len();
+        if place == 0 && Instant::now() >= self.until {
+            self.done.store(true, Ordering::Relaxed);
+        }
+        (!self.done.load(Ordering::Relaxed)).then(|| self.kinds[place])
+    }
+}
+
+/// The address that Fanfare connects to, for lapin.
+pub(super) fn uri(settings: &Settings) -> Result<AMQPUri, Failure> {
+    let urls = settings.broker_urls();
+    let address = settings.broker_address()?;
+    let (Some(address), 1) = (address, Address::list(urls).map_or(0, |list| list.len())) else {
+        return Err(Failure::bad_input(anyhow!(
+            "--broker names several addresses: give one, so that all of the benchmark is on one node"
+        )));
+    };
+    let mut uri: AMQPUri = urls.trim().parse().map_err(|error: String| Failure::bad_input(anyhow!(error)))?;
+    uri.authority.userinfo.password = address.password().to_owned();
+    uri.vhost = address.virtual_host().to_owned();
+    Ok(uri)
+}
+
+async fn connect(uri: &AMQPUri) -> Result<Connection> {
+    let properties = ConnectionProperties::default().with_connection_name("fanfare bench raw".into());
+    Connection::connect_uri(uri.clone(), properties).await.context("plain lapin cannot connect")
+}
+
+/// Declares a queue with the arguments that Fanfare declares it with.
+async fn declare(channel: &Channel, queue: &QueueSpec) -> Result<()> {
+    let mut arguments = FieldTable::default();
+    for (name, value) in &queue.arguments {
+        let value = match value {
+            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            Argument::Int(number) => AMQPValue::LongLongInt(*number),
+            Argument::Bool(value) => AMQPValue::Boolean(*value),
+        };
+        arguments.insert((*name).into(), value);
+    }
+    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(queue.name.as_str().into(), options, arguments).await?;
+    Ok(())
+}
+
+async fn consume(channel: &Channel, queue: &str) -> Result<Consumer> {
+    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+    Ok(channel.basic_consume(queue.into(), "".into(), options, arguments).await?)
+}
+
+/// Acks all that a consumer is handed: many at once where they come at once.
+async fn ack(channel: Channel, mut consumer: Consumer, acked: Arc<AtomicU64>) -> Result<()> {
+    while let Some(delivery) = consumer.next().await {
+        let mut last = delivery?.delivery_tag;
+        let mut count = 1;
+        while count < ACKED_AT_ONCE
+            && let Some(Some(delivery)) = consumer.next().now_or_never()
+        {
+            last = delivery?.delivery_tag;
+            count += 1;
+        }
+        channel.basic_ack(last, BasicAckOptions { multiple: true }).await?;
+        acked.fetch_add(count as u64, Ordering::Relaxed);
+    }
+    Ok(())
+}
+
+async fn confirmed(oldest: Option<(PublisherConfirm, usize)>) -> Result<usize> {
+    let Some((confirm, bytes)) = oldest else { return Ok(0) };
+    let confirmation = confirm.await?;
+    ensure!(matches!(confirmation, Confirmation::Ack(None)), "a message was not taken: {confirmation:?}");
+    Ok(bytes)
+}
+
+/// The queues of all lanes: of the requests, the manifests and the callbacks.
+fn shared(names: &QueueNames, case: &Case) -> Vec<QueueSpec> {
+    let services = [TARGET, ON_FINAL].map(str::to_owned).into_iter().chain(case.on_target().take(1));
+    services.map(|service| names.service(&name(&service))).chain([names.fanin()]).collect()
+}
+
+fn kinds() -> impl Iterator<Item = Kind> {
+    [Kind::Request, Kind::Result, Kind::OnTarget, Kind::Manifest, Kind::OnFinal].into_iter()
+}
+
+fn name(service: &str) -> ServiceName {
+    ServiceName::new(service).expect("the names of the benchmark keep the rules")
+}
+
+fn cid(place: usize) -> Cid {
+    Cid::new(place.to_string()).expect("a number is a CID")
+}
