@@ -1,5 +1,6 @@
 use tokio::sync::{Mutex, MutexGuard};
 
+use crate::full;
 use crate::operator::shell;
 
 /// Those who kill nodes share one cluster, so they take turns.
@@ -14,15 +15,23 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// The cluster with all its nodes running, for one test at a time. Nothing where this machine can have none, which is said.
+    /// The cluster with all its nodes running, for one test at a time. Nothing where this machine can have none, or only the short
+    /// tests are run, which is said.
     ///
     /// # Panics
     /// Where there is none and nobody said that there is none.
     pub async fn start() -> Option<Self> {
-        if std::env::var_os("FANFARE_TEST_NO_CLUSTER").is_some() {
+        let left_out = if !full() {
+            Some("this takes minutes: `cargo xtask test --full` kills nodes of a cluster")
+        } else if std::env::var_os("FANFARE_TEST_NO_CLUSTER").is_some() {
+            Some("FANFARE_TEST_NO_CLUSTER is set, so there is no cluster to kill nodes of")
+        } else {
+            None
+        };
+        if let Some(why) = left_out {
             #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
             {
-                println!("left out: FANFARE_TEST_NO_CLUSTER is set, so there is no cluster to kill nodes of");
+                println!("left out: {why}");
             }
             return None;
         }

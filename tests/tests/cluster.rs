@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use fanfare_broker::System;
 use fanfare_protocol::{FinalPayload, Message};
 use fanfare_publisher::{Accepted, Config, Fanout, InvokeError, Publisher, QueueType, Target};
-use fanfare_tests::{Cluster, Running, Stack, eventually, full, run};
+use fanfare_tests::{Cluster, Running, Stack, eventually, run};
 use fanfare_worker::{Context, service};
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
@@ -19,9 +19,7 @@ const TARGETS: usize = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn quorum_queues_lose_nothing_with_a_node() {
-    if full()
-        && let Some(cluster) = Cluster::start().await
-    {
+    if let Some(cluster) = Cluster::start().await {
         // All clients are connected to the first node, which therefore leads all queues.
         for node in 0..3 {
             run(Stack::at(cluster.urls()), async |stack| loses_nothing(stack, &cluster, node).await).await;
@@ -31,9 +29,7 @@ async fn quorum_queues_lose_nothing_with_a_node() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn classic_aggregation_queues_wait_for_their_node_and_then_end() {
-    if full()
-        && let Some(cluster) = Cluster::start().await
-    {
+    if let Some(cluster) = Cluster::start().await {
         run(Stack::at(cluster.urls()), async |stack| waits(stack, &cluster).await).await;
     }
 }
