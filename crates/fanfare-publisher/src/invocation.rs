@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use fanfare_broker::{Backoff, BrokerError, PublishError, absence};
 use fanfare_protocol::{Cid, Metadata, QueueSpec, Request, RunId, Source, WireTime};
+use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -36,7 +37,7 @@ pub struct Accepted {
 
 /// Invokes a fan-out: looks at queues, sends the requests, and commits the whole with the manifest.
 pub(crate) async fn invoke(shared: Arc<Shared>, plan: Plan) -> Result<Accepted, InvokeError> {
-    let accepted = Accepted { cid: plan.manifest.cid.clone(), run: plan.manifest.run };
+    let accepted = Accepted::of(&plan);
     shared.ensure_room(plan.nested).await.map_err(|failure| accepted.not_accepted(failure, false))?;
     shared
         .ensure_served(plan.services(), plan.declare_missing)
@@ -96,6 +97,10 @@ pub(crate) async fn send(
 }
 
 impl Accepted {
+    fn of(plan: &Plan) -> Self {
+        Self { cid: plan.manifest.cid.clone(), run: plan.manifest.run }
+    }
+
     fn refusal(&self, unprepared: Unprepared) -> InvokeError {
         match unprepared {
             Unprepared::Invalid(invalid) => invalid.into(),
@@ -123,7 +128,7 @@ struct Commitment {
 
 impl Commitment {
     /// None where the caller went away before the manifest was written.
-    async fn run(self, caller_gone: CancellationToken) -> Option<Result<Accepted, InvokeError>> {
+    async fn run(mut self, caller_gone: CancellationToken) -> Option<Result<Accepted, InvokeError>> {
         let requested = tokio::select! {
             biased;
             () = caller_gone.cancelled() => None,
@@ -135,24 +140,44 @@ impl Commitment {
             None => None,
         };
         if matches!(outcome, None | Some(Err(InvokeError::NotAccepted { .. }))) {
-            self.delete_aggregation_queue().await;
+            self.shared.delete(&self.aggregation_queue().name).await;
         }
         outcome
     }
 
     /// Brings all requests into their queues. Returns when the manifest must follow.
-    async fn prepare_and_request(&self) -> Result<Instant, InvokeError> {
-        self.declare_queues().await.map_err(|failure| self.accepted.not_accepted(failure, false))?;
+    async fn prepare_and_request(&mut self) -> Result<Instant, InvokeError> {
+        let declared = self.declare_queues().await;
+        declared.map_err(|failure| self.accepted.not_accepted(failure, false))?;
         let until = Instant::now() + self.shared.config.time_limit;
         self.publish_requests(until).await.map_err(|failure| self.accepted.not_accepted(failure, true))?;
         Ok(until)
     }
 
-    async fn declare_queues(&self) -> Result<(), Failure> {
+    /// Each try to declare the aggregation queue is a run of its own. One that was cut off may have left a queue which has no
+    /// leader before a lost node is back (seen on RabbitMQ 3.10), and to declare that again succeeds.
+    async fn declare_queues(&mut self) -> Result<(), Failure> {
         let until = self.shared.preparation_end();
-        let aggregation = self.aggregation_queue();
-        self.shared.ensure_declared(&self.shared.config.names.fanin(), until).await?;
-        self.shared.through_outages(until, || self.shared.broker.declare(&aggregation)).await
+        let shared = Arc::clone(&self.shared);
+        shared.ensure_declared(&shared.config.names.fanin(), until).await?;
+        let mut left = Vec::new();
+        let declared = shared.through_outages(until, || {
+            if !left.is_empty() {
+                self.plan.draw_again(&shared);
+                self.accepted = Accepted::of(&self.plan);
+            }
+            let queue = self.aggregation_queue();
+            left.push(queue.name.clone());
+            let broker = &shared.broker;
+            async move { broker.declare(&queue).await }
+        });
+        let declared = declared.await;
+        left.pop();
+        if !left.is_empty() {
+            let shared = Arc::clone(&shared);
+            tokio::spawn(async move { join_all(left.iter().map(|queue| shared.delete(queue))).await });
+        }
+        declared
     }
 
     async fn publish_requests(&self, until: Instant) -> Result<(), Failure> {
@@ -218,21 +243,6 @@ impl Commitment {
         }
     }
 
-    async fn delete_aggregation_queue(&self) {
-        let queue = self.aggregation_queue().name;
-        let deleted = tokio::time::timeout(CLEAN_UP_LIMIT, self.shared.broker.delete(&queue)).await;
-        let trouble = match deleted {
-            Ok(Ok(())) => return,
-            Ok(Err(error)) => error.to_string(),
-            Err(_) => format!("no answer within {CLEAN_UP_LIMIT:?}"),
-        };
-        tracing::warn!(
-            queue,
-            trouble,
-            "the queue of a fan-out that was given up is left to expire by itself"
-        );
-    }
-
     fn aggregation_queue(&self) -> QueueSpec {
         let names = &self.shared.config.names;
         let Accepted { cid, run } = &self.accepted;
@@ -269,6 +279,21 @@ impl Shared {
             tracing::debug!(queue, error = error.with_cause(), "sending a request again");
             tokio::time::sleep(wait).await;
         }
+    }
+
+    /// Deletes the aggregation queue of a run that has come to nothing.
+    async fn delete(&self, queue: &str) {
+        let deleted = tokio::time::timeout(CLEAN_UP_LIMIT, self.broker.delete(queue)).await;
+        let trouble = match deleted {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {CLEAN_UP_LIMIT:?}"),
+        };
+        tracing::warn!(
+            queue,
+            trouble,
+            "the queue of a fan-out that was given up is left to expire by itself"
+        );
     }
 
     async fn may_succeed_later(&self, queue: &str, error: &PublishError) -> bool {

@@ -6,6 +6,7 @@ use fanfare_protocol::{
     Channel, Cid, Manifest, ManifestTarget, Message, Request, RunId, ServiceName, TargetOf, WireTime, limits,
 };
 
+use crate::publisher::Shared;
 use crate::{Fanout, Invalid};
 
 /// A fan-out that keeps all rules which can be checked without the broker: what is to be sent, and in which order.
@@ -56,8 +57,7 @@ impl Fanout {
             completion,
             metadata: self.metadata,
         };
-        let mut manifest_message = manifest.encode();
-        manifest_message.properties.user_id = shared.config.user_id.clone();
+        let manifest_message = message(&manifest, &shared);
         let bytes = manifest_message.body.len();
         if bytes > limits::MESSAGE_BYTES {
             return Err(Invalid::ManifestTooLarge { bytes });
@@ -100,6 +100,14 @@ impl Fanout {
 }
 
 impl Plan {
+    /// Makes it another run of the same fan-out. Nothing of it may have been sent.
+    pub(crate) fn draw_again(&mut self, shared: &Shared) {
+        let run = RunId::from(shared.environment.unique());
+        self.manifest.run = run;
+        self.manifest.reply_to = shared.config.names.aggregation(&self.manifest.cid, run).name;
+        self.manifest_message = message(&self.manifest, shared);
+    }
+
     /// All services whose queues must be there: targets and callbacks, each once.
     pub(crate) fn services(&self) -> BTreeSet<ServiceName> {
         let targets = self.manifest.targets.iter().map(|target| &target.service);
@@ -126,6 +134,12 @@ impl Plan {
             }),
         }
     }
+}
+
+fn message(manifest: &Manifest, shared: &Shared) -> Message {
+    let mut message = manifest.encode();
+    message.properties.user_id = shared.config.user_id.clone();
+    message
 }
 
 fn milliseconds(duration: Duration) -> u64 {

@@ -366,3 +366,25 @@ async fn a_cluster_gets_replicated_aggregation_queues_where_configured() {
     let queue = QueueNames::default().replicated_aggregation(&accepted.cid, accepted.run);
     broker.memory.declare(&queue).await.expect("it was declared with these arguments");
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_queue_whose_declaration_was_cut_off_is_not_used() {
+    let broker = served().await;
+    broker.cut_declarations(2);
+    let accepted = enrichment(&broker.publisher()).invoke().await.unwrap();
+    let used = QueueNames::default().aggregation(&accepted.cid, accepted.run).name;
+    let declared: std::collections::BTreeSet<String> =
+        broker.asked().into_iter().filter(|asked| asked.starts_with("declare fanfare.agg.")).collect();
+    assert_eq!(declared.len(), 3);
+    for request in broker.messages(STOCK).await {
+        assert_eq!(request.properties.reply_to.as_ref(), Some(&used));
+        assert_eq!(request.run().unwrap(), accepted.run);
+    }
+    let manifest = &broker.messages(FANIN).await[0];
+    let manifest = Manifest::decode(manifest, &QueueNames::default()).unwrap();
+    assert_eq!((manifest.run, &manifest.reply_to), (accepted.run, &used));
+    // The others are deleted in the background.
+    while broker.aggregation_queues().await != [used.clone()] {
+        tokio::task::yield_now().await;
+    }
+}

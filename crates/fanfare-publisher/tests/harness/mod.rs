@@ -59,12 +59,20 @@ pub(crate) struct Faulty {
     asked: Mutex<Vec<String>>,
     /// Queue, publishes that still succeed, publishes that then fail.
     faults: Mutex<Vec<(String, usize, usize, Fault)>>,
+    /// Declarations of aggregation queues whose answer is yet to be lost.
+    cut_declarations: AtomicU64,
 }
 
 impl Faulty {
     pub(crate) fn new() -> Arc<Self> {
         let memory = MemoryBroker::new();
-        Arc::new(Self { memory, asked: Mutex::default(), faults: Mutex::default() })
+        let (asked, faults, cut_declarations) = Default::default();
+        Arc::new(Self { memory, asked, faults, cut_declarations })
+    }
+
+    /// The next `times` declarations of an aggregation queue take effect, but nobody is told.
+    pub(crate) fn cut_declarations(&self, times: u64) {
+        self.cut_declarations.store(times, Ordering::Relaxed);
     }
 
     /// Publishes to `queue` fail `times` times, after the first `after`.
@@ -164,7 +172,15 @@ impl Broker for Faulty {
 
     async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
         self.note("declare", &queue.name);
-        self.memory.declare(queue).await
+        self.memory.declare(queue).await?;
+        let cut = |left: u64| left.checked_sub(1);
+        let of_fan_out = queue.name.starts_with("fanfare.agg.");
+        match of_fan_out
+            && self.cut_declarations.fetch_update(Ordering::Relaxed, Ordering::Relaxed, cut).is_ok()
+        {
+            true => Err(lost()),
+            false => Ok(()),
+        }
     }
 
     async fn inspect(&self, queue: &str) -> Result<Option<QueueState>, BrokerError> {
