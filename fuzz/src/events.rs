@@ -152,7 +152,7 @@ impl Witness {
                     assert!(!std::mem::replace(&mut self.deletes, true), "the queue is deleted twice");
                     assert_eq!(self.finals.len(), self.manifest.on_final.len(), "deleted before the end");
                 }
-                Effect::Abandon { manifests } => {
+                Effect::Abandon { manifests, .. } => {
                     manifests.into_iter().for_each(|tag| self.answer(tag));
                     self.over = true;
                 }

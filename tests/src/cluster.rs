@@ -1,6 +1,5 @@
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::full;
 use crate::operator::shell;
 
 /// Those who kill nodes share one cluster, so they take turns.
@@ -21,17 +20,10 @@ impl Cluster {
     /// # Panics
     /// Where there is none and nobody said that there is none.
     pub async fn start() -> Option<Self> {
-        let left_out = if !full() {
-            Some("this takes minutes: `cargo xtask test --full` kills nodes of a cluster")
-        } else if std::env::var_os("FANFARE_TEST_NO_CLUSTER").is_some() {
-            Some("FANFARE_TEST_NO_CLUSTER is set, so there is no cluster to kill nodes of")
-        } else {
-            None
-        };
-        if let Some(why) = left_out {
+        if std::env::var_os("FANFARE_TEST_NO_CLUSTER").is_some() {
             #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
             {
-                println!("left out: {why}");
+                println!("left out: FANFARE_TEST_NO_CLUSTER is set, so there is no cluster to kill nodes of");
             }
             return None;
         }

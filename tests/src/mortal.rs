@@ -57,6 +57,8 @@ struct State {
     /// Steps that counted since the death was set.
     steps: usize,
     channels: Vec<Weak<Held>>,
+    /// See [`Mortal::half_deletes`].
+    half_deletes: Option<QueueSpec>,
 }
 
 /// What one channel has handed out.
@@ -88,6 +90,12 @@ impl Mortal {
     /// It is not to die any more, unless it has.
     pub fn spare(&self) {
         self.life.state().death = None;
+    }
+
+    /// The next channel that deletes this queue ends over that, and the queue is back without its messages: as where a broker is
+    /// killed before it has written the deletion down.
+    pub fn half_deletes(&self, queue: QueueSpec) {
+        self.life.state().half_deletes = Some(queue);
     }
 
     /// It dies now.
@@ -201,7 +209,7 @@ impl Broker for Mortal {
         let inner = self.life.take(Step::Prepare, self.inner.open()).await?;
         let held = Arc::new(Held { life: Arc::clone(&self.life), deliveries: Mutex::default() });
         self.life.state().channels.push(Arc::downgrade(&held));
-        Ok(Arc::new(MortalChannel { inner, held }))
+        Ok(Arc::new(MortalChannel { broker: Arc::clone(&self.inner), inner, held }))
     }
 
     async fn server(&self) -> Result<ServerInfo, BrokerError> {
@@ -221,6 +229,7 @@ impl fmt::Debug for Mortal {
 }
 
 struct MortalChannel {
+    broker: Arc<dyn Broker>,
     inner: Arc<dyn ConsumerChannel>,
     held: Arc<Held>,
 }
@@ -256,7 +265,15 @@ impl ConsumerChannel for MortalChannel {
     }
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
-        self.held.life.take(Step::Delete, self.inner.delete(queue)).await
+        let half_deleted =
+            self.held.life.state().half_deletes.take_if(|half_deleted| half_deleted.name == queue);
+        self.held.life.take(Step::Delete, self.inner.delete(queue)).await?;
+        if let Some(half_deleted) = half_deleted {
+            self.broker.declare(&half_deleted).await?;
+            self.inner.close().await;
+            return Err(BrokerError::Unreachable("the broker was killed".to_owned()));
+        }
+        Ok(())
     }
 
     async fn close(&self) {

@@ -15,6 +15,7 @@ on_both_brokers!(
     a_crash_after_any_step_is_made_good_by_the_next_coordinator,
     a_crash_before_any_step_is_made_good_by_a_standby,
     a_crash_after_any_step_is_made_good_by_a_standby,
+    a_queue_that_comes_back_from_its_deletion_ends_no_fan_out_twice,
 );
 
 /// Steps that a coordinator takes for the smallest fan-out of these tests at least: a run that took fewer is not what the
@@ -43,6 +44,17 @@ async fn a_crash_before_any_step_is_made_good_by_a_standby(stack: Stack) {
 
 async fn a_crash_after_any_step_is_made_good_by_a_standby(stack: Stack) {
     Scene::new(stack).await.crash_at_every_step(Successor::StandsBy, true).await;
+}
+
+async fn a_queue_that_comes_back_from_its_deletion_ends_no_fan_out_twice(stack: Stack) {
+    let mut scene = Scene::new(stack).await;
+    let accepted = scene.invoke().await;
+    scene.answer_all().await;
+    let mortal = Mortal::new(scene.stack.connect());
+    mortal.half_deletes(scene.stack.names().aggregation(&accepted.cid, accepted.run));
+    let coordinator = scene.stack.coordinator_on(mortal, scene.config());
+    scene.finish(&accepted, coordinator).await;
+    scene.check(&accepted, false).await;
 }
 
 /// Three targets, which the test answers by hand, one service that is both an on-target and a final callback, so that the

@@ -155,9 +155,12 @@ impl FanOut {
             Effect::Park { tag, reason } => self.park(tag, reason),
             Effect::DeleteQueue => self.queue.delete(),
             Effect::Cancelled(cancellation) => self.cancelled(cancellation),
-            Effect::Abandon { manifests } => {
+            Effect::Abandon { ended, manifests } => {
                 let manifest = self.machine.manifest();
-                tracing::debug!(cid = %manifest.cid, run = %manifest.run, "fan-out let go");
+                tracing::debug!(cid = %manifest.cid, run = %manifest.run, ended, "fan-out let go");
+                if ended {
+                    self.messenger.note_end(manifest);
+                }
                 self.queue.close().await;
                 for manifest in manifests {
                     manifest.requeue().await;

@@ -67,6 +67,8 @@ pub enum Item {
     Checkpoint(Checkpoint),
     /// A mark that a coordinator wrote.
     Fence(Fence),
+    /// A note of who had ended the fan-out, and did not learn whether its queue was deleted: it came back.
+    Ended,
     /// A result of another run, or of a target that the manifest does not list: an ordinary event, ignored.
     Stranger,
     /// Of a type that this version does not know and another may need: held, and never acked while the fan-out lives.

@@ -80,7 +80,7 @@ pub struct FanIn<T> {
     checkpoints: Checkpoints<T>,
     /// On-target callbacks published and in no confirmed checkpoint.
     at_risk: usize,
-    /// Deliveries of types that this version does not know.
+    /// Deliveries that are held to the end: of types that this version does not know, or past anything that could count.
     unknown: Vec<T>,
     pending: BTreeMap<PublicationId, Pending>,
     next_publication: u64,

@@ -120,3 +120,19 @@ impl Fence {
         crate::result::from_json("fence", &message.body)
     }
 }
+
+/// A note in an aggregation queue: all final callbacks of its fan-out are confirmed. Written by a coordinator that has lost its
+/// channel while it deleted the queue, which may be back by that, and empty.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ended;
+
+impl Ended {
+    /// The message as the aggregation queue takes it.
+    #[must_use]
+    pub fn encode(manifest: &Manifest) -> Message {
+        let id = format!("{}/ended", manifest.cid);
+        let mut message = Message::of(header::TYPE_ENDED, &manifest.cid, id, "{}");
+        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(manifest.run.to_string()));
+        message
+    }
+}

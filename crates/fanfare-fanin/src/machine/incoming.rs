@@ -55,6 +55,12 @@ impl<T: Clone> FanIn<T> {
                 }
                 out.push(Effect::Ack(tag));
             }
+            Item::Ended => {
+                self.unknown.push(tag);
+                if self.phase == Phase::Gathering {
+                    self.finish(out);
+                }
+            }
             Item::Stranger => {
                 self.summary.strangers += 1;
                 out.push(Effect::Ack(tag));
@@ -196,7 +202,7 @@ impl<T: Clone> FanIn<T> {
     /// what is missing: any other could contradict what that has published.
     pub(super) fn lose_queue(&mut self, out: &mut Vec<Effect<T>>) {
         match self.phase {
-            Phase::Deleting => self.end(true, out),
+            Phase::Deleting => self.end(self.gathered.is_complete(), out),
             // It has waited for its turn, and knows by that that the fan-out has completed.
             Phase::Gathering if self.hold.take_over && !self.read_anything => self.end(false, out),
             Phase::Gathering if self.is_fenced() || !self.read_anything => self.give_up(NO_QUEUE, false, out),
@@ -239,7 +245,7 @@ impl<T: Clone> FanIn<T> {
 
     pub(super) fn deleted(&mut self, out: &mut Vec<Effect<T>>) {
         if self.phase == Phase::Deleting {
-            self.end(true, out);
+            self.end(self.gathered.is_complete(), out);
         }
     }
 
@@ -254,7 +260,7 @@ impl<T: Clone> FanIn<T> {
         if results_stay {
             self.phase = Phase::Done;
             out.extend(self.manifests.take().into_iter().map(Effect::Ack));
-            out.push(Effect::Abandon { manifests: Vec::new() });
+            out.push(Effect::Abandon { ended: false, manifests: Vec::new() });
         } else {
             self.end(false, out);
         }
@@ -265,7 +271,8 @@ impl<T: Clone> FanIn<T> {
             // Nothing can be handed to anyone: the results are here only.
             return;
         }
+        let ended = self.phase == Phase::Deleting;
         self.phase = Phase::Done;
-        out.push(Effect::Abandon { manifests: self.manifests.take() });
+        out.push(Effect::Abandon { ended, manifests: self.manifests.take() });
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanfare_fanin::{Effect, Event, FanIn, Hold, Item, Limits, Publication, PublicationId};
-use fanfare_protocol::{EndedBy, Ending, Manifest, Message, TargetResult};
+use fanfare_protocol::{Ended, EndedBy, Ending, Manifest, Message, TargetResult};
 
 use crate::samples::{id, result_of, time};
 
@@ -147,6 +147,8 @@ pub(crate) enum Step {
     Confirm(usize, usize),
     /// The broker deletes the queue as asked.
     Delete(usize),
+    /// The broker is killed while it deletes the queue as asked, which is back after that, and empty.
+    DeleteHalf(usize),
     /// The coordinator learns of what has become of its consumer.
     Learn(usize),
     LoseChannel(usize),
@@ -273,6 +275,7 @@ impl World {
             Step::Land(c, pick) => self.land(c, pick).is_some(),
             Step::Confirm(c, pick) => self.confirm(c, pick),
             Step::Delete(c) => self.delete(c),
+            Step::DeleteHalf(c) => self.delete_half(c),
             Step::Learn(c) => self.learn(c),
             Step::LoseChannel(c) => self.lose_channel(c),
             Step::LoseManifestChannel(c) => {
@@ -440,6 +443,18 @@ impl World {
         true
     }
 
+    fn delete_half(&mut self, c: usize) -> bool {
+        if self.coordinators[c].holder.as_ref().is_none_or(|holder| holder.deletion != Deletion::Asked) {
+            return false;
+        }
+        self.results = Some(Queue::new());
+        for c in 0..self.coordinators.len() {
+            self.lose_channel(c);
+        }
+        self.manifests.requeue(|_, _| true);
+        true
+    }
+
     fn learn(&mut self, c: usize) -> bool {
         let Some(holder) = self.coordinators[c].holder.as_mut().filter(|holder| holder.cancelled) else {
             return false;
@@ -528,8 +543,12 @@ impl World {
                 assert!(holder.deletion == Deletion::No, "the queue is deleted twice");
                 holder.deletion = Deletion::Asked;
             }
-            Effect::Abandon { manifests } => {
+            Effect::Abandon { ended, manifests } => {
                 self.close_channel(c);
+                if ended {
+                    let note = Ended::encode(&self.manifest);
+                    self.results.iter_mut().for_each(|results| results.push(note.clone()));
+                }
                 self.manifests.requeue(|tag, _| manifests.contains(&tag));
                 self.drop_holder(c, true);
                 self.nothing_left_with(c);

@@ -93,6 +93,7 @@ fn calm(coordinators: usize) -> impl Strategy<Value = Step> {
         4 => (c.clone(), 0..20usize).prop_map(|(c, pick)| Step::Land(c, pick)),
         8 => (c.clone(), 0..20usize).prop_map(|(c, pick)| Step::Confirm(c, pick)),
         1 => c.clone().prop_map(Step::Delete),
+        1 => c.clone().prop_map(Step::DeleteHalf),
         1 => c.clone().prop_map(Step::Learn),
         1 => c.clone().prop_map(Step::Stop),
         1 => c.prop_map(Step::Cancel),

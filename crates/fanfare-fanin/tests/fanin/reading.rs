@@ -122,7 +122,7 @@ fn a_message_of_an_unknown_type_is_held_until_the_end() {
     let mut story = Story::fresh(manifest(["a"], 0, 1));
     story.opened().check(&[]);
     let mut unknown = result_of(id(1), "a", Bytes::from_static(b"{}"));
-    unknown.properties.kind = Some("fanfare.ended".to_owned());
+    unknown.properties.kind = Some("fanfare.novelty".to_owned());
     story.message("u1", false, &unknown).check(&[]);
     story.result("r1", "a", "one").check(&["final 0 with [a=one]"]);
     story.confirm("final 0").check(&["delete"]);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanfare_fanin::{Effect, Event, FanIn, Hold, Limits, Publication, PublicationId};
-use fanfare_protocol::{Cancellation, Checkpoint, EndedBy, Ending, FinalPayload, Manifest, Message};
+use fanfare_protocol::{Cancellation, Checkpoint, Ended, EndedBy, Ending, FinalPayload, Manifest, Message};
 
 use crate::samples::{answer, body, fence, id, missing, result_of, time};
 
@@ -112,6 +112,12 @@ impl Story {
         self.event(Event::Cancel { at: time() })
     }
 
+    /// A note that a run has ended.
+    pub(crate) fn ended(&mut self, tag: &'static str, run: u128) -> Outcome<'_> {
+        let manifest = Manifest { run: id(run), ..self.machine.manifest().clone() };
+        self.message(tag, false, &Ended::encode(&manifest))
+    }
+
     pub(crate) fn fence(&mut self, tag: &'static str, token: u128) -> Outcome<'_> {
         let message = fence(token).encode(self.machine.manifest());
         self.message(tag, false, &message)
@@ -183,7 +189,8 @@ impl Story {
             Effect::Ack(tag) => format!("ack {tag}"),
             Effect::Park { tag, .. } => format!("park {tag}"),
             Effect::DeleteQueue => "delete".to_owned(),
-            Effect::Abandon { manifests } => format!("abandon {manifests:?}"),
+            Effect::Abandon { ended: true, manifests } => format!("abandon {manifests:?}, ended"),
+            Effect::Abandon { ended: false, manifests } => format!("abandon {manifests:?}"),
             Effect::Cancelled(Cancellation { responded, missing, ended_by }) => {
                 let by = ended_by.map_or("nothing", EndedBy::as_str);
                 format!("cancelled: {responded} responded, {missing} missing, by {by}")

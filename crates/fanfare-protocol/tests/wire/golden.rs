@@ -3,8 +3,9 @@
 use bytes::Bytes;
 use fanfare_protocol::{
     Callback, CallbackKind, CancelAnswer, CancelRequest, CancelState, Cancellation, Cancelled, Channel,
-    Checkpoint, CheckpointEntry, CompletionPolicy, EndedBy, Ending, Fence, FinalPayload, FinalPayloadBuilder,
-    Invocation, Manifest, Metadata, Progress, QueueNames, Request, TargetOf, TargetResult,
+    Checkpoint, CheckpointEntry, CompletionPolicy, Ended, EndedBy, Ending, Fence, FinalPayload,
+    FinalPayloadBuilder, Invocation, Manifest, Metadata, Progress, QueueNames, Request, TargetOf,
+    TargetResult,
 };
 
 use crate::samples::{
@@ -333,6 +334,20 @@ fn a_checkpoint() {
         ),
     );
     assert_eq!(Checkpoint::decode(&message), Ok(checkpoint));
+}
+
+#[test]
+fn a_note_that_a_fan_out_has_ended() {
+    check(
+        &Ended::encode(&manifest()),
+        "content_type: application/json\n\
+         correlation_id: 63e7c3a2ba616badecb125ce\n\
+         message_id: 63e7c3a2ba616badecb125ce/ended\n\
+         type: fanfare.ended\n\
+         fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+         fanfare-version = 1\n\
+         {}",
+    );
 }
 
 #[test]
