@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
-use fanfare_fanin::{Effect, Event, FanIn, Hold, Publication, PublicationId};
+use fanfare_fanin::{Deadline, Effect, Event, FanIn, Hold, Publication, PublicationId};
 use fanfare_protocol::{Manifest, Message};
 
 use crate::model::LIMITS;
@@ -22,10 +22,10 @@ pub fn report(data: &[u8]) {
 fn reported(reader: &mut Reader<'_>) -> Option<()> {
     let manifest = numbered(reader.below(20)?, reader.below(4)?, reader.below(3)?);
     let hold = Hold { token: id(OWN), take_over: reader.below(2)? == 1 };
-    let deadline = (reader.below(2)? == 1).then(|| Duration::from_secs(30));
+    let deadline = (reader.below(2)? == 1).then(|| Deadline { at: Duration::from_secs(30), is_written: true });
     let mut witness = Witness::new(manifest.clone());
     let tag = witness.tag();
-    let mut machine = FanIn::new(manifest, tag, hold, LIMITS, Duration::ZERO).with_deadline(deadline);
+    let mut machine = FanIn::new(manifest, tag, hold, LIMITS, Duration::ZERO).with_deadline(deadline, Duration::ZERO);
     let mut now = Duration::ZERO;
     while let Some(choice) = reader.byte() {
         let event = match choice % 16 {

@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare_broker::{Backoff, Broker, Delivery, Environment, Subscription, SubscriptionOptions};
-use fanfare_fanin::{FanIn, Hold};
+use fanfare_fanin::{Deadline, FanIn, Hold};
 use fanfare_protocol::{CancelRequest, CancelState, Cid, Manifest, RunId, WireTime};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -177,12 +177,12 @@ impl Coordinator {
 
     fn open(&mut self, mut manifest: Manifest, tag: Tag, take_over: bool) {
         let deadline = self.deadline(&mut manifest);
+        let now = self.started.elapsed();
         let (run, cid) = (manifest.run, manifest.cid.clone());
         let hold = Hold { token: self.outbox.environment.unique().into(), take_over };
         let (sender, inbox) = mpsc::unbounded_channel();
         tracing::debug!(cid = %manifest.cid, %run, targets = manifest.targets.len(), take_over, "fan-out taken");
-        let machine = FanIn::new(manifest, tag, hold, self.config.limits, self.started.elapsed())
-            .with_deadline(deadline);
+        let machine = FanIn::new(manifest, tag, hold, self.config.limits, now).with_deadline(deadline, now);
         let fan_out = FanOut::new(
             machine,
             self.messenger.clone(),
@@ -245,7 +245,8 @@ impl Coordinator {
 
     /// When what is missing is to fail. The first coordinator counts from now, and writes the time of day down for those
     /// that the manifest is renewed to.
-    fn deadline(&self, manifest: &mut Manifest) -> Option<Duration> {
+    fn deadline(&self, manifest: &mut Manifest) -> Option<Deadline> {
+        let is_written = manifest.deadline_utc.is_some();
         let now = self.outbox.environment.now();
         let left = match (manifest.deadline_utc, manifest.deadline_ms) {
             (Some(at), _) => (at.to_utc() - now).to_std().unwrap_or_default() + CLOCK_SKEW,
@@ -257,7 +258,8 @@ impl Coordinator {
             }
             (None, None) => return None,
         };
-        self.started.elapsed().checked_add(left)
+        let at = self.started.elapsed().checked_add(left)?;
+        Some(Deadline { at, is_written })
     }
 
     /// Parks a message of the manifest queue that is not a manifest, or not one of an accepted user.

@@ -31,4 +31,4 @@ mod read;
 
 pub use effect::{Effect, Publication, PublicationId, Summary};
 pub use event::{Answer, Event, Item};
-pub use machine::{FanIn, Hold, Limits, Time};
+pub use machine::{Deadline, FanIn, Hold, Limits, Time};

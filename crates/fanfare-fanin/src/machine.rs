@@ -26,6 +26,16 @@ pub struct Hold {
     pub take_over: bool,
 }
 
+/// When what is missing is to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadline {
+    /// The time.
+    pub at: Time,
+    /// Whether the manifest said so when it came. Where it did not, who takes the fan-out over before it is renewed counts
+    /// anew, so it is renewed once a tenth of the time has passed.
+    pub is_written: bool,
+}
+
 /// Numbers that bound what a fan-in holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -70,8 +80,10 @@ pub struct FanIn<T> {
     stopping: bool,
     /// Bytes that a message's body may have.
     most_bytes: usize,
-    /// When what is missing is to fail; none where there is no deadline, or something has ended the fan-out early.
-    deadline: Option<Time>,
+    /// None where there is no deadline, or something has ended the fan-out early.
+    deadline: Option<Deadline>,
+    /// How long the manifest may be held.
+    renewal: Duration,
     /// When a cancel was asked for that nobody was told of yet.
     cancel: Option<WireTime>,
     /// There once the fan-out is being ended before all targets have responded.
@@ -147,6 +159,7 @@ impl<T: Clone> FanIn<T> {
             stopping: false,
             most_bytes: limits::MESSAGE_BYTES,
             deadline: None,
+            renewal: limits.renewal,
             cancel: None,
             closing: None,
             gathered: Gathered::new(&manifest),
@@ -164,8 +177,11 @@ impl<T: Clone> FanIn<T> {
     /// Sets when what is missing is to fail. Like anything that decides, it decides by messages: failed results are
     /// appended to the aggregation queue, and count when they are read, unless the targets' own come first.
     #[must_use]
-    pub fn with_deadline(self, deadline: Option<Time>) -> Self {
-        Self { deadline, ..self }
+    pub fn with_deadline(self, deadline: Option<Deadline>, now: Time) -> Self {
+        let unwritten = deadline.filter(|deadline| !deadline.is_written);
+        let early = unwritten.map(|deadline| deadline.at.saturating_sub(now) / 10);
+        let renewal = early.map_or(self.renewal, |early| early.min(self.renewal));
+        Self { deadline, renewal, ..self }
     }
 
     /// The manifest.
@@ -198,13 +214,14 @@ impl<T: Clone> FanIn<T> {
         if matches!(self.phase, Phase::Done | Phase::Deleting | Phase::GivingUp) {
             return None;
         }
-        let renewal = self.manifests.renewal_due(self.limits.renewal);
+        let renewal = self.manifests.renewal_due(self.renewal);
         let fence = match self.fence {
             FenceState::Sent(at) => Some(at + self.limits.fence_again),
             _ => None,
         };
         let sweep = self.may_sweep().then(|| self.checkpoints.next_timeout()).flatten();
         let deadline = self.deadline.filter(|_| self.may_close() && !self.gathered.has_all());
+        let deadline = deadline.map(|deadline| deadline.at);
         [renewal, fence, sweep, deadline].into_iter().flatten().min()
     }
 

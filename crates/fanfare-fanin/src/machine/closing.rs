@@ -71,7 +71,7 @@ impl<T: Clone> FanIn<T> {
             let exception = format!("not awaited: the fan-out was complete when {met}");
             return Some(Closing::new(EndedBy::Completion, exception, tally.latest));
         }
-        if self.deadline.is_some_and(|deadline| now >= deadline) {
+        if self.deadline.is_some_and(|deadline| now >= deadline.at) {
             let at = self.manifest.deadline_utc;
             return Some(Closing::new(EndedBy::Deadline, self.deadline_exceeded(), at));
         }

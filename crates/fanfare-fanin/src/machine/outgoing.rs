@@ -116,8 +116,9 @@ impl<T: Clone> FanIn<T> {
     }
 
     pub(super) fn renew(&mut self, now: Time, out: &mut Vec<Effect<T>>) {
-        if self.manifests.renewal_due(self.limits.renewal).is_some_and(|due| due <= now) {
+        if self.manifests.renewal_due(self.renewal).is_some_and(|due| due <= now) {
             self.manifests.begin_renewal();
+            self.renewal = self.limits.renewal;
             self.expect_others();
             self.publish(Pending::Renewal, Publication::Renewal, out);
         }

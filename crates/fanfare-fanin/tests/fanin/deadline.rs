@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use fanfare_fanin::Event;
+use fanfare_fanin::{Deadline, Event};
 use fanfare_protocol::{EndedBy, Manifest};
 
 use crate::samples;
@@ -26,6 +26,18 @@ fn a_deadline_appends_failures_for_what_is_missing_and_they_count_when_they_are_
     story.wait(DEADLINE).check(&[&missing]);
     story.confirm("missing").check(&[]);
     story.own_missing("r2", "b", 0).check(&[&format!("final 0 with [a=one b={LATE}], ended by deadline")]);
+}
+
+#[test]
+fn a_deadline_that_the_manifest_does_not_tell_is_written_down_early() {
+    let unwritten = Deadline { at: DEADLINE, is_written: false };
+    let mut story = Story::fresh(manifest(["a"], 0, 1)).with_deadline(unwritten);
+    story.opened().check(&[]);
+    assert_eq!(story.quiet_for(), Some(DEADLINE / 10));
+    story.wait(DEADLINE / 10).check(&["renewal"]);
+    story.manifest("m2").check(&[]);
+    story.confirm("renewal").check(&["ack m1"]);
+    assert_eq!(story.quiet_for(), Some(DEADLINE * 9 / 10));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use bytes::Bytes;
-use fanfare_fanin::{Effect, Event, FanIn, Hold, Item, Limits, Publication, PublicationId};
+use fanfare_fanin::{Deadline, Effect, Event, FanIn, Hold, Item, Limits, Publication, PublicationId};
 use fanfare_protocol::{Ended, EndedBy, Ending, Manifest, Message, TargetResult};
 
 use crate::samples::{id, result_of, time};
@@ -314,7 +314,8 @@ impl World {
 
     fn machine(&self, tag: Tag, take_over: bool) -> FanIn<Tag> {
         let hold = Hold { token: id(self.next_token), take_over };
-        FanIn::new(self.manifest.clone(), tag, hold, LIMITS, self.now).with_deadline(self.deadline)
+        let deadline = self.deadline.map(|at| Deadline { at, is_written: false });
+        FanIn::new(self.manifest.clone(), tag, hold, LIMITS, self.now).with_deadline(deadline, self.now)
     }
 
     fn tag(&mut self) -> Tag {

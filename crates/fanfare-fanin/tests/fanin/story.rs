@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fanfare_fanin::{Effect, Event, FanIn, Hold, Limits, Publication, PublicationId};
+use fanfare_fanin::{Deadline, Effect, Event, FanIn, Hold, Limits, Publication, PublicationId};
 use fanfare_protocol::{Cancellation, Checkpoint, Ended, EndedBy, Ending, FinalPayload, Manifest, Message};
 
 use crate::samples::{answer, body, fence, id, missing, result_of, time};
@@ -54,8 +54,12 @@ impl Story {
     }
 
     /// Sets a deadline, counted from the beginning of the story.
-    pub(crate) fn until(mut self, deadline: Duration) -> Self {
-        self.machine = self.machine.with_deadline(Some(deadline));
+    pub(crate) fn until(self, at: Duration) -> Self {
+        self.with_deadline(Deadline { at, is_written: true })
+    }
+
+    pub(crate) fn with_deadline(mut self, deadline: Deadline) -> Self {
+        self.machine = self.machine.with_deadline(Some(deadline), Duration::ZERO);
         self
     }
 
