@@ -1,4 +1,4 @@
-//! Nodes of a cluster are killed while fan-outs are under way, and come back later. Of the long tests, that `cargo xtask test --full` runs.
+//! Nodes of a cluster are killed while fan-outs are under way, and come back later.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

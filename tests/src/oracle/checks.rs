@@ -8,6 +8,12 @@ use super::verdict::{Kind, Verdict};
 /// Why a manifest is parked whose queue is gone.
 const NO_QUEUE: &str = "aggregation queue does not exist";
 
+/// How long after the last callback its fan-out's queue may still be on its way to deletion, on a machine under load.
+pub(super) const DELETION_MS: u64 = 2_000;
+
+/// How long a killed broker may be away.
+pub(super) const OUTAGE_MS: u64 = 30_000;
+
 /// A callback message that a plan leads to.
 struct Expected<'a> {
     callback: &'a str,
@@ -283,18 +289,12 @@ impl<'a> Case<'a, '_> {
         let explained =
             deleted && (manifest_parked || fan_out.runs.iter().any(|run| self.history.deleted_unread(run)));
         let missing = missing.len();
-        // A broker that is killed may forget that a queue was deleted, and with that leaves it to its expiry.
-        let last_call = fan_out.calls.iter().map(|call| call.at).max();
-        let brought_back = queue_left
-            && !manifest_left
-            && missing == 0
-            && self.history.disturbances.iter().any(|disturbed| {
-                (disturbed.role, disturbed.how) == (Role::Broker, Disturbance::Killed)
-                    && last_call.is_some_and(|call| disturbed.at > call)
-            });
-        if brought_back {
+        let brought_back = queue_left && missing == 0;
+        if brought_back && !manifest_left && self.is_killed_after_the_last_call(Role::Broker).is_some() {
             self.verdict.counts.ended += 1;
             self.verdict.counts.queues_brought_back += 1;
+        } else if brought_back && manifest_left && self.is_open_again() {
+            self.verdict.counts.open_again += 1;
         } else if manifest_left || queue_left {
             let what = match (manifest_left, queue_left) {
                 (true, true) => "its manifest and its queue are",
@@ -316,5 +316,27 @@ impl<'a> Case<'a, '_> {
         } else {
             self.verdict.counts.ended += 1;
         }
+    }
+
+    /// When a process of a role was first killed after the last callback was invoked. A broker may forget by that that it deleted a
+    /// queue, which then is left to its expiry.
+    fn is_killed_after_the_last_call(&self, role: Role) -> Option<u64> {
+        let last_call = self.fan_out.calls.iter().map(|call| call.at).max()?;
+        let mut kills = self.history.disturbances.iter().filter(|disturbed| disturbed.at > last_call);
+        kills.find(|kill| (kill.role, kill.how) == (role, Disturbance::Killed)).map(|kill| kill.at_ms)
+    }
+
+    /// Whether the broker was killed right after the last callback, and the coordinator that knew of the end died as well before it
+    /// could write that down.
+    fn is_open_again(&self) -> bool {
+        let last_call = self.fan_out.calls.iter().map(|call| call.at_ms).max();
+        let broker = self.is_killed_after_the_last_call(Role::Broker);
+        let (Some(last_call), Some(broker)) = (last_call, broker) else { return false };
+        let mut after = self.history.disturbances.iter().filter(|disturbed| disturbed.at_ms >= broker);
+        broker < last_call + DELETION_MS
+            && after.any(|kill| {
+                (kill.role, kill.how) == (Role::Coordinator, Disturbance::Killed)
+                    && kill.at_ms < broker + OUTAGE_MS
+            })
     }
 }

@@ -1,5 +1,6 @@
 use fanfare_protocol::CompletionPolicy;
 
+use super::checks::{DELETION_MS, OUTAGE_MS};
 use super::*;
 
 /// A log in the making: one fan-out, `i`, with targets `a` and `b`, an on-target callback `each` and a final one `done`.
@@ -122,6 +123,12 @@ impl Log {
         self.then(Event::Disturbed { role, name: "one".to_owned(), how })
     }
 
+    /// Nothing happens for so long.
+    fn later(mut self, ms: u64) -> Self {
+        self.at_ms += ms;
+        self
+    }
+
     fn killed(self) -> Self {
         self.disturbed(Role::Coordinator, Disturbance::Killed)
     }
@@ -222,6 +229,21 @@ fn a_killed_broker_may_bring_a_deleted_queue_back() {
         .left("fanin", "fanfare.manifest", "c/manifest")
         .violates(&[Kind::NeverEnded]);
     Log::complete().killed().then(queue_left()).violates(&[Kind::NeverEnded]);
+}
+
+#[test]
+fn an_ended_fan_out_may_be_open_again_where_the_broker_and_its_coordinator_died_together() {
+    let left = |log: Log| {
+        let log = log.then(Event::QueueLeft { run: RUN.to_owned() });
+        log.left("fanin", "fanfare.manifest", "c/manifest")
+    };
+    let kill = |log: Log, role| log.disturbed(role, Disturbance::Killed);
+    let both = |log| kill(kill(log, Role::Broker), Role::Coordinator);
+    left(both(Log::complete())).holds();
+    left(kill(kill(Log::complete(), Role::Coordinator), Role::Broker)).violates(&[Kind::NeverEnded]);
+    left(both(Log::complete().later(DELETION_MS))).violates(&[Kind::NeverEnded]);
+    let much_later = kill(Log::complete(), Role::Broker).later(OUTAGE_MS);
+    left(kill(much_later, Role::Coordinator)).violates(&[Kind::NeverEnded]);
 }
 
 #[test]
