@@ -82,6 +82,8 @@ pub(crate) enum Kind {
     Twins,
     /// With a deadline, and targets that miss it.
     Deadline,
+    /// Cancelled by its caller, some time after it was accepted.
+    Cancelled,
     /// Invoked by a target.
     Inner,
 }
@@ -90,13 +92,14 @@ impl Draft {
     /// Draws one.
     pub(crate) fn draw(dice: &mut Dice) -> Self {
         let kind = dice.weighted(&[
-            (30, Kind::Plain),
+            (24, Kind::Plain),
             (25, Kind::OnTarget),
             (10, Kind::Parallel),
             (12, Kind::Nested),
             (5, Kind::Empty),
             (10, Kind::Twins),
             (8, Kind::Deadline),
+            (6, Kind::Cancelled),
         ]);
         let width = match kind {
             Kind::Empty => 0,
@@ -107,7 +110,7 @@ impl Draft {
         let targets = (0..width).map(|_| draw_target(dice, kind)).collect();
         let on_target = match kind {
             Kind::OnTarget | Kind::Parallel => draw_names(dice, &ON_TARGET, 1),
-            Kind::Twins | Kind::Deadline => draw_names(dice, &ON_TARGET, 0),
+            Kind::Twins | Kind::Deadline | Kind::Cancelled => draw_names(dice, &ON_TARGET, 0),
             _ => Vec::new(),
         };
         let on_final = if kind == Kind::Parallel { Vec::new() } else { draw_names(dice, &ON_FINAL, 1) };
@@ -136,7 +139,7 @@ impl Draft {
             deadline_ms: self.deadline.map(milliseconds),
             completion: None,
             excuses: Vec::new(),
-            cancelled: false,
+            cancelled: self.kind == Kind::Cancelled,
         }
     }
 

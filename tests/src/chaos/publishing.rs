@@ -18,8 +18,10 @@ const LANES: usize = 3;
 const BACKLOG: u64 = 300;
 /// How long it waits before it looks at the backlog again.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
-/// The most that passes between two invocations of a lane.
+/// The most milliseconds that pass between two invocations of a lane.
 const LONGEST_PAUSE: u64 = 300;
+/// The most milliseconds that a fan-out which is to be cancelled has before that.
+const LONGEST_BEFORE_CANCEL: u64 = 1_000;
 
 /// Invokes fan-outs of all kinds, chosen by a seed, until `shutdown` completes. Those under way are brought to their end
 /// then.
@@ -76,12 +78,20 @@ impl Lane {
     async fn invoke(&mut self) -> Result<()> {
         let draft = Draft::draw(&mut self.dice);
         let cid = self.journal.draw_name();
+        let before_cancel = Duration::from_millis(self.dice.below(LONGEST_BEFORE_CANCEL));
         let copies = if draft.kind == Kind::Twins { 2 } else { 1 };
         let invocations = (0..copies).map(|_| async {
             let invocation = self.journal.draw_name();
             let fanout = draft.begin(&self.publisher);
             let fanout = invoke::announce(&self.journal, fanout, &draft, &invocation, Some(&cid))?;
-            invoke::returned(&self.journal, &invocation, &fanout.invoke().await)
+            let invoked = fanout.invoke().await;
+            invoke::returned(&self.journal, &invocation, &invoked)?;
+            if let (Kind::Cancelled, Ok(accepted)) = (draft.kind, invoked) {
+                tokio::time::sleep(before_cancel).await;
+                // It may have ended by itself, or nobody may answer in time.
+                let _ = self.publisher.cancel(&accepted).await;
+            }
+            anyhow::Ok(())
         });
         join_all(invocations).await.into_iter().collect()
     }

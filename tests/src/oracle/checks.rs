@@ -8,8 +8,8 @@ use super::verdict::{Kind, Verdict};
 /// Why a manifest is parked whose queue is gone.
 const NO_QUEUE: &str = "aggregation queue does not exist";
 
-/// How long after the last callback its fan-out's queue may still be on its way to deletion, on a machine under load.
-pub(super) const DELETION_MS: u64 = 2_000;
+/// How far the last callback, as its worker sees it, and the deletion of the queue may lie apart, on a machine under load.
+pub(super) const DELETION_MS: u64 = 5_000;
 
 /// How long a killed broker may be away.
 pub(super) const OUTAGE_MS: u64 = 30_000;
@@ -290,7 +290,7 @@ impl<'a> Case<'a, '_> {
             deleted && (manifest_parked || fan_out.runs.iter().any(|run| self.history.deleted_unread(run)));
         let missing = missing.len();
         let brought_back = queue_left && missing == 0;
-        if brought_back && !manifest_left && self.is_killed_after_the_last_call(Role::Broker).is_some() {
+        if brought_back && !manifest_left && self.is_broker_killed_after_the_last_call() {
             self.verdict.counts.ended += 1;
             self.verdict.counts.queues_brought_back += 1;
         } else if brought_back && manifest_left && self.is_open_again() {
@@ -318,25 +318,32 @@ impl<'a> Case<'a, '_> {
         }
     }
 
-    /// When a process of a role was first killed after the last callback was invoked. A broker may forget by that that it deleted a
-    /// queue, which then is left to its expiry.
-    fn is_killed_after_the_last_call(&self, role: Role) -> Option<u64> {
-        let last_call = self.fan_out.calls.iter().map(|call| call.at).max()?;
-        let mut kills = self.history.disturbances.iter().filter(|disturbed| disturbed.at > last_call);
-        kills.find(|kill| (kill.role, kill.how) == (role, Disturbance::Killed)).map(|kill| kill.at_ms)
+    /// Whether the broker was killed after the last callback was invoked. It may forget by that that it deleted a queue, which then
+    /// is left to its expiry.
+    fn is_broker_killed_after_the_last_call(&self) -> bool {
+        let last_call = self.fan_out.calls.iter().map(|call| call.at).max();
+        self.history.disturbances.iter().any(|disturbed| {
+            (disturbed.role, disturbed.how) == (Role::Broker, Disturbance::Killed)
+                && last_call.is_some_and(|call| disturbed.at > call)
+        })
     }
 
-    /// Whether the broker was killed right after the last callback, and the coordinator that knew of the end died as well before it
-    /// could write that down.
+    /// Whether the broker was killed about when the last callback came, and thereby over the deletion of the queue, and the
+    /// coordinator that knew of the end died as well before it could write that down.
     fn is_open_again(&self) -> bool {
-        let last_call = self.fan_out.calls.iter().map(|call| call.at_ms).max();
-        let broker = self.is_killed_after_the_last_call(Role::Broker);
-        let (Some(last_call), Some(broker)) = (last_call, broker) else { return false };
-        let mut after = self.history.disturbances.iter().filter(|disturbed| disturbed.at_ms >= broker);
-        broker < last_call + DELETION_MS
-            && after.any(|kill| {
-                (kill.role, kill.how) == (Role::Coordinator, Disturbance::Killed)
-                    && kill.at_ms < broker + OUTAGE_MS
-            })
+        let mut first = BTreeMap::new();
+        for call in &self.fan_out.calls {
+            first.entry(call.message_id).or_insert(call.at_ms);
+        }
+        let Some(ended) = first.into_values().max() else { return false };
+        let kills = |role| {
+            let kills = self.history.disturbances.iter();
+            kills
+                .filter(move |kill| (kill.role, kill.how) == (role, Disturbance::Killed))
+                .map(|kill| kill.at_ms)
+        };
+        kills(Role::Broker).filter(|broker| broker.abs_diff(ended) < DELETION_MS).any(|broker| {
+            kills(Role::Coordinator).any(|coordinator| (broker..broker + OUTAGE_MS).contains(&coordinator))
+        })
     }
 }

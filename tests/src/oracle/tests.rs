@@ -238,10 +238,11 @@ fn an_ended_fan_out_may_be_open_again_where_the_broker_and_its_coordinator_died_
         log.left("fanin", "fanfare.manifest", "c/manifest")
     };
     let kill = |log: Log, role| log.disturbed(role, Disturbance::Killed);
-    let both = |log| kill(kill(log, Role::Broker), Role::Coordinator);
-    left(both(Log::complete())).holds();
+    let kill_both = |log| kill(kill(log, Role::Broker), Role::Coordinator);
+    left(kill_both(Log::complete())).holds();
+    left(kill_both(Log::answered().each(0).each(1)).done(&both())).holds();
     left(kill(kill(Log::complete(), Role::Coordinator), Role::Broker)).violates(&[Kind::NeverEnded]);
-    left(both(Log::complete().later(DELETION_MS))).violates(&[Kind::NeverEnded]);
+    left(kill_both(Log::complete().later(DELETION_MS))).violates(&[Kind::NeverEnded]);
     let much_later = kill(Log::complete(), Role::Broker).later(OUTAGE_MS);
     left(kill(much_later, Role::Coordinator)).violates(&[Kind::NeverEnded]);
 }
