@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fanfare_broker::Backoff;
-use fanfare_protocol::{CancelAnswer, CancelState, Cancelled, Cid, Ended, Manifest, RunId};
+use fanfare_protocol::{CancelAnswer, CancelState, Cancelled, Cid, EndNote, Manifest, RunId};
 use tokio_util::task::TaskTracker;
 
 use crate::outbox::{Absence, Outbox};
@@ -59,7 +59,7 @@ impl Messenger {
 
     /// Writes down that a fan-out has ended, where its queue is still there, or back: whoever is handed the manifest reads it.
     pub(crate) fn note_end(&self, manifest: &Manifest) {
-        let (queue, note) = (manifest.reply_to.clone(), Ended::encode(manifest));
+        let (queue, note) = (manifest.reply_to.clone(), EndNote::encode(manifest));
         let outbox = self.outbox.clone();
         self.under_way.spawn(async move {
             outbox.publish(&queue, note, Absence::Late).await;

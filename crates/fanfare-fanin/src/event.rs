@@ -68,7 +68,7 @@ pub enum Item {
     /// A mark that a coordinator wrote.
     Fence(Fence),
     /// A note of who had ended the fan-out, and did not learn whether its queue was deleted: it came back.
-    Ended,
+    EndNote,
     /// A result of another run, or of a target that the manifest does not list: an ordinary event, ignored.
     Stranger,
     /// Of a type that this version does not know and another may need: held, and never acked while the fan-out lives.

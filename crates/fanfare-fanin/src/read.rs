@@ -25,8 +25,8 @@ pub(crate) fn read(message: &Message, manifest: &Manifest, places: &BTreeMap<Str
             Ok(fence) => Item::Fence(fence),
             Err(Malformed(reason)) => Item::Garbage(reason),
         },
-        header::TYPE_ENDED if message.run() == Ok(manifest.run) => Item::Ended,
-        header::TYPE_ENDED => Item::Stranger,
+        header::TYPE_END_NOTE if message.run() == Ok(manifest.run) => Item::EndNote,
+        header::TYPE_END_NOTE => Item::Stranger,
         kind if kind.starts_with("fanfare.") => Item::Unknown,
         kind => Item::Garbage(format!("type {kind:?} does not belong into an aggregation queue")),
     }

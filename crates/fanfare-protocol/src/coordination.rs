@@ -124,14 +124,14 @@ impl Fence {
 /// A note in an aggregation queue: all final callbacks of its fan-out are confirmed. Written by a coordinator that has lost its
 /// channel while it deleted the queue, which may be back by that, and empty.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Ended;
+pub struct EndNote;
 
-impl Ended {
+impl EndNote {
     /// The message as the aggregation queue takes it.
     #[must_use]
     pub fn encode(manifest: &Manifest) -> Message {
-        let id = format!("{}/ended", manifest.cid);
-        let mut message = Message::of(header::TYPE_ENDED, &manifest.cid, id, "{}");
+        let id = format!("{}/end-note", manifest.cid);
+        let mut message = Message::of(header::TYPE_END_NOTE, &manifest.cid, id, "{}");
         message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(manifest.run.to_string()));
         message
     }

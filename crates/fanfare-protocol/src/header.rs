@@ -62,7 +62,7 @@ pub const TYPE_CHECKPOINT: &str = "fanfare.checkpoint";
 /// `type` of a fence.
 pub const TYPE_FENCE: &str = "fanfare.fence";
 /// `type` of a note that a fan-out has ended.
-pub const TYPE_ENDED: &str = "fanfare.ended";
+pub const TYPE_END_NOTE: &str = "fanfare.end-note";
 /// `type` of a request to cancel a fan-out.
 pub const TYPE_CANCEL: &str = "fanfare.cancel";
 /// `type` of what a coordinator answers to that.

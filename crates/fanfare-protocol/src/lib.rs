@@ -10,7 +10,7 @@
 //! - [`Request`], [`Callback`]: what a service queue holds; [`Invocation`] is either of them, decoded.
 //! - [`TargetResult`]: what a target answered; [`FinalPayload`]: what a final callback receives.
 //! - [`Manifest`]: the message that commits a fan-out, with the [`CompletionPolicy`] that it may have.
-//! - [`Checkpoint`], [`Fence`], [`Ended`]: what coordinators write for one another.
+//! - [`Checkpoint`], [`Fence`], [`EndNote`]: what coordinators write for one another.
 //! - [`CancelRequest`], [`CancelAnswer`], [`Cancelled`]: how a fan-out is cancelled.
 #![doc(test(attr(deny(warnings))))]
 
@@ -38,7 +38,7 @@ pub use callback::{Callback, CallbackKind};
 pub use cancel::{CancelAnswer, CancelRequest, CancelState, Cancelled};
 pub use channel::{Channel, UnknownChannel};
 pub use completion::{Cancellation, CompletionPolicy, EndedBy, Ending, InvalidPolicy};
-pub use coordination::{Checkpoint, CheckpointEntry, Ended, Fence};
+pub use coordination::{Checkpoint, CheckpointEntry, EndNote, Fence};
 pub use invocation::{Invocation, MalformedInvocation, ReplyAddress};
 pub use manifest::{Manifest, ManifestTarget};
 pub use message::{HeaderValue, Headers, Message, Properties};

@@ -55,7 +55,7 @@ impl<T: Clone> FanIn<T> {
                 }
                 out.push(Effect::Ack(tag));
             }
-            Item::Ended => {
+            Item::EndNote => {
                 self.unknown.push(tag);
                 if self.phase == Phase::Gathering {
                     self.finish(out);

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanfare_fanin::{Deadline, Effect, Event, FanIn, Hold, Item, Limits, Publication, PublicationId};
-use fanfare_protocol::{Ended, EndedBy, Ending, Manifest, Message, TargetResult};
+use fanfare_protocol::{EndNote, EndedBy, Ending, Manifest, Message, TargetResult};
 
 use crate::samples::{id, result_of, time};
 
@@ -547,7 +547,7 @@ impl World {
             Effect::Abandon { ended, manifests } => {
                 self.close_channel(c);
                 if ended {
-                    let note = Ended::encode(&self.manifest);
+                    let note = EndNote::encode(&self.manifest);
                     self.results.iter_mut().for_each(|results| results.push(note.clone()));
                 }
                 self.manifests.requeue(|tag, _| manifests.contains(&tag));

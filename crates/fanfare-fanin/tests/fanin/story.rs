@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanfare_fanin::{Deadline, Effect, Event, FanIn, Hold, Limits, Publication, PublicationId};
-use fanfare_protocol::{Cancellation, Checkpoint, Ended, EndedBy, Ending, FinalPayload, Manifest, Message};
+use fanfare_protocol::{Cancellation, Checkpoint, EndNote, EndedBy, Ending, FinalPayload, Manifest, Message};
 
 use crate::samples::{answer, body, fence, id, missing, result_of, time};
 
@@ -117,9 +117,9 @@ impl Story {
     }
 
     /// A note that a run has ended.
-    pub(crate) fn ended(&mut self, tag: &'static str, run: u128) -> Outcome<'_> {
+    pub(crate) fn end_note(&mut self, tag: &'static str, run: u128) -> Outcome<'_> {
         let manifest = Manifest { run: id(run), ..self.machine.manifest().clone() };
-        self.message(tag, false, &Ended::encode(&manifest))
+        self.message(tag, false, &EndNote::encode(&manifest))
     }
 
     pub(crate) fn fence(&mut self, tag: &'static str, token: u128) -> Outcome<'_> {

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use fanfare_protocol::{
     Callback, CallbackKind, CancelAnswer, CancelRequest, CancelState, Cancellation, Cancelled, Channel,
-    Checkpoint, CheckpointEntry, CompletionPolicy, Ended, EndedBy, Ending, Fence, FinalPayload,
+    Checkpoint, CheckpointEntry, CompletionPolicy, EndNote, EndedBy, Ending, Fence, FinalPayload,
     FinalPayloadBuilder, Invocation, Manifest, Metadata, Progress, QueueNames, Request, TargetOf,
     TargetResult,
 };
@@ -339,11 +339,11 @@ fn a_checkpoint() {
 #[test]
 fn a_note_that_a_fan_out_has_ended() {
     check(
-        &Ended::encode(&manifest()),
+        &EndNote::encode(&manifest()),
         "content_type: application/json\n\
          correlation_id: 63e7c3a2ba616badecb125ce\n\
-         message_id: 63e7c3a2ba616badecb125ce/ended\n\
-         type: fanfare.ended\n\
+         message_id: 63e7c3a2ba616badecb125ce/end-note\n\
+         type: fanfare.end-note\n\
          fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
          fanfare-version = 1\n\
          {}",
