@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
-use super::role::Role;
+use super::role::{Order, Role};
 
 /// How long a process may take to end once its input has ended.
 const STOP_WITHIN: Duration = Duration::from_secs(40);
@@ -54,8 +54,8 @@ impl Process {
     }
 
     /// Has it run a round, and returns what it reports.
-    pub(super) async fn round<T: DeserializeOwned>(&mut self, length: Duration) -> Result<T> {
-        self.input.write_all(format!("{}\n", length.as_millis()).as_bytes()).await?;
+    pub(super) async fn round<T: DeserializeOwned>(&mut self, order: Order) -> Result<T> {
+        self.input.write_all(format!("{}\n", serde_json::to_string(&order)?).as_bytes()).await?;
         let line =
             self.output.next_line().await?.context("a process of the benchmark has ended; see above")?;
         Ok(serde_json::from_str(&line)?)
@@ -63,7 +63,7 @@ impl Process {
 
     /// What it has used since its start.
     pub(super) fn usage(&self) -> Usage {
-        self.child.id().and_then(read).unwrap_or_default()
+        self.child.id().and_then(Usage::of).unwrap_or_default()
     }
 
     /// Ends it by the end of its input.
@@ -76,6 +76,20 @@ impl Process {
 }
 
 impl Usage {
+    /// What a process has used since its start.
+    pub(super) fn of(process: u32) -> Option<Self> {
+        let folder = Path::new("/proc").join(process.to_string());
+        parse(
+            &fs::read_to_string(folder.join("stat")).ok()?,
+            &fs::read_to_string(folder.join("status")).ok()?,
+        )
+    }
+
+    /// Begins the peak of a process's memory anew, where its owner or root asks for it.
+    pub(super) fn reset_peak(process: u32) {
+        let _ = fs::write(Path::new("/proc").join(process.to_string()).join("clear_refs"), "5");
+    }
+
     /// What several have used, from readings at the begin and at the end.
     pub(super) fn between(before: &[Self], after: &[Self]) -> Self {
         let cpu = |of: &[Self]| of.iter().map(|usage| usage.cpu_seconds).sum::<f64>();
@@ -92,13 +106,6 @@ impl Usage {
             peak_rss_bytes: self.peak_rss_bytes.max(other.peak_rss_bytes),
         }
     }
-}
-
-fn read(process: u32) -> Option<Usage> {
-    let folder = Path::new("/proc").join(process.to_string());
-    let (stat, status) =
-        (fs::read_to_string(folder.join("stat")).ok()?, fs::read_to_string(folder.join("status")).ok()?);
-    parse(&stat, &status)
 }
 
 fn parse(stat: &str, status: &str) -> Option<Usage> {
