@@ -44,6 +44,11 @@ impl Acks {
         self.open.remove(&tag);
     }
 
+    /// Whether every delivery is answered, and the broker told.
+    pub(super) fn is_clear(&self) -> bool {
+        self.open.is_empty() && self.asked.is_empty()
+    }
+
     /// What the broker is to be told now.
     pub(super) fn take(&mut self) -> Vec<Ack> {
         let asked = std::mem::take(&mut self.asked);

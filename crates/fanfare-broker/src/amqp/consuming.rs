@@ -2,59 +2,96 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use fanfare_protocol::QueueSpec;
-use futures_util::future::{BoxFuture, WeakShared};
-use futures_util::{FutureExt, Stream, StreamExt};
+use futures_util::{Stream, StreamExt};
 use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
-    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
 use lapin::types::FieldTable;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use super::acks::{Ack, Acks};
+use super::answers::Answers;
 use super::declaring::{OPERATION_TIMEOUT, no_answer};
-use super::trunk::{Connections, Line};
+use super::trunk::{Connections, Trunk};
 use super::{failure, wire};
-use crate::{Acknowledge, BrokerError, Consumer, ConsumerChannel, Delivery, Receipt};
+use crate::{BrokerError, Consumer, ConsumerChannel, Delivery, Receipt};
+
+/// Consuming channels on one connection. RabbitMQ allows 2,047, and all share one socket and one thread; a coordinator with all
+/// of its places taken needs 10,000 on fewer connections than one process may have.
+const CHANNELS_PER_CONNECTION: usize = 1_000;
+/// Channels kept for whoever needs one next. A coordinator opens one for each fan-out, and opening and closing it takes the broker
+/// about as long as all else that a small fan-out asks of it.
+const MOST_IDLE: usize = 64;
+
+/// The channels that consume.
+pub(super) struct Consuming {
+    connections: Arc<Connections>,
+    trunk: Trunk,
+    /// Those that nobody uses: nothing is consumed on them, and all that they have handed out is answered.
+    idle: Mutex<Vec<Arc<Answers>>>,
+}
 
 /// A channel that consumes. lapin's own handle is shared with the consumers and the receipts.
 pub(super) struct ConsumingChannel {
-    connections: Arc<Connections>,
+    home: Arc<Consuming>,
     answers: Arc<Answers>,
     /// One consume at a time: a prefetch belongs to the consumer that is started next.
     starting: Semaphore,
     closed: CancellationToken,
 }
 
-/// What a channel shares with the receipts of its deliveries.
-struct Answers {
-    me: Weak<Self>,
-    line: Line,
-    state: Mutex<State>,
-}
-
-#[derive(Default)]
-struct State {
-    acks: Acks,
-    /// There while acks are asked for that the broker was not told yet.
-    telling: Option<WeakShared<BoxFuture<'static, ()>>>,
-}
-
-/// Tells the broker of what is asked for, at its end at the latest: who waits for that may go away.
-struct Telling(Arc<Answers>);
-
-impl ConsumingChannel {
-    pub(super) fn new(connections: Arc<Connections>, line: Line) -> Self {
-        let answers = Arc::new_cyclic(|me| Answers { me: me.clone(), line, state: Mutex::default() });
-        Self { connections, answers, starting: Semaphore::new(1), closed: CancellationToken::new() }
+impl Consuming {
+    pub(super) fn new(connections: Arc<Connections>) -> Self {
+        let trunk = Trunk::new(connections.clone(), CHANNELS_PER_CONNECTION);
+        Self { connections, trunk, idle: Mutex::default() }
     }
 
+    /// Opens a channel, or takes one that is open and that nobody uses.
+    pub(super) async fn open(self: &Arc<Self>) -> Result<ConsumingChannel, BrokerError> {
+        let answers = match self.take() {
+            Some(answers) => answers,
+            None => Answers::to(self.trunk.open().await?),
+        };
+        let (home, starting) = (Arc::clone(self), Semaphore::new(1));
+        Ok(ConsumingChannel { home, answers, starting, closed: CancellationToken::new() })
+    }
+
+    fn take(&self) -> Option<Arc<Answers>> {
+        let mut idle = self.idle();
+        std::iter::from_fn(|| idle.pop()).find(|answers| answers.line.is_open())
+    }
+
+    /// Keeps a channel for the next who needs one, or gives it back where it cannot be used again.
+    fn keep(&self, answers: &Arc<Answers>) -> bool {
+        let mut idle = self.idle();
+        let keeps = answers.is_clear()
+            && answers.line.is_open()
+            && answers.line.link().is_usable()
+            && idle.len() < MOST_IDLE
+            && !self.connections.closed().is_cancelled();
+        if keeps {
+            idle.push(Arc::clone(answers));
+        }
+        keeps
+    }
+
+    /// Drops the channels that nobody uses.
+    pub(super) fn close(&self) {
+        self.idle().clear();
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Arc<Answers>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl ConsumingChannel {
     /// Waits for the answer to an operation. Where none comes, the channel is of no further use: what the broker did is
     /// unknown, and a consumer may be running that nobody reads.
     async fn answer<T>(
@@ -71,8 +108,12 @@ impl ConsumingChannel {
         failure: impl FnOnce(&lapin::Error) -> BrokerError + Send,
         operation: impl Future<Output = lapin::Result<T>> + Send,
     ) -> Result<T, BrokerError> {
+        if self.closed.is_cancelled() {
+            // By now it may be another's.
+            return Err(BrokerError::Unreachable("this channel was closed".to_owned()));
+        }
         match tokio::time::timeout(OPERATION_TIMEOUT, operation).await {
-            Ok(result) => result.map_err(|error| self.connections.reason(failure(&error))),
+            Ok(result) => result.map_err(|error| self.home.connections.reason(failure(&error))),
             Err(_) => {
                 self.shut();
                 Err(no_answer(queue))
@@ -103,6 +144,7 @@ impl ConsumerChannel for ConsumingChannel {
         let channel = &self.answers.line.channel;
         let started = async {
             let _turn = self.starting.acquire().await;
+            self.answers.consumer_starts();
             channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
             channel
                 .basic_consume(name, "".into(), BasicConsumeOptions::default(), FieldTable::default())
@@ -141,9 +183,14 @@ impl ConsumerChannel for ConsumingChannel {
     }
 
     async fn close(&self) {
+        if self.closed.is_cancelled() {
+            return;
+        }
         self.closed.cancel();
         drop(self.answers.tell());
-        close(&self.answers.line.channel).await;
+        if !self.home.keep(&self.answers) {
+            close(&self.answers.line.channel).await;
+        }
     }
 
     async fn ended(&self) {
@@ -170,79 +217,6 @@ impl fmt::Debug for ConsumingChannel {
     }
 }
 
-impl fmt::Debug for Answers {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Channel")
-            .field("id", &self.line.channel.id())
-            .field("connection", self.line.link())
-            .finish()
-    }
-}
-
-impl Answers {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Tells the broker of all acks that are asked for. They are on their way when this returns, and what it returns waits until
-    /// they are written.
-    fn tell(&self) -> Vec<BoxFuture<'static, lapin::Result<()>>> {
-        // Locked until lapin has them, so that who closes the channel comes after whoever else tells of them.
-        let mut state = self.state();
-        state.telling = None;
-        let acks = state.acks.take().into_iter();
-        acks.filter_map(|Ack { tag, multiple }| {
-            let channel = self.line.channel.clone();
-            let mut written =
-                async move { channel.basic_ack(tag, BasicAckOptions { multiple }).await }.boxed();
-            // The first poll queues the frame. An error means that the channel has ended, and lapin sends nothing on a later
-            // channel of the same number.
-            (&mut written).now_or_never().is_none().then_some(written)
-        })
-        .collect()
-    }
-
-    /// Waits until the broker was told of a delivery's ack. All that are asked for before the runtime has nothing else to do
-    /// are told together.
-    fn told(&self, tag: u64) -> impl Future<Output = ()> + use<> {
-        let mut state = self.state();
-        state.acks.ask(tag);
-        if let Some(told) = state.telling.as_ref().and_then(WeakShared::upgrade) {
-            return told;
-        }
-        let telling = Telling(self.me.upgrade().expect("who asks holds it"));
-        let told = async move {
-            tokio::task::yield_now().await;
-            for written in telling.0.tell() {
-                let _ = written.await;
-            }
-        };
-        let told = told.boxed().shared();
-        state.telling = told.downgrade();
-        told
-    }
-}
-
-impl Drop for Telling {
-    fn drop(&mut self) {
-        drop(self.0.tell());
-    }
-}
-
-#[async_trait]
-impl Acknowledge for Answers {
-    async fn ack(&self, tag: u64) {
-        self.told(tag).await;
-    }
-
-    async fn requeue(&self, tag: u64) {
-        drop(self.tell());
-        self.state().acks.forget(tag);
-        let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        let _ = self.line.channel.basic_nack(tag, options).await;
-    }
-}
-
 /// The deliveries of one consumer, until it ends.
 struct Deliveries {
     /// Gone when the consumer has ended.
@@ -260,7 +234,7 @@ impl Stream for Deliveries {
             Some(Ok(delivery)) => {
                 let message = wire::message(&delivery.properties, delivery.data);
                 let receipt = Receipt::new(this.answers.clone(), delivery.delivery_tag);
-                this.answers.state().acks.delivered(delivery.delivery_tag);
+                this.answers.delivered(delivery.delivery_tag);
                 let redelivered = delivery.redelivered;
                 Poll::Ready(Some(Ok(Delivery { message, redelivered, receipt })))
             }
@@ -270,6 +244,7 @@ impl Stream for Deliveries {
             }
             None => {
                 this.consumer = None;
+                this.answers.consumer_ended();
                 // lapin also ends it in this way where the channel ended without an error of the broker's.
                 Poll::Ready((!this.answers.line.is_open()).then(|| {
                     Err(BrokerError::Unreachable("the channel of this consumer was closed".to_owned()))
