@@ -4,6 +4,7 @@
 //! One case after the other runs in rounds: Fanfare for a while, then the limits, so that both meet the same machine.
 
 mod case;
+mod memory;
 mod plot;
 mod process;
 mod publisher;
@@ -100,6 +101,11 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = numbers::parse::<usize>)]
     coordinators: usize,
 
+    /// Measures how much memory a worker and a coordinator take instead, in some minutes
+    #[arg(long, conflicts_with_all = ["widths", "payload", "on_target", "rounds", "seconds", "workers", "service_time",
+        "coordinators", "plot"])]
+    memory: bool,
+
     /// Writes all figures to a file as JSON; to standard output, in place of the tables, where it is -
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -127,14 +133,31 @@ pub(crate) async fn run(mut arguments: BenchArguments, settings: &Settings) -> R
     let prefix = format!("bench-{:x}", now());
     let fanfare = settings.connected_apart("bench", &prefix).await?;
     let measured = tokio::select! {
-        measured = measure(&arguments, cases, &fanfare) => measured.map_err(|error| Failure::new(Exit::Failed, error)),
-        () = signals.first() => Err(Failure::new(Exit::Failed, anyhow!("interrupted"))),
+        measured = figures(&arguments, cases, &fanfare) => measured,
+        () = signals.first() => Err(anyhow!("interrupted")),
     };
     clear(&fanfare).await;
     fanfare.close().await;
-    let report = measured?;
-    arguments.publish(&report).map_err(|error| Failure::new(Exit::Failed, error))?;
-    Ok(Exit::Done)
+    let published = measured.and_then(|figures| arguments.publish(&figures));
+    published.map(|()| Exit::Done).map_err(|error| Failure::new(Exit::Failed, error))
+}
+
+/// What was measured, for people and for programs.
+struct Figures {
+    tables: String,
+    json: String,
+    plots: Vec<(&'static str, String)>,
+}
+
+async fn figures(arguments: &BenchArguments, cases: Vec<Case>, fanfare: &Fanfare) -> Result<Figures> {
+    if arguments.memory {
+        let memory = memory::measure(fanfare).await?;
+        let json = serde_json::to_string_pretty(&memory)?;
+        return Ok(Figures { tables: memory.to_string(), json, plots: Vec::new() });
+    }
+    let report = measure(arguments, cases, fanfare).await?;
+    let json = serde_json::to_string_pretty(&report)?;
+    Ok(Figures { tables: report.to_string(), json, plots: plot::of(&report) })
 }
 
 impl BenchArguments {
@@ -181,19 +204,20 @@ impl BenchArguments {
     }
 
     /// Writes what was asked for.
-    fn publish(&self, report: &Report) -> Result<()> {
-        let json = serde_json::to_string_pretty(report)?;
+    fn publish(&self, figures: &Figures) -> Result<()> {
+        let Figures { tables, json, plots } = figures;
         match &self.json {
             Some(file) if file.as_os_str() == "-" => print(json)?,
             Some(file) => {
-                print(report)?;
-                fs::write(file, json + "\n").with_context(|| format!("cannot write {}", file.display()))?;
+                print(tables)?;
+                fs::write(file, format!("{json}\n"))
+                    .with_context(|| format!("cannot write {}", file.display()))?;
             }
-            None => print(report)?,
+            None => print(tables)?,
         }
         if let Some(folder) = &self.plot {
             fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-            for (name, plot) in plot::of(report) {
+            for (name, plot) in plots {
                 let file = folder.join(name);
                 fs::write(&file, plot).with_context(|| format!("cannot write {}", file.display()))?;
             }
@@ -271,7 +295,7 @@ async fn measure_case(arguments: &BenchArguments, case: Case, fanfare: &Fanfare)
 async fn clear(fanfare: &Fanfare) {
     let names = fanfare.names();
     let on_target = (1..=MOST_ON_TARGET).map(case::on_target_name);
-    let services = [TARGET, ON_FINAL].map(str::to_owned).into_iter().chain(on_target);
+    let services = [TARGET, ON_FINAL, memory::HELD].map(str::to_owned).into_iter().chain(on_target);
     let services = services.filter_map(|name| Some(names.service(&ServiceName::new(name).ok()?)));
     for queue in services.chain([names.fanin(), names.dead(), names.parked()]) {
         if let Err(error) = fanfare.broker().delete(&queue.name).await {

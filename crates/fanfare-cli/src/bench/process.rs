@@ -35,6 +35,8 @@ pub(super) struct Usage {
     pub(super) cpu_seconds: f64,
     /// Of the largest of them, from its start on.
     pub(super) peak_rss_bytes: u64,
+    /// Of the largest of them, now.
+    pub(super) rss_bytes: u64,
 }
 
 impl Process {
@@ -96,6 +98,7 @@ impl Usage {
         Self {
             cpu_seconds: cpu(after) - cpu(before),
             peak_rss_bytes: after.iter().map(|usage| usage.peak_rss_bytes).max().unwrap_or_default(),
+            rss_bytes: after.iter().map(|usage| usage.rss_bytes).max().unwrap_or_default(),
         }
     }
 
@@ -104,6 +107,7 @@ impl Usage {
         Self {
             cpu_seconds: self.cpu_seconds + other.cpu_seconds,
             peak_rss_bytes: self.peak_rss_bytes.max(other.peak_rss_bytes),
+            rss_bytes: other.rss_bytes,
         }
     }
 }
@@ -113,9 +117,11 @@ fn parse(stat: &str, status: &str) -> Option<Usage> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let mut ticks = || fields.next()?.parse::<f64>().ok();
     let cpu_seconds = (ticks()? + ticks()?) / TICKS_PER_SECOND;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: u64 = peak.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(Usage { cpu_seconds, peak_rss_bytes: kilobytes * 1024 })
+    let bytes = |name| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(value.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+    };
+    Some(Usage { cpu_seconds, peak_rss_bytes: bytes("VmHWM:")?, rss_bytes: bytes("VmRSS:")? })
 }
 
 #[cfg(test)]
@@ -125,7 +131,8 @@ mod tests {
     #[test]
     fn usage_is_read_past_a_name_with_anything_in_it() {
         let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 500 0 0 0 250 50 0 0 20 0 4 0 100 1000 200";
-        let usage = parse(stat, "Name:\tx\nVmHWM:\t    2048 kB\n").unwrap();
-        assert_eq!(usage, Usage { cpu_seconds: 3.0, peak_rss_bytes: 2048 * 1024 });
+        let usage = parse(stat, "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n").unwrap();
+        let expected = Usage { cpu_seconds: 3.0, peak_rss_bytes: 2048 * 1024, rss_bytes: 1024 * 1024 };
+        assert_eq!(usage, expected);
     }
 }

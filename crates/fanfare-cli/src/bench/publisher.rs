@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::case::{Case, ON_FINAL, TARGET, key};
+use super::memory::Held;
 use super::role::{Answer, Load, Order, Rounds, limited, now};
 
 /// How long a fan-out may take before the benchmark gives up.
@@ -62,10 +63,15 @@ struct Entry {
 pub(super) async fn run(mut rounds: Rounds, case: Case, fanfare: Fanfare) -> Result<()> {
     let room = Semaphore::new(case.open());
     let shared = Arc::new(Shared { case, room, fan_ins: Mutex::default() });
-    let worker = fanfare.worker().service(on_final(Arc::clone(&shared)));
+    let mut held = Held::default();
+    let worker = fanfare.worker().service(on_final(Arc::clone(&shared))).service(held.service());
     let working = tokio::spawn(worker.run_until(std::future::pending()));
     while let Some(order) = rounds.next().await {
-        rounds.report(&round(&fanfare, &shared, order).await?)?;
+        match order.load {
+            Load::Full | Load::One => rounds.report(&round(&fanfare, &shared, order).await?)?,
+            Load::Held => rounds.report(&held.begin(&fanfare, &shared.case).await?)?,
+            Load::Released => rounds.report(&held.end().await?)?,
+        }
     }
     working.abort();
     fanfare.close().await;
@@ -101,10 +107,7 @@ impl Gathered {
 async fn round(fanfare: &Fanfare, shared: &Arc<Shared>, order: Order) -> Result<Measured> {
     let Order { load, length } = order;
     let payload = "x".repeat(shared.case.payload - 2);
-    let open = match load {
-        Load::Full => shared.case.open(),
-        Load::One => 1,
-    };
+    let open = if load == Load::Full { shared.case.open() } else { 1 };
     wait_for_room(shared, shared.case.open() - open).await?;
     let started = Instant::now();
     let mut invocations = JoinSet::new();

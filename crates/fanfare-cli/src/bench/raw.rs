@@ -108,7 +108,7 @@ pub(super) async fn run(mut rounds: Rounds, case: Case, uri: &AMQPUri, prefix: &
                 empty_queues_per_s: raw.queues(length / 4, Use::None).await?,
                 used_queues_per_s: raw.queues(length / 4, Use::OneMessage).await?,
             })?,
-            Load::One => rounds.report(&Hops { two_hops: raw.hops(length).await? })?,
+            _ => rounds.report(&Hops { two_hops: raw.hops(length).await? })?,
         }
     }
     raw.clear().await

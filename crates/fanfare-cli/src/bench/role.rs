@@ -63,6 +63,10 @@ pub(super) enum Load {
     Full,
     /// One fan-out, or message, at a time.
     One,
+    /// Many results, of fan-outs that do not end.
+    Held,
+    /// The end of these.
+    Released,
 }
 
 /// What a target answers with.
