@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::broker::{Broker, Way};
 use crate::process::{self, Group};
-use crate::{environment, say};
+use crate::{environment, peers, say};
 
 /// What the short form measures: fan-outs in which the queue counts, and such in which the messages do.
 const SHORT: [&str; 10] =
@@ -30,6 +30,7 @@ Examples:
   cargo xtask bench -- --widths 10,100 --payload 100      as `fanfare bench --help` says
   cargo xtask bench --short                               under a minute, for CI; fails where a ratio has fallen by a third
   cargo xtask bench --short --record                      notes the ratios of this machine for that
+  cargo xtask bench --peers                               beside Celery's chords and BullMQ's flows, in some minutes
 
 The broker is FANFARE_TEST_BROKER (an AMQP URL) where it is set, else one that is started for this.")]
 pub(crate) struct Options {
@@ -41,12 +42,16 @@ pub(crate) struct Options {
     #[arg(long, requires = "short")]
     record: bool,
 
+    /// Measures Fanfare beside Celery and BullMQ, for which it installs what they need into target/peers.
+    #[arg(long, conflicts_with = "short")]
+    peers: bool,
+
     /// What provides the broker.
     #[arg(long, value_enum, default_value_t = Way::Auto)]
     from: Way,
 
     /// Arguments for `fanfare bench`.
-    #[arg(last = true, value_name = "ARGUMENTS", conflicts_with = "short")]
+    #[arg(last = true, value_name = "ARGUMENTS", conflicts_with_all = ["short", "peers"])]
     bench: Vec<String>,
 }
 
@@ -66,6 +71,12 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     say(format_args!("measuring on {broker}"));
     let mut bench = std::process::Command::new(environment::target().join("release/fanfare"));
     bench.arg("bench").env("FANFARE_BROKER", broker.url()).current_dir(environment::root());
+    if let Some(pid) = broker.pid() {
+        bench.args(["--broker-pid", &pid.to_string()]);
+    }
+    if options.peers {
+        return peers::compare(broker.url(), &mut bench);
+    }
     if !options.short {
         let status = Group::spawn(bench.args(&options.bench))?.wait(None)?;
         ensure!(status.success(), "it could not be measured");

@@ -73,6 +73,9 @@ trait Instance: Send {
 
     /// The shell words that run `rabbitmqctl` on this broker.
     fn control(&self) -> String;
+
+    /// The process of the Erlang machine, as this machine numbers it, where that can be told.
+    fn pid(&self) -> Option<u32>;
 }
 
 /// How a broker ends.
@@ -153,6 +156,11 @@ impl Broker {
     /// The shell words that run `rabbitmqctl` on a broker that was started here.
     pub(crate) fn control(&self) -> Option<String> {
         self.instance.as_ref().map(|instance| instance.control())
+    }
+
+    /// The process of a broker that was started here.
+    pub(crate) fn pid(&self) -> Option<u32> {
+        self.instance.as_ref().and_then(|instance| instance.pid())
     }
 
     /// Ends a broker that was started here.

@@ -7,6 +7,7 @@ mod compose;
 mod environment;
 mod fuzz;
 mod interrupt;
+mod peers;
 mod process;
 mod python;
 mod simulate;

@@ -94,6 +94,66 @@ async fn lost_connection_ends_the_channel_and_the_next_one_goes_on() {
 }
 
 #[tokio::test]
+async fn acks_given_together_leave_what_is_held_between_them() {
+    let broker = broker(config(&url()));
+    let queue = declared(&*broker, "classic").await;
+    for n in 0..100 {
+        broker.publish(&queue, message(n)).await.unwrap();
+    }
+    let (channel, mut consumer) = consume(&*broker, &queue).await;
+    let mut deliveries = Vec::new();
+    for _ in 0..100 {
+        deliveries.push(next(&mut consumer).await);
+    }
+    let acked = deliveries.iter().filter(|delivery| id(delivery) != "50");
+    join_all(acked.map(|delivery| delivery.receipt.ack())).await;
+    // As if whoever acks went away: it was asked for.
+    let mut last = pin!(deliveries[50].receipt.ack());
+    assert!(poll!(&mut last).is_pending());
+    broker.publish(&queue, message("held")).await.unwrap();
+    let held = next(&mut consumer).await;
+    channel.close().await;
+    drop(held);
+    let (_channel, mut consumer) = consume(&*broker, &queue).await;
+    let again = next(&mut consumer).await;
+    assert_eq!((id(&again), again.redelivered), ("held", true), "all others were acked");
+    broker.delete(&queue).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
+async fn channel_that_nothing_is_owed_on_serves_the_next_and_any_other_is_closed() {
+    let broker = broker(config(&url()));
+    let held = declared(&*broker, "classic").await;
+    let mut numbers = Vec::new();
+    for round in 0..3 {
+        let queue = declared(&*broker, "classic").await;
+        broker.publish(&queue, message(round)).await.unwrap();
+        let (channel, mut consumer) = consume(&*broker, &queue).await;
+        numbers.push(format!("{channel:?}"));
+        next(&mut consumer).await.receipt.ack().await;
+        channel.delete(&queue).await.unwrap();
+        assert!(within("the end of the consumer", consumer.next()).await.is_none());
+        channel.close().await;
+        let error = channel.consume(&held, 1).await.unwrap_err();
+        assert!(error.is_outage(), "who has closed it may not use it: {error:?}");
+    }
+    assert!(numbers.iter().all(|number| *number == numbers[0]), "{numbers:?}");
+
+    broker.publish(&held, message("held")).await.unwrap();
+    let (channel, mut consumer) = consume(&*broker, &held).await;
+    assert_eq!(format!("{channel:?}"), numbers[0]);
+    let delivery = next(&mut consumer).await;
+    channel.close().await;
+    let (channel, mut consumer) = consume(&*broker, &held).await;
+    assert!(next(&mut consumer).await.redelivered, "it was given back");
+    // What was handed out before has been answered by the close.
+    delivery.receipt.ack().await;
+    channel.delete(&held).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
 async fn broker_that_falls_silent_is_given_up() {
     let proxy = Proxy::start(&url()).await;
     let broker = broker(config(&format!("{}?heartbeat=1", proxy.url)));

@@ -4,6 +4,7 @@
 //! One case after the other runs in rounds: Fanfare for a while, then the limits, so that both meet the same machine.
 
 mod case;
+mod memory;
 mod plot;
 mod process;
 mod publisher;
@@ -22,7 +23,8 @@ use fanfare::{Fanfare, ServiceName};
 use self::case::{ANSWER_BYTES, Aggregation, Case, MOST_TARGETS, ON_FINAL, TARGET};
 use self::process::{Process, Usage};
 use self::report::{Outcome, Report, Roles, Round};
-use self::role::{Part, Role, now, play};
+use self::role::{Load, Order, Part, Role, Serving, now, play};
+use crate::durations;
 use crate::exit::{Exit, Failure, print, say};
 use crate::numbers;
 use crate::settings::Settings;
@@ -32,15 +34,18 @@ use crate::signals::Signals;
 const MOST_BYTES: usize = 1_000_000;
 /// On-target callbacks, which the benchmark does not need many of.
 const MOST_ON_TARGET: usize = 10;
+const MOST_WORKERS: usize = 64;
 const LONGEST_ROUND_SECONDS: u64 = 600;
+/// A target that takes longer would leave nothing to measure.
+const LONGEST_SERVICE: Duration = Duration::from_secs(10);
 /// The length of the round before the first that counts.
 const WARM_UP: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 For each case it tells fan-outs and targets per second, how long `invoke` takes and how long
-after the last result the final callback comes, and CPU seconds and peak memory of each role;
-and beside them the raw limit of the same broker in the same minute: the same messages through
+after the last result the final callback comes, under full load and with one fan-out at a time,
+and CPU time and peak memory of each role; and beside them the raw limit of the same broker in the same minute: the same messages through
 plain lapin, and the coming and going of as many queues. The ratio is what Fanfare reaches of
 that. Only ratios can be compared between machines and days. docs/performance.md explains it.
 
@@ -50,6 +55,7 @@ an hour with the defaults.
 Examples:
   fanfare bench --broker amqp://localhost
   fanfare bench --widths 10,100 --payload 100 --on-target 0 --rounds 5
+  fanfare bench --widths 100 --workers 1,2,4,8 --concurrency 4 --service-time 20ms
   fanfare bench --json bench.json --plot docs/bench
 
 Exit codes: 0 done; 1 it could not be measured; 2 bad input; 3 no broker")]
@@ -71,13 +77,21 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = numbers::parse::<usize>)]
     rounds: usize,
 
-    /// Seconds that a round invokes for; the limits take as long together
+    /// Seconds that a round invokes for; the limits take as long together, and so does what is measured one at a time
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = numbers::parse::<u64>)]
     seconds: u64,
 
-    /// Processes that run workers
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = numbers::parse::<usize>)]
-    workers: usize,
+    /// Where results are gathered
+    #[arg(long, value_enum, value_name = "WHERE", default_value_t = Aggregation::PerCid)]
+    aggregation: Aggregation,
+
+    /// Processes that run workers, divided by commas: each 1 to 64
+    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1])]
+    workers: Vec<usize>,
+
+    /// How long a target takes, such as 20ms; no time where it is not given
+    #[arg(long, value_name = "TIME", value_parser = durations::parse)]
+    service_time: Option<Duration>,
 
     /// Invocations that run at a time in each of them, of every service
     #[arg(long, value_name = "N", default_value_t = 256, value_parser = numbers::parse::<usize>)]
@@ -87,6 +101,11 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = numbers::parse::<usize>)]
     coordinators: usize,
 
+    /// Measures how much memory a worker and a coordinator take instead, in some minutes
+    #[arg(long, conflicts_with_all = ["widths", "payload", "on_target", "rounds", "seconds", "workers", "service_time",
+        "coordinators", "plot"])]
+    memory: bool,
+
     /// Writes all figures to a file as JSON; to standard output, in place of the tables, where it is -
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -95,6 +114,10 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
 
+    /// The broker's process on this machine, whose CPU time and memory are to be told too
+    #[arg(long, value_name = "PID")]
+    broker_pid: Option<u32>,
+
     /// What this process is to be, of those that the benchmark starts
     #[arg(long, hide = true)]
     role: Option<Role>,
@@ -102,7 +125,7 @@ pub(crate) struct BenchArguments {
 
 pub(crate) async fn run(mut arguments: BenchArguments, settings: &Settings) -> Result<Exit, Failure> {
     if let Some(role) = arguments.role.take() {
-        return play(role, arguments.concurrency, settings).await;
+        return play(role, arguments.serving(), settings).await;
     }
     let cases = arguments.cases().map_err(Failure::bad_input)?;
     raw::uri(settings)?;
@@ -110,25 +133,48 @@ pub(crate) async fn run(mut arguments: BenchArguments, settings: &Settings) -> R
     let prefix = format!("bench-{:x}", now());
     let fanfare = settings.connected_apart("bench", &prefix).await?;
     let measured = tokio::select! {
-        measured = measure(&arguments, cases, &fanfare) => measured.map_err(|error| Failure::new(Exit::Failed, error)),
-        () = signals.first() => Err(Failure::new(Exit::Failed, anyhow!("interrupted"))),
+        measured = figures(&arguments, cases, &fanfare) => measured,
+        () = signals.first() => Err(anyhow!("interrupted")),
     };
     clear(&fanfare).await;
     fanfare.close().await;
-    let report = measured?;
-    arguments.publish(&report).map_err(|error| Failure::new(Exit::Failed, error))?;
-    Ok(Exit::Done)
+    let published = measured.and_then(|figures| arguments.publish(&figures));
+    published.map(|()| Exit::Done).map_err(|error| Failure::new(Exit::Failed, error))
+}
+
+/// What was measured, for people and for programs.
+struct Figures {
+    tables: String,
+    json: String,
+    plots: Vec<(&'static str, String)>,
+}
+
+async fn figures(arguments: &BenchArguments, cases: Vec<Case>, fanfare: &Fanfare) -> Result<Figures> {
+    if arguments.memory {
+        let memory = memory::measure(fanfare).await?;
+        let json = serde_json::to_string_pretty(&memory)?;
+        return Ok(Figures { tables: memory.to_string(), json, plots: Vec::new() });
+    }
+    let report = measure(arguments, cases, fanfare).await?;
+    let json = serde_json::to_string_pretty(&report)?;
+    Ok(Figures { tables: report.to_string(), json, plots: plot::of(&report) })
 }
 
 impl BenchArguments {
+    fn serving(&self) -> Serving {
+        let service_time = self.service_time.unwrap_or_default();
+        Serving { concurrency: self.concurrency, service_time }
+    }
+
     /// Every combination of what was asked for.
     fn cases(&self) -> Result<Vec<Case>> {
+        let Self { aggregation, .. } = *self;
         let mut cases = Vec::new();
         for &payload in &self.payload {
             for &on_target in &self.on_target {
                 for &width in &self.widths {
-                    let case = Case { width, payload, on_target, aggregation: Aggregation::PerCid };
-                    cases.push(case);
+                    let case = |&workers| Case { width, payload, on_target, aggregation, workers };
+                    cases.extend(self.workers.iter().map(case));
                 }
             }
         }
@@ -145,6 +191,12 @@ impl BenchArguments {
         bounds("widths", &self.widths, 1, MOST_TARGETS)?;
         bounds("payload", &self.payload, ANSWER_BYTES, MOST_BYTES)?;
         bounds("on-target", &self.on_target, 0, MOST_ON_TARGET)?;
+        bounds("workers", &self.workers, 1, MOST_WORKERS)?;
+        if let Some(longer) = self.service_time.filter(|time| *time > LONGEST_SERVICE) {
+            return Err(anyhow!(
+                "--service-time {longer:?} is not allowed: give {LONGEST_SERVICE:?} at most"
+            ));
+        }
         if self.seconds > LONGEST_ROUND_SECONDS {
             return Err(outside("seconds", self.seconds, 1, LONGEST_ROUND_SECONDS));
         }
@@ -152,19 +204,20 @@ impl BenchArguments {
     }
 
     /// Writes what was asked for.
-    fn publish(&self, report: &Report) -> Result<()> {
-        let json = serde_json::to_string_pretty(report)?;
+    fn publish(&self, figures: &Figures) -> Result<()> {
+        let Figures { tables, json, plots } = figures;
         match &self.json {
             Some(file) if file.as_os_str() == "-" => print(json)?,
             Some(file) => {
-                print(report)?;
-                fs::write(file, json + "\n").with_context(|| format!("cannot write {}", file.display()))?;
+                print(tables)?;
+                fs::write(file, format!("{json}\n"))
+                    .with_context(|| format!("cannot write {}", file.display()))?;
             }
-            None => print(report)?,
+            None => print(tables)?,
         }
         if let Some(folder) = &self.plot {
             fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-            for (name, plot) in plot::of(report) {
+            for (name, plot) in plots {
                 let file = folder.join(name);
                 fs::write(&file, plot).with_context(|| format!("cannot write {}", file.display()))?;
             }
@@ -177,15 +230,19 @@ async fn measure(arguments: &BenchArguments, cases: Vec<Case>, fanfare: &Fanfare
     let mut outcomes = Vec::new();
     let count = cases.len();
     for (index, case) in cases.into_iter().enumerate() {
-        let Case { width, payload, on_target, .. } = case;
-        say(format_args!("{} of {count}: width {width}, {payload} bytes, {on_target} on-target", index + 1));
+        let Case { width, payload, on_target, workers, .. } = case;
+        let number = index + 1;
+        say(format_args!(
+            "{number} of {count}: width {width}, {payload} bytes, {on_target} on-target, {workers} workers"
+        ));
         outcomes.push(measure_case(arguments, case, fanfare).await?);
     }
     Ok(Report {
         fanfare: env!("CARGO_PKG_VERSION"),
         broker: Report::broker(&fanfare.broker().server().await?),
         machine: machine(),
-        workers: arguments.workers,
+        aggregation: arguments.aggregation,
+        service_time_ms: arguments.serving().service_time.as_millis(),
         concurrency: arguments.concurrency,
         coordinators: arguments.coordinators,
         rounds: arguments.rounds,
@@ -198,27 +255,34 @@ async fn measure_case(arguments: &BenchArguments, case: Case, fanfare: &Fanfare)
     let prefix = fanfare.names().prefix().to_string();
     let start = |part| Process::start(&Role { part, prefix: prefix.clone(), case });
     let mut publisher = start(Part::Publisher)?;
-    let workers = (0..arguments.workers).map(|_| start(Part::Worker)).collect::<Result<Vec<_>>>()?;
+    let workers = (0..case.workers).map(|_| start(Part::Worker)).collect::<Result<Vec<_>>>()?;
     let coordinators =
         (0..arguments.coordinators).map(|_| start(Part::Coordinator)).collect::<Result<Vec<_>>>()?;
     let mut raw = Process::start(&Role { part: Part::Raw, prefix: format!("{prefix}-raw"), case })?;
     let length = Duration::from_secs(arguments.seconds);
+    if let Some(broker) = arguments.broker_pid {
+        Usage::reset_peak(broker);
+    }
     let mut rounds = Vec::new();
     for round in 0..=arguments.rounds {
         let warming_up = round == 0;
         let length = if warming_up { WARM_UP } else { length };
         let used = |of: &[Process]| of.iter().map(Process::usage).collect::<Vec<_>>();
-        let before = (publisher.usage(), used(&workers), used(&coordinators));
-        let measured = publisher.round(length).await?;
+        let broker = || arguments.broker_pid.and_then(Usage::of).unwrap_or_default();
+        let before = (publisher.usage(), used(&workers), used(&coordinators), broker());
+        let full = Order { load: Load::Full, length };
+        let measured = publisher.round(full).await?;
         let usage = Roles {
             publisher: Usage::between(&[before.0], &[publisher.usage()]),
             worker: Usage::between(&before.1, &used(&workers)),
             coordinator: Usage::between(&before.2, &used(&coordinators)),
+            broker: Usage::between(&[before.3], &[broker()]),
         };
-        // It measures two rates one after the other.
-        let limits = raw.round(length / 2).await?;
+        let limits = raw.round(full).await?;
+        let one = Order { load: Load::One, length: length / 2 };
+        let (alone, hops) = (publisher.round(one).await?, raw.round(one).await?);
         if !warming_up {
-            rounds.push(Round { measured, limits, usage });
+            rounds.push(Round { measured, limits, alone, hops, usage });
         }
     }
     for process in [publisher, raw].into_iter().chain(workers).chain(coordinators) {
@@ -231,7 +295,7 @@ async fn measure_case(arguments: &BenchArguments, case: Case, fanfare: &Fanfare)
 async fn clear(fanfare: &Fanfare) {
     let names = fanfare.names();
     let on_target = (1..=MOST_ON_TARGET).map(case::on_target_name);
-    let services = [TARGET, ON_FINAL].map(str::to_owned).into_iter().chain(on_target);
+    let services = [TARGET, ON_FINAL, memory::HELD].map(str::to_owned).into_iter().chain(on_target);
     let services = services.filter_map(|name| Some(names.service(&ServiceName::new(name).ok()?)));
     for queue in services.chain([names.fanin(), names.dead(), names.parked()]) {
         if let Err(error) = fanfare.broker().delete(&queue.name).await {

@@ -11,9 +11,9 @@ use fanfare_protocol::{
     Callback, CallbackKind, CancelState, Cancellation, EndedBy, Manifest, Message, Progress, ReplyAddress,
     RunId, TargetResult,
 };
-use futures_util::StreamExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -26,6 +26,9 @@ use crate::trust::Trust;
 
 /// From one word about progress to the next.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
+
+/// Events that are handled before anything else is looked at.
+const MOST_AT_ONCE: usize = 256;
 
 /// Those who asked for a cancel and are told once it has come about. Others, of whom there are none unless somebody floods
 /// coordinators with requests, ask again.
@@ -121,10 +124,7 @@ impl FanOut {
                     stopping = true;
                     Event::Stop
                 }
-                Some((id, outcome)) = self.publishing.next() => match outcome {
-                    Outcome::Safe => Event::Confirmed(id),
-                    Outcome::TooLarge(most) => Event::TooLarge { id, most },
-                },
+                Some(published) = self.publishing.next() => event_of_publication(published),
                 Some(()) = self.parking.next() => continue,
                 Some(heard) = self.telling.next() => {
                     self.told = self.told.filter(|_| heard);
@@ -137,24 +137,51 @@ impl FanOut {
                 },
                 heard = self.queue.next() => event_of(heard, &self.machine),
             };
-            let effects = self.machine.handle(event, self.started.elapsed());
-            for effect in effects {
-                if let Some(ended) = self.apply(effect).await {
-                    let run = self.machine.manifest().run;
-                    return Conclusion { run, ended, how: self.how, inbox: self.inbox };
-                }
+            let effects = self.handle(event);
+            if let Some(ended) = self.apply(effects).await {
+                let run = self.machine.manifest().run;
+                return Conclusion { run, ended, how: self.how, inbox: self.inbox };
             }
         }
     }
 
+    /// Has the machine handle an event, and with it what else is there already: confirms and deliveries come many at a time.
+    fn handle(&mut self, event: Event<Tag>) -> Vec<Effect<Tag>> {
+        let mut effects = self.machine.handle(event, self.started.elapsed());
+        for _ in 1..MOST_AT_ONCE {
+            if self.machine.is_done() {
+                break;
+            }
+            let event = if let Some(Some(published)) = self.publishing.next().now_or_never() {
+                event_of_publication(published)
+            } else if let Some(heard) = self.queue.next().now_or_never() {
+                event_of(heard, &self.machine)
+            } else {
+                break;
+            };
+            effects.extend(self.machine.handle(event, self.started.elapsed()));
+        }
+        effects
+    }
+
     /// Does what the machine wants. Returns whether the fan-out has ended, where the task is at its end.
-    async fn apply(&mut self, effect: Effect<Tag>) -> Option<bool> {
-        match effect {
-            Effect::Publish(id, publication) => self.publish(id, publication),
-            Effect::Ack(tag) => tag.ack().await,
-            Effect::Park { tag, reason } => self.park(tag, reason),
-            Effect::DeleteQueue => self.queue.delete(),
-            Effect::Cancelled(cancellation) => self.cancelled(cancellation),
+    ///
+    /// Acks are given together, so that the broker is told of them together: they wait for what comes with them, which takes no
+    /// time.
+    async fn apply(&mut self, effects: Vec<Effect<Tag>>) -> Option<bool> {
+        let (mut acks, mut last) = (Vec::new(), None);
+        for effect in effects {
+            match effect {
+                Effect::Publish(id, publication) => self.publish(id, publication),
+                Effect::Ack(tag) => acks.push(tag),
+                Effect::Park { tag, reason } => self.park(tag, reason),
+                Effect::DeleteQueue => self.queue.delete(),
+                Effect::Cancelled(cancellation) => self.cancelled(cancellation),
+                Effect::Abandon { .. } | Effect::End(_) => last = Some(effect),
+            }
+        }
+        join_all(acks.iter().map(Tag::ack)).await;
+        match last? {
             Effect::Abandon { ended, manifests } => {
                 let manifest = self.machine.manifest();
                 tracing::debug!(cid = %manifest.cid, run = %manifest.run, ended, "fan-out let go");
@@ -165,7 +192,7 @@ impl FanOut {
                 for manifest in manifests {
                     manifest.requeue().await;
                 }
-                return Some(false);
+                Some(false)
             }
             Effect::End(summary) => {
                 self.tell(&summary);
@@ -173,10 +200,10 @@ impl FanOut {
                 // What is being parked went with the queue: nobody hands it out again.
                 while self.parking.next().await.is_some() {}
                 self.queue.close().await;
-                return Some(true);
+                Some(true)
             }
+            _ => None,
         }
-        None
     }
 
     /// Tells a caller who wants to know how many targets have responded. Nothing depends on it, so it is no effect of the machine:
@@ -303,6 +330,14 @@ impl FanOut {
             outbox.park(message, &queue, &reason).await;
             tag.ack().await;
         }));
+    }
+}
+
+/// What has become of a publication, as the machine takes it.
+fn event_of_publication((id, outcome): (PublicationId, Outcome)) -> Event<Tag> {
+    match outcome {
+        Outcome::Safe => Event::Confirmed(id),
+        Outcome::TooLarge(most) => Event::TooLarge { id, most },
     }
 }
 

@@ -70,6 +70,31 @@ async fn a_request_is_not_acked_before_its_result_is_confirmed() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_slot_is_free_when_its_service_returns_and_the_prefetch_bounds_what_is_not_confirmed() {
+    let bench = Bench::new();
+    let queue = bench.aggregation_queue().name;
+    bench.worker.fail(&queue, std::iter::repeat_n(PublishError::Refused(queue.clone()), 10_000));
+    let ran = Arc::new(Semaphore::new(0));
+    let signal = Arc::clone(&ran);
+    let counted = service("counted", move |_: Context, (): ()| {
+        signal.add_permits(1);
+        async { Ok(()) }
+    });
+    bench.call("counted", ["null"; 5]).await;
+    let worker = bench.start([counted.concurrency(1).prefetch(3)]).await;
+    within(ran.acquire_many(3)).await.unwrap().forget();
+    within(async {
+        while bench.worker.failures_left() > 9_900 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    assert_eq!(ran.available_permits(), 0, "three are not confirmed, and others wait in the broker");
+    worker.stop().await;
+    assert_eq!(bench.waiting(&bench.service_queue("counted")).await, 5);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_late_result_is_dropped_once_its_queue_was_found_missing_twice() {
     let bench = Bench::new();
     bench.call("increment", ["1"]).await;

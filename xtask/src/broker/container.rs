@@ -119,6 +119,11 @@ impl Instance for Container {
     fn control(&self) -> String {
         format!("{} exec {} rabbitmqctl", self.program, self.name)
     }
+
+    fn pid(&self) -> Option<u32> {
+        let mut inspect = self.command(&["inspect", "--format", "{{.State.Pid}}", &self.name]);
+        process::output(&mut inspect, LIMIT).ok()?.trim().parse().ok()
+    }
 }
 
 impl Drop for Container {

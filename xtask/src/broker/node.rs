@@ -32,6 +32,9 @@ const TOOL_LIMIT: Duration = Duration::from_secs(60);
 /// The file of its folder that a node is set up by.
 const SETTINGS: &str = "rabbitmq.conf";
 
+/// The file in which a node tells its process.
+const PID: &str = "pid";
+
 /// The file that holds what a node must know to be let in by another. The first to start writes one.
 const SECRET: &str = ".erlang.cookie";
 
@@ -137,7 +140,7 @@ impl Place {
             ("RABBITMQ_ENABLED_PLUGINS_FILE", path("enabled_plugins")),
             ("RABBITMQ_MNESIA_BASE", path("data")),
             ("RABBITMQ_LOG_BASE", path("log")),
-            ("RABBITMQ_PID_FILE", path("pid")),
+            ("RABBITMQ_PID_FILE", path(PID)),
             ("RABBITMQ_NODENAME", self.name()),
             ("RABBITMQ_NODE_IP_ADDRESS", Ipv4Addr::LOCALHOST.to_string()),
             ("RABBITMQ_NODE_PORT", self.port.to_string()),
@@ -227,6 +230,10 @@ impl Instance for Node {
         let tool = self.place.tools.join("rabbitmqctl");
         let words = words.chain(std::iter::once(format!("'{}'", tool.display())));
         format!("env {}", words.collect::<Vec<_>>().join(" "))
+    }
+
+    fn pid(&self) -> Option<u32> {
+        fs::read_to_string(self.place.folder.file(PID)).ok()?.trim().parse().ok()
     }
 }
 

@@ -2,44 +2,96 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use async_trait::async_trait;
 use fanfare_protocol::QueueSpec;
 use futures_util::{Stream, StreamExt};
 use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
-    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
 };
 use lapin::types::FieldTable;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use super::answers::Answers;
 use super::declaring::{OPERATION_TIMEOUT, no_answer};
-use super::trunk::{Connections, Line};
+use super::trunk::{Connections, Trunk};
 use super::{failure, wire};
-use crate::{Acknowledge, BrokerError, Consumer, ConsumerChannel, Delivery, Receipt};
+use crate::{BrokerError, Consumer, ConsumerChannel, Delivery, Receipt};
+
+/// Consuming channels on one connection. RabbitMQ allows 2,047, and all share one socket and one thread; a coordinator with all
+/// of its places taken needs 10,000 on fewer connections than one process may have.
+const CHANNELS_PER_CONNECTION: usize = 1_000;
+/// Channels kept for whoever needs one next. A coordinator opens one for each fan-out, and opening and closing it takes the broker
+/// about as long as all else that a small fan-out asks of it.
+const MOST_IDLE: usize = 64;
+
+/// The channels that consume.
+pub(super) struct Consuming {
+    connections: Arc<Connections>,
+    trunk: Trunk,
+    /// Those that nobody uses: nothing is consumed on them, and all that they have handed out is answered.
+    idle: Mutex<Vec<Arc<Answers>>>,
+}
 
 /// A channel that consumes. lapin's own handle is shared with the consumers and the receipts.
 pub(super) struct ConsumingChannel {
-    connections: Arc<Connections>,
-    shared: Arc<Shared>,
+    home: Arc<Consuming>,
+    answers: Arc<Answers>,
     /// One consume at a time: a prefetch belongs to the consumer that is started next.
     starting: Semaphore,
     closed: CancellationToken,
 }
 
-struct Shared {
-    line: Line,
+impl Consuming {
+    pub(super) fn new(connections: Arc<Connections>) -> Self {
+        let trunk = Trunk::new(connections.clone(), CHANNELS_PER_CONNECTION);
+        Self { connections, trunk, idle: Mutex::default() }
+    }
+
+    /// Opens a channel, or takes one that is open and that nobody uses.
+    pub(super) async fn open(self: &Arc<Self>) -> Result<ConsumingChannel, BrokerError> {
+        let answers = match self.take() {
+            Some(answers) => answers,
+            None => Answers::to(self.trunk.open().await?),
+        };
+        let (home, starting) = (Arc::clone(self), Semaphore::new(1));
+        Ok(ConsumingChannel { home, answers, starting, closed: CancellationToken::new() })
+    }
+
+    fn take(&self) -> Option<Arc<Answers>> {
+        let mut idle = self.idle();
+        std::iter::from_fn(|| idle.pop()).find(|answers| answers.line.is_open())
+    }
+
+    /// Keeps a channel for the next who needs one, or gives it back where it cannot be used again.
+    fn keep(&self, answers: &Arc<Answers>) -> bool {
+        let mut idle = self.idle();
+        let keeps = answers.is_clear()
+            && answers.line.is_open()
+            && answers.line.link().is_usable()
+            && idle.len() < MOST_IDLE
+            && !self.connections.closed().is_cancelled();
+        if keeps {
+            idle.push(Arc::clone(answers));
+        }
+        keeps
+    }
+
+    /// Drops the channels that nobody uses.
+    pub(super) fn close(&self) {
+        self.idle().clear();
+    }
+
+    fn idle(&self) -> MutexGuard<'_, Vec<Arc<Answers>>> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl ConsumingChannel {
-    pub(super) fn new(connections: Arc<Connections>, line: Line) -> Self {
-        let shared = Arc::new(Shared { line });
-        Self { connections, shared, starting: Semaphore::new(1), closed: CancellationToken::new() }
-    }
-
     /// Waits for the answer to an operation. Where none comes, the channel is of no further use: what the broker did is
     /// unknown, and a consumer may be running that nobody reads.
     async fn answer<T>(
@@ -56,8 +108,12 @@ impl ConsumingChannel {
         failure: impl FnOnce(&lapin::Error) -> BrokerError + Send,
         operation: impl Future<Output = lapin::Result<T>> + Send,
     ) -> Result<T, BrokerError> {
+        if self.closed.is_cancelled() {
+            // By now it may be another's.
+            return Err(BrokerError::Unreachable("this channel was closed".to_owned()));
+        }
         match tokio::time::timeout(OPERATION_TIMEOUT, operation).await {
-            Ok(result) => result.map_err(|error| self.connections.reason(failure(&error))),
+            Ok(result) => result.map_err(|error| self.home.connections.reason(failure(&error))),
             Err(_) => {
                 self.shut();
                 Err(no_answer(queue))
@@ -68,7 +124,8 @@ impl ConsumingChannel {
     /// Closes the channel without waiting for it.
     fn shut(&self) {
         self.closed.cancel();
-        let channel = self.shared.line.channel.clone();
+        drop(self.answers.tell());
+        let channel = self.answers.line.channel.clone();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { close(&channel).await });
         }
@@ -84,9 +141,10 @@ impl ConsumerChannel for ConsumingChannel {
                 "a prefetch of 0 is no limit; give the number of messages that may be held".to_owned(),
             ));
         }
-        let channel = &self.shared.line.channel;
+        let channel = &self.answers.line.channel;
         let started = async {
             let _turn = self.starting.acquire().await;
+            self.answers.consumer_starts();
             channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
             channel
                 .basic_consume(name, "".into(), BasicConsumeOptions::default(), FieldTable::default())
@@ -94,46 +152,52 @@ impl ConsumerChannel for ConsumingChannel {
         };
         let consumer = self.answer(queue, started).await?;
         let tag = consumer.tag().to_string();
-        let deliveries = Deliveries { consumer: Some(consumer), shared: self.shared.clone() };
+        let deliveries = Deliveries { consumer: Some(consumer), answers: self.answers.clone() };
         Ok(Consumer::new(tag, deliveries.boxed()))
     }
 
     async fn declare_exclusive(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
         let name = wire::short("queue", &queue.name)?;
         let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
-        let declared = self.shared.line.channel.queue_declare(name, options, wire::arguments(queue));
+        let declared = self.answers.line.channel.queue_declare(name, options, wire::arguments(queue));
         self.answer(&queue.name, declared).await.map(drop)
     }
 
     async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
         let (from, to) = (wire::short("exchange", exchange)?, wire::short("queue", queue)?);
         let options = QueueBindOptions::default();
-        let bound = self.shared.line.channel.queue_bind(to, from, "".into(), options, FieldTable::default());
+        let bound = self.answers.line.channel.queue_bind(to, from, "".into(), options, FieldTable::default());
         self.answer_or(queue, |error| failure::on_binding(error, queue, exchange), bound).await
     }
 
     async fn cancel(&self, consumer: &str) -> Result<(), BrokerError> {
         let tag = wire::short("consumer", consumer)?;
-        let cancelled = self.shared.line.channel.basic_cancel(tag, BasicCancelOptions::default());
+        let cancelled = self.answers.line.channel.basic_cancel(tag, BasicCancelOptions::default());
         self.answer(consumer, cancelled).await
     }
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         let name = wire::short("queue", queue)?;
-        let deleted = self.shared.line.channel.queue_delete(name, QueueDeleteOptions::default());
+        let deleted = self.answers.line.channel.queue_delete(name, QueueDeleteOptions::default());
         self.answer(queue, deleted).await.map(drop)
     }
 
     async fn close(&self) {
+        if self.closed.is_cancelled() {
+            return;
+        }
         self.closed.cancel();
-        close(&self.shared.line.channel).await;
+        drop(self.answers.tell());
+        if !self.home.keep(&self.answers) {
+            close(&self.answers.line.channel).await;
+        }
     }
 
     async fn ended(&self) {
         tokio::select! {
             biased;
             () = self.closed.cancelled() => {}
-            () = self.shared.line.ended() => {}
+            () = self.answers.line.ended() => {}
         }
     }
 }
@@ -149,29 +213,7 @@ impl Drop for ConsumingChannel {
 
 impl fmt::Debug for ConsumingChannel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.shared.fmt(f)
-    }
-}
-
-impl fmt::Debug for Shared {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Channel")
-            .field("id", &self.line.channel.id())
-            .field("connection", self.line.link())
-            .finish()
-    }
-}
-
-#[async_trait]
-impl Acknowledge for Shared {
-    async fn ack(&self, tag: u64) {
-        // An error means that the channel has ended, and lapin sends nothing on a later channel of the same number.
-        let _ = self.line.channel.basic_ack(tag, BasicAckOptions::default()).await;
-    }
-
-    async fn requeue(&self, tag: u64) {
-        let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-        let _ = self.line.channel.basic_nack(tag, options).await;
+        self.answers.fmt(f)
     }
 }
 
@@ -179,7 +221,7 @@ impl Acknowledge for Shared {
 struct Deliveries {
     /// Gone when the consumer has ended.
     consumer: Option<lapin::Consumer>,
-    shared: Arc<Shared>,
+    answers: Arc<Answers>,
 }
 
 impl Stream for Deliveries {
@@ -191,7 +233,8 @@ impl Stream for Deliveries {
         match std::task::ready!(consumer.poll_next_unpin(context)) {
             Some(Ok(delivery)) => {
                 let message = wire::message(&delivery.properties, delivery.data);
-                let receipt = Receipt::new(this.shared.clone(), delivery.delivery_tag);
+                let receipt = Receipt::new(this.answers.clone(), delivery.delivery_tag);
+                this.answers.delivered(delivery.delivery_tag);
                 let redelivered = delivery.redelivered;
                 Poll::Ready(Some(Ok(Delivery { message, redelivered, receipt })))
             }
@@ -201,8 +244,9 @@ impl Stream for Deliveries {
             }
             None => {
                 this.consumer = None;
+                this.answers.consumer_ended();
                 // lapin also ends it in this way where the channel ended without an error of the broker's.
-                Poll::Ready((!this.shared.line.is_open()).then(|| {
+                Poll::Ready((!this.answers.line.is_open()).then(|| {
                     Err(BrokerError::Unreachable("the channel of this consumer was closed".to_owned()))
                 }))
             }

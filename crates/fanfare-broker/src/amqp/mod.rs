@@ -16,10 +16,13 @@
 //! Each role has connections of its own, from one pool, made when they are first needed. One task publishes to queues, and
 //! another to exchanges, where to publish to one that is missing ends the channel (`publishing`), in a window of messages under way (`window`) whose answers it pairs (`ledger`). A few channels
 //! declare and inspect queues, and are replaced when an error closes them (`declaring`). Others consume (`consuming`), many
-//! on one connection (`trunk`). lapin's own recovery is off: it would bring back queues that were deleted, and it does
+//! on one connection (`trunk`), one after the other used for one thing at a time, and tell the broker of many answers at
+//! once (`answers`, `acks`). lapin's own recovery is off: it would bring back queues that were deleted, and it does
 //! not tell what became of a message. Whoever lost a channel opens another.
 
+mod acks;
 mod address;
+mod answers;
 mod config;
 mod connection;
 mod consuming;
@@ -44,15 +47,12 @@ use tokio_util::task::TaskTracker;
 
 pub use self::address::{Address, InvalidAddress, redacted};
 pub use self::config::{ClientCertificate, Config, Tls};
-use self::consuming::ConsumingChannel;
+use self::consuming::Consuming;
 use self::declaring::Declaring;
 use self::publishing::Publishing;
-use self::trunk::{Connections, Trunk};
+use self::trunk::Connections;
 use crate::{Broker, BrokerError, ConsumerChannel, Environment, PublishError, QueueState, ServerInfo};
 
-/// Consuming channels on one connection. RabbitMQ allows 2,047, and all share one socket and one thread; a coordinator with all
-/// of its places taken needs 10,000 on fewer connections than one process may have.
-const CHANNELS_PER_CONNECTION: usize = 1_000;
 /// How long closing may take.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -63,7 +63,7 @@ pub struct AmqpBroker {
     config: Config,
     connections: Arc<Connections>,
     declaring: Declaring,
-    consuming: Trunk,
+    consuming: Arc<Consuming>,
     /// To queues.
     publishing: OnceLock<Publishing>,
     /// To exchanges.
@@ -81,7 +81,7 @@ impl AmqpBroker {
         Self {
             config,
             declaring: Declaring::new(connections.clone()),
-            consuming: Trunk::new(connections.clone(), CHANNELS_PER_CONNECTION),
+            consuming: Arc::new(Consuming::new(connections.clone())),
             connections,
             publishing: OnceLock::new(),
             publishing_through: OnceLock::new(),
@@ -158,8 +158,7 @@ impl Broker for AmqpBroker {
     }
 
     async fn open(&self) -> Result<Arc<dyn ConsumerChannel>, BrokerError> {
-        let line = self.consuming.open().await?;
-        Ok(Arc::new(ConsumingChannel::new(self.connections.clone(), line)))
+        Ok(Arc::new(self.consuming.open().await?))
     }
 
     fn is_blocked(&self) -> bool {
@@ -185,6 +184,7 @@ impl Broker for AmqpBroker {
         self.connections.closed().cancel();
         self.tasks.close();
         self.declaring.close();
+        self.consuming.close();
         let closing = async {
             // The task that publishes waits for the confirms of what is under way, and closes its own connection.
             self.tasks.wait().await;

@@ -1,11 +1,12 @@
 //! Publishing: one task owns the channel, and everyone hands their messages to it.
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use fanfare_protocol::{Message, header, limits};
+use fanfare_protocol::{Message, Properties, header, limits};
 use lapin::options::ConfirmSelectOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Confirmation};
@@ -47,18 +48,10 @@ pub(super) struct Job {
     pub(super) caller: oneshot::Sender<Result<(), PublishError>>,
 }
 
-/// What tells a message from all others under way, and is still there when it comes back.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Look {
-    exchange: String,
-    routing_key: String,
-    message_id: Option<String>,
-    correlation_id: Option<String>,
-    kind: Option<String>,
-    run: Option<String>,
-    key: Option<String>,
-    bytes: usize,
-}
+/// What tells a message from all others under way, and is still there when it comes back: a hash of that. Should two share
+/// one, they are sent one after the other, as two are that look the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Look(u64);
 
 /// Owns the channel, and a new one when that is lost or refuses messages.
 struct Publisher {
@@ -142,17 +135,10 @@ impl Publishing {
 
 impl Look {
     pub(super) fn of(exchange: &str, routing_key: &str, message: &Message) -> Self {
-        let header = |name| message.text(name).map(str::to_owned);
-        Self {
-            exchange: exchange.to_owned(),
-            routing_key: routing_key.to_owned(),
-            message_id: message.properties.message_id.clone(),
-            correlation_id: message.properties.correlation_id.clone(),
-            kind: message.properties.kind.clone(),
-            run: header(header::RUN),
-            key: header(header::KEY),
-            bytes: message.body.len(),
-        }
+        let Properties { message_id, correlation_id, kind, .. } = &message.properties;
+        let (run, key) = (message.text(header::RUN), message.text(header::KEY));
+        let look = (exchange, routing_key, message_id, correlation_id, kind, run, key, message.body.len());
+        Self(BuildHasherDefault::<DefaultHasher>::default().hash_one(look))
     }
 }
 
@@ -244,6 +230,7 @@ impl Publisher {
     /// Publishes on one channel for as long as that is there.
     async fn serve(&mut self, window: &mut Window, waiting: &mut VecDeque<Job>) -> Left {
         let mut events = window.events();
+        let mut jobs = Vec::new();
         loop {
             if self.refuses(window) {
                 return Left::Refuses;
@@ -259,6 +246,7 @@ impl Publisher {
                 return Left::Lost(window.lost());
             }
             let deadline = window.deadline(waiting.front());
+            let room = self.in_flight.saturating_sub(waiting.len());
             tokio::select! {
                 biased;
                 () = self.connections.closed().cancelled() => return Left::Done,
@@ -276,10 +264,12 @@ impl Publisher {
                         return Left::Lost(reason);
                     }
                 }
-                job = self.jobs.recv(), if waiting.len() < self.in_flight => match job {
-                    Some(job) => waiting.push_back(job),
-                    None => return Left::Done,
-                },
+                came = self.jobs.recv_many(&mut jobs, room), if room > 0 => {
+                    if came == 0 {
+                        return Left::Done;
+                    }
+                    waiting.extend(jobs.drain(..));
+                }
             }
         }
     }

@@ -142,7 +142,7 @@ impl Window {
             return job.refuse(PublishError::TooLarge { bytes, most: self.most });
         }
         if self.ledger.holds(&job.look) {
-            self.twins.entry(job.look.clone()).or_default().push_back(job);
+            self.twins.entry(job.look).or_default().push_back(job);
             return;
         }
         let destination = job.destination().to_owned();
@@ -151,7 +151,7 @@ impl Window {
         let message = self.next;
         self.next += 1;
         self.bytes += bytes;
-        self.ledger.send(message, look.clone());
+        self.ledger.send(message, look);
         self.prompt.insert((now + self.overdue_after, message));
         let user = properties.user_id().as_ref().map(ToString::to_string);
         let pending = Pending { look, destination, through_exchange, user, bytes, sent: now, caller };

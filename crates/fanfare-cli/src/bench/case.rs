@@ -1,11 +1,14 @@
 //! What is measured: one shape of fan-outs, and the messages that it cannot do without.
 
-use std::iter;
+use std::{fmt, iter};
 
+use clap::ValueEnum;
 use fanfare::{Channel, Cid, Metadata, QueueNames, RunId, ServiceName, TargetKey, TargetResult, WireTime};
 use fanfare_protocol::{Manifest, ManifestTarget, Source, limits};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+
+use super::raw::Limits;
 
 /// The service of every target.
 pub(super) const TARGET: &str = "bench.target";
@@ -35,14 +38,24 @@ pub(super) struct Case {
     /// On-target callbacks.
     pub(super) on_target: usize,
     pub(super) aggregation: Aggregation,
+    /// Processes that run workers.
+    pub(super) workers: usize,
 }
 
 /// Where results are gathered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub(super) enum Aggregation {
     /// In a queue of each fan-out's own, which is declared, consumed and deleted for it.
     PerCid,
+}
+
+impl fmt::Display for Aggregation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PerCid => "per-cid",
+        })
+    }
 }
 
 /// A kind of message.
@@ -90,9 +103,15 @@ impl Case {
     }
 
     /// Fan-outs per second that no Fanfare could exceed, where the broker does so many queues or so many messages a second.
-    pub(super) fn limit(&self, queues_per_s: f64, messages_per_s: f64) -> f64 {
+    pub(super) fn limit(&self, limits: &Limits) -> f64 {
         let (queues, messages) = (self.queues() as f64, self.messages().count() as f64);
-        1.0 / (queues / queues_per_s + messages / messages_per_s)
+        1.0 / (queues / limits.empty_queues_per_s + messages / limits.messages_per_s)
+    }
+
+    /// The same where each queue has held a message, as it has in every fan-out. That one is measured with the queue.
+    pub(super) fn limit_of_used_queues(&self, limits: &Limits) -> f64 {
+        let (queues, messages) = (self.queues() as f64, self.messages().count() as f64);
+        1.0 / (queues / limits.used_queues_per_s + (messages - queues) / limits.messages_per_s)
     }
 
     /// Bytes of a message's body.
@@ -170,15 +189,18 @@ mod tests {
     use super::*;
 
     fn case(width: usize, payload: usize, on_target: usize) -> Case {
-        Case { width, payload, on_target, aggregation: Aggregation::PerCid }
+        Case { width, payload, on_target, aggregation: Aggregation::PerCid, workers: 1 }
     }
 
     #[test]
     fn limit_counts_the_queue_and_every_message_that_has_to_flow() {
         assert_eq!(case(1, 100, 0).messages().count(), 4);
         assert_eq!(case(10, 100, 1).messages().count(), 32);
+        let limits = Limits { messages_per_s: 1.0, empty_queues_per_s: 1.0, used_queues_per_s: 0.5 };
         // One second for the queue and four for the messages.
-        assert!((case(1, 100, 0).limit(1.0, 1.0) - 0.2).abs() < 1e-9);
+        assert!((case(1, 100, 0).limit(&limits) - 0.2).abs() < 1e-9);
+        // Two for the queue with its message and three for the others.
+        assert!((case(1, 100, 0).limit_of_used_queues(&limits) - 0.2).abs() < 1e-9);
     }
 
     #[test]

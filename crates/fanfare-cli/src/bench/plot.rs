@@ -2,15 +2,17 @@
 
 use std::fmt::Write;
 
+use super::case::Case;
 use super::report::{Outcome, Report};
 
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 840.0;
 const HEIGHT: f64 = 420.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 190.0;
+const RIGHT: f64 = 270.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
 const COLOURS: [&str; 6] = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf"];
+const WIDTHS: &str = "targets of a fan-out";
 /// The ratio that is aimed for.
 const AIM: f64 = 0.85;
 
@@ -22,59 +24,130 @@ struct Line {
     points: Vec<(f64, f64)>,
 }
 
-/// Two axes: widths, by their logarithm, and something else.
+/// Two axes: widths or workers, by their logarithm, and something else.
 struct Chart {
     title: String,
     lines: Vec<Line>,
-    widths: Vec<f64>,
+    /// What the lower axis tells of.
+    of: &'static str,
+    places: Vec<f64>,
     ticks: Vec<f64>,
     logarithmic: bool,
 }
 
+/// What the lower axis tells of, and where a case is on it.
+#[derive(Clone, Copy)]
+enum Axis {
+    Widths,
+    Workers,
+}
+
+impl Axis {
+    fn place(self, case: &Case) -> f64 {
+        match self {
+            Self::Widths => case.width as f64,
+            Self::Workers => case.workers as f64,
+        }
+    }
+
+    /// Where there are cases, from left to right.
+    fn places(self, report: &Report) -> Vec<f64> {
+        let mut places: Vec<f64> = report.cases.iter().map(|outcome| self.place(&outcome.case)).collect();
+        places.sort_by(f64::total_cmp);
+        places.dedup();
+        places
+    }
+}
+
 /// The plots of a report, by the names of their files.
-pub(super) fn of(report: &Report) -> [(&'static str, String); 2] {
-    [("ratios.svg", ratios(report).draw()), ("rates.svg", rates(report).draw())]
+pub(super) fn of(report: &Report) -> Vec<(&'static str, String)> {
+    let mut plots = vec![
+        ("ratios.svg", ratios(report).draw()),
+        ("rates.svg", rates(report).draw()),
+        ("latency.svg", latency(report).draw()),
+    ];
+    if report.cases.iter().any(|outcome| outcome.case.workers != report.cases[0].case.workers) {
+        plots = vec![("workers.svg", workers(report).draw())];
+    }
+    plots
 }
 
 fn ratios(report: &Report) -> Chart {
-    let highest = report.cases.iter().map(|outcome| outcome.ratio).fold(1.0, f64::max);
-    let mut lines = lines(report, "", false, |outcome| outcome.ratio);
-    let points = widths(report).into_iter().map(|width| (width, AIM)).collect();
+    let highest = report.cases.iter().map(|outcome| outcome.ratio_of_used_queues).fold(1.0, f64::max);
+    let mut lines = lines(report, Axis::Widths, " of empty queues' limit", true, |outcome| outcome.ratio);
+    let used = |outcome: &Outcome| outcome.ratio_of_used_queues;
+    lines.extend(self::lines(report, Axis::Widths, "", false, used));
+    let places = Axis::Widths.places(report);
+    let points = places.iter().map(|place| (*place, AIM)).collect();
     lines.push(Line { name: "aim".to_owned(), colour: "#888", dashed: true, points });
     Chart {
         title: format!("Fan-outs per second as a share of the limit, {}", report.broker),
         lines,
-        widths: widths(report),
+        of: WIDTHS,
+        places,
         ticks: (0..=(highest * 5.0).ceil() as u32).map(|tick| f64::from(tick) / 5.0).collect(),
         logarithmic: false,
     }
 }
 
 fn rates(report: &Report) -> Chart {
-    let mut lines = lines(report, "", false, |outcome| outcome.targets_per_s);
-    lines.extend(self::lines(report, " limit", true, |outcome| {
-        outcome.limit_per_s * outcome.case.width as f64
+    let mut lines = lines(report, Axis::Widths, "", false, |outcome| outcome.targets_per_s);
+    lines.extend(self::lines(report, Axis::Widths, " limit", true, |outcome| {
+        outcome.limit_of_used_queues_per_s * outcome.case.width as f64
     }));
+    logarithmic(format!("Targets per second, {}", report.broker), report, Axis::Widths, lines)
+}
+
+fn latency(report: &Report) -> Chart {
+    let mut lines = lines(report, Axis::Widths, " fan-in", false, |outcome| outcome.alone.fan_in.p50_ms);
+    lines.extend(self::lines(report, Axis::Widths, " two raw hops", true, |outcome| {
+        outcome.alone.two_hops.p50_ms
+    }));
+    let title = format!("Milliseconds of one fan-out alone, medians, {}", report.broker);
+    logarithmic(title, report, Axis::Widths, lines)
+}
+
+fn workers(report: &Report) -> Chart {
+    let lines = lines(report, Axis::Workers, "", false, |outcome| outcome.targets_per_s);
+    let title = format!("Targets per second by worker processes, {}", report.broker);
+    logarithmic(title, report, Axis::Workers, lines)
+}
+
+fn logarithmic(title: String, report: &Report, axis: Axis, lines: Vec<Line>) -> Chart {
     let values = || lines.iter().flat_map(|line| &line.points).map(|(_, value)| value.max(1.0).log10());
     let (least, most) = (values().fold(f64::MAX, f64::min), values().fold(0.0, f64::max));
     Chart {
-        title: format!("Targets per second, {}", report.broker),
+        title,
         ticks: (least.min(most).floor() as i32..=most.ceil() as i32)
             .map(|power| 10_f64.powi(power))
             .collect(),
         lines,
-        widths: widths(report),
+        of: match axis {
+            Axis::Widths => WIDTHS,
+            Axis::Workers => "worker processes",
+        },
+        places: axis.places(report),
         logarithmic: true,
     }
 }
 
-/// One line for each payload and number of callbacks.
-fn lines(report: &Report, suffix: &str, dashed: bool, value: impl Fn(&Outcome) -> f64) -> Vec<Line> {
+/// One line for each shape of cases but for what the axis tells of.
+fn lines(
+    report: &Report,
+    axis: Axis,
+    suffix: &str,
+    dashed: bool,
+    value: impl Fn(&Outcome) -> f64,
+) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
     for outcome in &report.cases {
         let case = outcome.case;
-        let name = format!("{} B, {} on-target{suffix}", case.payload, case.on_target);
-        let point = (case.width as f64, value(outcome));
+        let shape = match axis {
+            Axis::Widths => format!("{} B, {} on-target", case.payload, case.on_target),
+            Axis::Workers => format!("width {}, {} B", case.width, case.payload),
+        };
+        let name = format!("{shape}{suffix}");
+        let point = (axis.place(&case), value(outcome));
         match lines.iter_mut().find(|line| line.name == name) {
             Some(line) => line.points.push(point),
             None => {
@@ -85,13 +158,6 @@ fn lines(report: &Report, suffix: &str, dashed: bool, value: impl Fn(&Outcome) -
     }
     lines.iter_mut().for_each(|line| line.points.sort_by(|a, b| a.0.total_cmp(&b.0)));
     lines
-}
-
-fn widths(report: &Report) -> Vec<f64> {
-    let mut widths: Vec<f64> = report.cases.iter().map(|outcome| outcome.case.width as f64).collect();
-    widths.sort_by(f64::total_cmp);
-    widths.dedup();
-    widths
 }
 
 impl Chart {
@@ -107,12 +173,12 @@ impl Chart {
             path(&mut svg, &[(LEFT, y), (right, y)], "#ddd", false);
             text(&mut svg, LEFT - 8.0, y + 4.0, "end", &tick.to_string());
         }
-        for width in &self.widths {
-            let x = self.x(*width);
+        for place in &self.places {
+            let x = self.x(*place);
             path(&mut svg, &[(x, bottom), (x, bottom + 5.0)], "#888", false);
-            text(&mut svg, x, bottom + 20.0, "middle", &width.to_string());
+            text(&mut svg, x, bottom + 20.0, "middle", &place.to_string());
         }
-        text(&mut svg, f64::midpoint(LEFT, right), HEIGHT - 10.0, "middle", "targets of a fan-out");
+        text(&mut svg, f64::midpoint(LEFT, right), HEIGHT - 10.0, "middle", self.of);
         for (index, line) in self.lines.iter().enumerate() {
             let points: Vec<_> = line.points.iter().map(|(x, y)| (self.x(*x), self.y(*y))).collect();
             path(&mut svg, &points, line.colour, line.dashed);
@@ -123,9 +189,9 @@ impl Chart {
         svg + "</svg>\n"
     }
 
-    fn x(&self, width: f64) -> f64 {
-        let (first, last) = (self.widths.first().copied(), self.widths.last().copied());
-        LEFT + share(width.log10(), first.unwrap_or(1.0).log10(), last.unwrap_or(1.0).log10())
+    fn x(&self, place: f64) -> f64 {
+        let (first, last) = (self.places.first().copied(), self.places.last().copied());
+        LEFT + share(place.log10(), first.unwrap_or(1.0).log10(), last.unwrap_or(1.0).log10())
             * (WIDTH - RIGHT - LEFT)
     }
 

@@ -13,7 +13,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use tokio::time::timeout;
 
-use super::role::Role;
+use super::role::{Order, Role};
 
 /// How long a process may take to end once its input has ended.
 const STOP_WITHIN: Duration = Duration::from_secs(40);
@@ -35,6 +35,8 @@ pub(super) struct Usage {
     pub(super) cpu_seconds: f64,
     /// Of the largest of them, from its start on.
     pub(super) peak_rss_bytes: u64,
+    /// Of the largest of them, now.
+    pub(super) rss_bytes: u64,
 }
 
 impl Process {
@@ -54,8 +56,8 @@ impl Process {
     }
 
     /// Has it run a round, and returns what it reports.
-    pub(super) async fn round<T: DeserializeOwned>(&mut self, length: Duration) -> Result<T> {
-        self.input.write_all(format!("{}\n", length.as_millis()).as_bytes()).await?;
+    pub(super) async fn round<T: DeserializeOwned>(&mut self, order: Order) -> Result<T> {
+        self.input.write_all(format!("{}\n", serde_json::to_string(&order)?).as_bytes()).await?;
         let line =
             self.output.next_line().await?.context("a process of the benchmark has ended; see above")?;
         Ok(serde_json::from_str(&line)?)
@@ -63,7 +65,7 @@ impl Process {
 
     /// What it has used since its start.
     pub(super) fn usage(&self) -> Usage {
-        self.child.id().and_then(read).unwrap_or_default()
+        self.child.id().and_then(Usage::of).unwrap_or_default()
     }
 
     /// Ends it by the end of its input.
@@ -76,12 +78,27 @@ impl Process {
 }
 
 impl Usage {
+    /// What a process has used since its start.
+    pub(super) fn of(process: u32) -> Option<Self> {
+        let folder = Path::new("/proc").join(process.to_string());
+        parse(
+            &fs::read_to_string(folder.join("stat")).ok()?,
+            &fs::read_to_string(folder.join("status")).ok()?,
+        )
+    }
+
+    /// Begins the peak of a process's memory anew, where its owner or root asks for it.
+    pub(super) fn reset_peak(process: u32) {
+        let _ = fs::write(Path::new("/proc").join(process.to_string()).join("clear_refs"), "5");
+    }
+
     /// What several have used, from readings at the begin and at the end.
     pub(super) fn between(before: &[Self], after: &[Self]) -> Self {
         let cpu = |of: &[Self]| of.iter().map(|usage| usage.cpu_seconds).sum::<f64>();
         Self {
             cpu_seconds: cpu(after) - cpu(before),
             peak_rss_bytes: after.iter().map(|usage| usage.peak_rss_bytes).max().unwrap_or_default(),
+            rss_bytes: after.iter().map(|usage| usage.rss_bytes).max().unwrap_or_default(),
         }
     }
 
@@ -90,15 +107,9 @@ impl Usage {
         Self {
             cpu_seconds: self.cpu_seconds + other.cpu_seconds,
             peak_rss_bytes: self.peak_rss_bytes.max(other.peak_rss_bytes),
+            rss_bytes: other.rss_bytes,
         }
     }
-}
-
-fn read(process: u32) -> Option<Usage> {
-    let folder = Path::new("/proc").join(process.to_string());
-    let (stat, status) =
-        (fs::read_to_string(folder.join("stat")).ok()?, fs::read_to_string(folder.join("status")).ok()?);
-    parse(&stat, &status)
 }
 
 fn parse(stat: &str, status: &str) -> Option<Usage> {
@@ -106,9 +117,11 @@ fn parse(stat: &str, status: &str) -> Option<Usage> {
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
     let mut ticks = || fields.next()?.parse::<f64>().ok();
     let cpu_seconds = (ticks()? + ticks()?) / TICKS_PER_SECOND;
-    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    let kilobytes: u64 = peak.trim().strip_suffix(" kB")?.parse().ok()?;
-    Some(Usage { cpu_seconds, peak_rss_bytes: kilobytes * 1024 })
+    let bytes = |name| {
+        let value = status.lines().find_map(|line| line.strip_prefix(name))?;
+        Some(value.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+    };
+    Some(Usage { cpu_seconds, peak_rss_bytes: bytes("VmHWM:")?, rss_bytes: bytes("VmRSS:")? })
 }
 
 #[cfg(test)]
@@ -118,7 +131,8 @@ mod tests {
     #[test]
     fn usage_is_read_past_a_name_with_anything_in_it() {
         let stat = "42 (a) b (c) S 1 42 42 0 -1 4194560 500 0 0 0 250 50 0 0 20 0 4 0 100 1000 200";
-        let usage = parse(stat, "Name:\tx\nVmHWM:\t    2048 kB\n").unwrap();
-        assert_eq!(usage, Usage { cpu_seconds: 3.0, peak_rss_bytes: 2048 * 1024 });
+        let usage = parse(stat, "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t    1024 kB\n").unwrap();
+        let expected = Usage { cpu_seconds: 3.0, peak_rss_bytes: 2048 * 1024, rss_bytes: 1024 * 1024 };
+        assert_eq!(usage, expected);
     }
 }

@@ -12,7 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::case::{Case, ON_FINAL, TARGET, key};
-use super::role::{Answer, Rounds, limited, now};
+use super::memory::Held;
+use super::role::{Answer, Load, Order, Rounds, limited, now};
 
 /// How long a fan-out may take before the benchmark gives up.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -24,6 +25,7 @@ const LEAST: usize = 4;
 /// What came of a round.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Measured {
+    pub(super) fan_outs: usize,
     pub(super) fan_outs_per_s: f64,
     /// How long `invoke` took.
     pub(super) invoke: Quantiles,
@@ -61,10 +63,15 @@ struct Entry {
 pub(super) async fn run(mut rounds: Rounds, case: Case, fanfare: Fanfare) -> Result<()> {
     let room = Semaphore::new(case.open());
     let shared = Arc::new(Shared { case, room, fan_ins: Mutex::default() });
-    let worker = fanfare.worker().service(on_final(Arc::clone(&shared)));
+    let mut held = Held::default();
+    let worker = fanfare.worker().service(on_final(Arc::clone(&shared))).service(held.service());
     let working = tokio::spawn(worker.run_until(std::future::pending()));
-    while let Some(length) = rounds.next().await {
-        rounds.report(&round(&fanfare, &shared, length).await?)?;
+    while let Some(order) = rounds.next().await {
+        match order.load {
+            Load::Full | Load::One => rounds.report(&round(&fanfare, &shared, order).await?)?,
+            Load::Held => rounds.report(&held.begin(&fanfare, &shared.case).await?)?,
+            Load::Released => rounds.report(&held.end().await?)?,
+        }
     }
     working.abort();
     fanfare.close().await;
@@ -97,8 +104,11 @@ impl Gathered {
 }
 
 /// Invokes for so long, and waits until all of it has ended.
-async fn round(fanfare: &Fanfare, shared: &Arc<Shared>, length: Duration) -> Result<Measured> {
+async fn round(fanfare: &Fanfare, shared: &Arc<Shared>, order: Order) -> Result<Measured> {
+    let Order { load, length } = order;
     let payload = "x".repeat(shared.case.payload - 2);
+    let open = if load == Load::Full { shared.case.open() } else { 1 };
+    wait_for_room(shared, shared.case.open() - open).await?;
     let started = Instant::now();
     let mut invocations = JoinSet::new();
     while started.elapsed() < length || invocations.len() < LEAST {
@@ -106,7 +116,7 @@ async fn round(fanfare: &Fanfare, shared: &Arc<Shared>, length: Duration) -> Res
         invocations.spawn(invoke(fanfare.clone(), shared.case, payload.clone()));
     }
     // All of them have ended when there is room for as many as may be under way.
-    wait_for_room(shared, shared.case.open()).await?;
+    wait_for_room(shared, open).await?;
     wait_for_callbacks(fanfare, shared.case).await?;
     let took = started.elapsed();
     shared.room.add_permits(shared.case.open());
@@ -115,6 +125,7 @@ async fn round(fanfare: &Fanfare, shared: &Arc<Shared>, length: Duration) -> Res
     let fan_ins = fan_ins.into_iter().collect::<Result<Vec<_>, _>>().map_err(anyhow::Error::msg)?;
     ensure!(fan_ins.len() == invokes.len(), "{} fan-outs ended {} times", invokes.len(), fan_ins.len());
     Ok(Measured {
+        fan_outs: fan_ins.len(),
         fan_outs_per_s: fan_ins.len() as f64 / took.as_secs_f64(),
         invoke: Quantiles::of(invokes),
         fan_in: Quantiles::of(fan_ins),
@@ -156,7 +167,7 @@ async fn invoke(fanfare: Fanfare, case: Case, payload: String) -> Result<f64> {
 }
 
 impl Quantiles {
-    fn of(mut samples: Vec<f64>) -> Self {
+    pub(super) fn of(mut samples: Vec<f64>) -> Self {
         samples.sort_by(f64::total_cmp);
         let at = |share: f64| {
             let index = (samples.len() as f64 * share).ceil() as usize;

@@ -27,7 +27,8 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::case::{Case, Kind, ON_FINAL, TARGET, on_target_name};
-use super::role::Rounds;
+use super::publisher::Quantiles;
+use super::role::{Load, Order, Rounds};
 use crate::exit::Failure;
 use crate::settings::Settings;
 
@@ -42,6 +43,8 @@ const ACKED_AT_ONCE: usize = 100;
 /// Queues that come and go at a time. The rate does not grow beyond this.
 const QUEUES_AT_ONCE: usize = 32;
 const PERSISTENT: u8 = 2;
+/// The service whose queue stands for that of the final callback where one message at a time is under way.
+const HOP: &str = "bench.hop";
 /// How long what was published may be on its way.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -49,8 +52,17 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Limits {
     pub(super) messages_per_s: f64,
-    /// Queues declared, consumed, cancelled and deleted.
-    pub(super) queues_per_s: f64,
+    /// Queues declared, consumed, cancelled and deleted, that have held nothing.
+    pub(super) empty_queues_per_s: f64,
+    /// The same of queues that have each held one persistent message.
+    pub(super) used_queues_per_s: f64,
+}
+
+/// What came of a round with one message at a time.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Hops {
+    /// From the publication of a result to its delivery, and from that of a final callback to its delivery.
+    pub(super) two_hops: Quantiles,
 }
 
 struct Raw {
@@ -60,7 +72,8 @@ struct Raw {
     lanes: Vec<Lane>,
     acked: Arc<AtomicU64>,
     consumers: JoinSet<Result<()>>,
-    _consuming: Vec<Connection>,
+    /// The connections that it consumes on.
+    consuming: Vec<Connection>,
 }
 
 struct Lane {
@@ -68,6 +81,13 @@ struct Lane {
     /// On which it publishes.
     channel: Channel,
     results: ShortString,
+}
+
+/// What the queues that come and go are used for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Use {
+    None,
+    OneMessage,
 }
 
 /// Where the lanes are in the messages of the fan-outs.
@@ -81,10 +101,15 @@ struct Cursor {
 pub(super) async fn run(mut rounds: Rounds, case: Case, uri: &AMQPUri, prefix: &str) -> Result<()> {
     let names = QueueNames::new(Prefix::new(prefix)?);
     let mut raw = Raw::start(names, case, uri).await?;
-    while let Some(length) = rounds.next().await {
-        let messages_per_s = raw.messages(length).await?;
-        let queues_per_s = raw.queues(length).await?;
-        rounds.report(&Limits { messages_per_s, queues_per_s })?;
+    while let Some(Order { load, length }) = rounds.next().await {
+        match load {
+            Load::Full => rounds.report(&Limits {
+                messages_per_s: raw.messages(length / 2).await?,
+                empty_queues_per_s: raw.queues(length / 4, Use::None).await?,
+                used_queues_per_s: raw.queues(length / 4, Use::OneMessage).await?,
+            })?,
+            _ => rounds.report(&Hops { two_hops: raw.hops(length).await? })?,
+        }
     }
     raw.clear().await
 }
@@ -112,7 +137,7 @@ impl Raw {
             consuming.push(reader);
             lanes.push(Lane { connection, channel, results: results.name.into() });
         }
-        Ok(Self { names, run, case, lanes, acked, consumers, _consuming: consuming })
+        Ok(Self { names, run, case, lanes, acked, consumers, consuming })
     }
 
     /// Messages published, confirmed, delivered and acked per second.
@@ -142,17 +167,12 @@ impl Raw {
         let body = vec![b'x'; cursor.kinds.iter().map(|kind| self.case.bytes(*kind)).max().unwrap_or(0)];
         let sizes: Vec<(Kind, usize, ShortString)> =
             kinds().map(|kind| (kind, self.case.bytes(kind), self.queue(kind, lane))).collect();
-        let properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
-        let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
         let mut unconfirmed: VecDeque<(PublisherConfirm, usize)> = VecDeque::new();
         let (mut bytes, mut published) = (0, 0);
         while let Some(kind) = cursor.next() {
             let (_, size, queue) =
                 sizes.iter().find(|(of, ..)| *of == kind).context("every kind has a size")?;
-            let confirm = lane
-                .channel
-                .basic_publish("".into(), queue.clone(), options, &body[..*size], properties.clone())
-                .await?;
+            let confirm = publish(&lane.channel, queue.clone(), &body[..*size]).await?;
             unconfirmed.push_back((confirm, *size));
             bytes += size;
             published += 1;
@@ -178,15 +198,23 @@ impl Raw {
     }
 
     /// Queues per second that are declared, consumed, cancelled and deleted.
-    async fn queues(&self, length: Duration) -> Result<f64> {
+    async fn queues(&self, length: Duration, used: Use) -> Result<f64> {
+        let result = &vec![b'x'; self.case.bytes(Kind::Result)];
         let started = Instant::now();
         let coming_and_going = (0..QUEUES_AT_ONCE).map(|place| async move {
             let channel = self.lanes[place % LANES].connection.create_channel().await?;
+            channel.confirm_select(ConfirmSelectOptions::default()).await?;
             let queue = self.names.aggregation(&cid(LANES + place), self.run);
             let mut done = 0_u64;
             while started.elapsed() < length {
                 declare(&channel, &queue).await?;
-                let consumer = consume(&channel, &queue.name).await?;
+                let mut consumer = consume(&channel, &queue.name).await?;
+                if used == Use::OneMessage {
+                    let confirm = publish(&channel, queue.name.as_str().into(), result).await?;
+                    let tag = delivered(&mut consumer).await?;
+                    channel.basic_ack(tag, BasicAckOptions::default()).await?;
+                    confirmed(Some((confirm, 0))).await?;
+                }
                 channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
                 drop(consumer);
                 channel.queue_delete(queue.name.as_str().into(), QueueDeleteOptions::default()).await?;
@@ -197,6 +225,40 @@ impl Raw {
         });
         let done: u64 = futures_util::future::try_join_all(coming_and_going).await?.into_iter().sum();
         Ok(done as f64 / started.elapsed().as_secs_f64())
+    }
+
+    /// How long a result and then a final callback take from their publication to their delivery, with nothing beside them.
+    async fn hops(&self, length: Duration) -> Result<Quantiles> {
+        let bodies = [Kind::Result, Kind::OnFinal].map(|kind| vec![b'x'; self.case.bytes(kind)]);
+        let queues = [self.names.aggregation(&cid(LANES), self.run), self.names.service(&name(HOP))];
+        let channel = self.lanes[0].connection.create_channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        let reading = self.consuming[0].create_channel().await?;
+        let mut consumers = Vec::new();
+        for queue in &queues {
+            declare(&channel, queue).await?;
+            consumers.push(consume(&reading, &queue.name).await?);
+        }
+        let started = Instant::now();
+        let mut samples = Vec::new();
+        while started.elapsed() < length || samples.is_empty() {
+            let began = Instant::now();
+            let mut hops = Vec::new();
+            for ((queue, body), consumer) in queues.iter().zip(&bodies).zip(&mut consumers) {
+                let confirm = publish(&channel, queue.name.as_str().into(), body).await?;
+                hops.push((confirm, delivered(consumer).await?));
+            }
+            samples.push(began.elapsed().as_secs_f64() * 1_000.0);
+            for (confirm, tag) in hops {
+                confirmed(Some((confirm, 0))).await?;
+                reading.basic_ack(tag, BasicAckOptions::default()).await?;
+            }
+        }
+        for (queue, consumer) in queues.iter().zip(consumers) {
+            reading.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+            channel.queue_delete(queue.name.as_str().into(), QueueDeleteOptions::default()).await?;
+        }
+        Ok(Quantiles::of(samples))
     }
 
     /// Deletes its queues.
@@ -261,6 +323,19 @@ async fn declare(channel: &Channel, queue: &QueueSpec) -> Result<()> {
 async fn consume(channel: &Channel, queue: &str) -> Result<Consumer> {
     let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
     Ok(channel.basic_consume(queue.into(), "".into(), options, arguments).await?)
+}
+
+/// Publishes as Fanfare does: persistent, mandatory, to a queue.
+async fn publish(channel: &Channel, queue: ShortString, body: &[u8]) -> Result<PublisherConfirm> {
+    let properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
+    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+    Ok(channel.basic_publish("".into(), queue, options, body, properties).await?)
+}
+
+/// The tag of the next delivery.
+async fn delivered(consumer: &mut Consumer) -> Result<u64> {
+    let delivery = tokio::time::timeout(PATIENCE, consumer.next()).await.context("a message is missing")?;
+    Ok(delivery.context("a consumer was cancelled")??.delivery_tag)
 }
 
 /// Acks all that a consumer is handed: many at once where they come at once.

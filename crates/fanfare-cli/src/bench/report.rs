@@ -5,10 +5,10 @@ use std::fmt;
 use fanfare::ServerInfo;
 use serde::Serialize;
 
-use super::case::Case;
+use super::case::{Aggregation, Case};
 use super::process::Usage;
 use super::publisher::{Measured, Quantiles};
-use super::raw::Limits;
+use super::raw::{Hops, Limits};
 
 /// The whole run.
 #[derive(Debug, Serialize)]
@@ -16,7 +16,8 @@ pub(super) struct Report {
     pub(super) fanfare: &'static str,
     pub(super) broker: String,
     pub(super) machine: String,
-    pub(super) workers: usize,
+    pub(super) aggregation: Aggregation,
+    pub(super) service_time_ms: u128,
     /// Invocations of a service that run at a time in one worker.
     pub(super) concurrency: usize,
     pub(super) coordinators: usize,
@@ -32,17 +33,32 @@ pub(super) struct Outcome {
     pub(super) case: Case,
     pub(super) fan_outs_per_s: f64,
     pub(super) targets_per_s: f64,
+    /// Under full load.
     pub(super) invoke: Quantiles,
     pub(super) fan_in: Quantiles,
+    /// One fan-out at a time.
+    pub(super) alone: Alone,
     pub(super) raw: Limits,
     /// Messages of one fan-out that have to flow.
     pub(super) messages: usize,
     /// Fan-outs per second that the raw limits allow.
     pub(super) limit_per_s: f64,
+    pub(super) limit_of_used_queues_per_s: f64,
     /// The share of its limit that each round reached.
     pub(super) ratios: Vec<f64>,
     pub(super) ratio: f64,
+    pub(super) ratio_of_used_queues: f64,
+    /// Fan-outs of all measured rounds, which `usage` is for.
+    pub(super) fan_outs: usize,
     pub(super) usage: Roles,
+}
+
+/// What one fan-out takes where it is the only one, beside two messages of plain lapin.
+#[derive(Debug, Serialize)]
+pub(super) struct Alone {
+    pub(super) invoke: Quantiles,
+    pub(super) fan_in: Quantiles,
+    pub(super) two_hops: Quantiles,
 }
 
 /// What the processes of each role used in all measured rounds.
@@ -51,6 +67,8 @@ pub(super) struct Roles {
     pub(super) publisher: Usage,
     pub(super) worker: Usage,
     pub(super) coordinator: Usage,
+    /// Nothing where its process is not known.
+    pub(super) broker: Usage,
 }
 
 /// One round: Fanfare's, and the limits right before and after it.
@@ -58,33 +76,45 @@ pub(super) struct Roles {
 pub(super) struct Round {
     pub(super) measured: Measured,
     pub(super) limits: Limits,
+    pub(super) alone: Measured,
+    pub(super) hops: Hops,
     pub(super) usage: Roles,
 }
 
 impl Outcome {
     pub(super) fn of(case: Case, rounds: &[Round]) -> Self {
         let over = |value: &dyn Fn(&Round) -> f64| median(rounds.iter().map(value).collect());
-        let limit = |round: &Round| case.limit(round.limits.queues_per_s, round.limits.messages_per_s);
+        let limit = |round: &Round| case.limit(&round.limits);
+        let limit_of_used = |round: &Round| case.limit_of_used_queues(&round.limits);
         let ratio = |round: &Round| round.measured.fan_outs_per_s / limit(round);
-        let quantiles = |of: fn(&Measured) -> Quantiles| Quantiles {
-            p50_ms: over(&|round| of(&round.measured).p50_ms),
-            p99_ms: over(&|round| of(&round.measured).p99_ms),
+        let quantiles = |of: fn(&Round) -> Quantiles| Quantiles {
+            p50_ms: over(&|round| of(round).p50_ms),
+            p99_ms: over(&|round| of(round).p99_ms),
         };
         let fan_outs_per_s = over(&|round| round.measured.fan_outs_per_s);
         Self {
             case,
             fan_outs_per_s,
             targets_per_s: fan_outs_per_s * case.width as f64,
-            invoke: quantiles(|measured| measured.invoke),
-            fan_in: quantiles(|measured| measured.fan_in),
+            invoke: quantiles(|round| round.measured.invoke),
+            fan_in: quantiles(|round| round.measured.fan_in),
+            alone: Alone {
+                invoke: quantiles(|round| round.alone.invoke),
+                fan_in: quantiles(|round| round.alone.fan_in),
+                two_hops: quantiles(|round| round.hops.two_hops),
+            },
             raw: Limits {
                 messages_per_s: over(&|round| round.limits.messages_per_s),
-                queues_per_s: over(&|round| round.limits.queues_per_s),
+                empty_queues_per_s: over(&|round| round.limits.empty_queues_per_s),
+                used_queues_per_s: over(&|round| round.limits.used_queues_per_s),
             },
             messages: case.messages().count(),
             limit_per_s: over(&limit),
+            limit_of_used_queues_per_s: over(&limit_of_used),
             ratios: rounds.iter().map(ratio).collect(),
             ratio: over(&ratio),
+            ratio_of_used_queues: over(&|round| round.measured.fan_outs_per_s / limit_of_used(round)),
+            fan_outs: rounds.iter().map(|round| round.measured.fan_outs).sum(),
             usage: rounds.iter().fold(Roles::default(), |sum, round| sum.and(round.usage)),
         }
     }
@@ -96,6 +126,7 @@ impl Roles {
             publisher: self.publisher.and(other.publisher),
             worker: self.worker.and(other.worker),
             coordinator: self.coordinator.and(other.coordinator),
+            broker: self.broker.and(other.broker),
         }
     }
 }
@@ -107,55 +138,66 @@ impl Report {
 }
 
 impl fmt::Display for Report {
-    /// Two tables in Markdown: what was reached, and what it took.
+    /// Three tables in Markdown: what was reached under full load, what it took, and how fast one fan-out is.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { fanfare, broker, machine, workers, concurrency, coordinators, rounds, seconds, .. } = self;
+        let Self {
+            fanfare, broker, machine, aggregation, concurrency, coordinators, rounds, seconds, ..
+        } = self;
         writeln!(f, "fanfare {fanfare} on {broker}; {machine}")?;
         writeln!(
             f,
-            "workers: {workers}, with a concurrency of {concurrency}; coordinators: {coordinators}; medians of {rounds} rounds \
-             of {seconds} s\n"
+            "aggregation: {aggregation}; targets take {} ms; concurrency of a worker: {concurrency}; coordinators: \
+             {coordinators}; medians of {rounds} rounds of {seconds} s\n",
+            self.service_time_ms
         )?;
-        writeln!(
+        head(
             f,
-            "| width | bytes | on-target | fan-outs/s | targets/s | limit | **ratio** | raw messages/s | raw queues/s |"
+            "fan-outs/s | targets/s | limit/s: empty queues, used queues | **ratio**: empty, used | raw messages/s | raw \
+             queues/s: empty, used",
         )?;
-        writeln!(f, "|--:|--:|--:|--:|--:|--:|--:|--:|--:|")?;
         for outcome in &self.cases {
-            let Outcome { fan_outs_per_s, targets_per_s, limit_per_s, ratio, raw, .. } = outcome;
-            let Limits { messages_per_s, queues_per_s } = raw;
-            write!(f, "{} | {fan_outs_per_s:.1} | {targets_per_s:.0} | {limit_per_s:.1} ", outcome.key())?;
-            writeln!(f, "| **{ratio:.2}** | {messages_per_s:.0} | {queues_per_s:.0} |")?;
+            let Outcome { case, fan_outs_per_s, targets_per_s, limit_per_s, ratio, raw, .. } = outcome;
+            let Outcome { limit_of_used_queues_per_s, ratio_of_used_queues, .. } = outcome;
+            let Limits { messages_per_s, empty_queues_per_s, used_queues_per_s } = raw;
+            write!(f, "{case} | {fan_outs_per_s:.1} | {targets_per_s:.0} ")?;
+            write!(f, "| {limit_per_s:.1}, {limit_of_used_queues_per_s:.1} ")?;
+            write!(f, "| **{ratio:.2}**, {ratio_of_used_queues:.2} ")?;
+            writeln!(f, "| {messages_per_s:.0} | {empty_queues_per_s:.0}, {used_queues_per_s:.0} |")?;
         }
-        writeln!(
+        writeln!(f)?;
+        head(
             f,
-            "\n| width | bytes | on-target | invoke p50/p99 ms | fan-in p50/p99 ms | CPU s: publisher, worker, \
-             coordinator | peak MiB: the same |"
+            "invoke p50/p99 ms | fan-in p50/p99 ms | CPU µs a target: publisher, worker, coordinator, broker | peak MiB: the \
+             same",
         )?;
-        writeln!(f, "|--:|--:|--:|--:|--:|--:|--:|")?;
         for outcome in &self.cases {
-            let Roles { publisher, worker, coordinator } = outcome.usage;
-            let cpu = [publisher, worker, coordinator].map(|usage| format!("{:.1}", usage.cpu_seconds));
-            let memory =
-                [publisher, worker, coordinator].map(|usage| (usage.peak_rss_bytes >> 20).to_string());
-            let (invoke, fan_in) = (outcome.invoke, outcome.fan_in);
-            writeln!(
-                f,
-                "{} | {invoke} | {fan_in} | {} | {} |",
-                outcome.key(),
-                cpu.join(", "),
-                memory.join(", ")
-            )?;
+            let Outcome { case, invoke, fan_in, usage, fan_outs, .. } = outcome;
+            let targets = (fan_outs * case.width) as f64;
+            let roles = [usage.publisher, usage.worker, usage.coordinator, usage.broker];
+            let cpu = roles.map(|usage| format!("{:.0}", usage.cpu_seconds * 1e6 / targets));
+            let memory = roles.map(|usage| (usage.peak_rss_bytes >> 20).to_string());
+            writeln!(f, "{case} | {invoke} | {fan_in} | {} | {} |", cpu.join(", "), memory.join(", "))?;
+        }
+        writeln!(f, "\nOne fan-out at a time:\n")?;
+        head(f, "invoke p50/p99 ms | fan-in p50/p99 ms | two raw hops p50/p99 ms")?;
+        for Outcome { case, alone: Alone { invoke, fan_in, two_hops }, .. } in &self.cases {
+            writeln!(f, "{case} | {invoke} | {fan_in} | {two_hops} |")?;
         }
         Ok(())
     }
 }
 
-impl Outcome {
+/// The head of a table, with the columns that tell of which case a row is.
+fn head(f: &mut fmt::Formatter<'_>, columns: &str) -> fmt::Result {
+    writeln!(f, "| width | bytes | on-target | workers | {columns} |")?;
+    writeln!(f, "|{}", "--:|".repeat(4 + columns.split('|').count()))
+}
+
+impl fmt::Display for Case {
     /// The first cells of its rows.
-    fn key(&self) -> String {
-        let Case { width, payload, on_target, .. } = self.case;
-        format!("| {width} | {payload} | {on_target}")
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { width, payload, on_target, workers, .. } = self;
+        write!(f, "| {width} | {payload} | {on_target} | {workers}")
     }
 }
 

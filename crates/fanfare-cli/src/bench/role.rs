@@ -1,7 +1,7 @@
 //! The processes that are measured. Each is this program again, with the same flags and a role.
 //!
-//! A role reads how many milliseconds a round is to last from its standard input, a line each, answers with a line of JSON, and ends
-//! with its input: none outlives the process that started it.
+//! A role reads its rounds from its standard input, a line of JSON each, answers each with another, and ends with its input: none
+//! outlives the process that started it.
 
 use std::io::{self, BufRead, Write};
 use std::str::FromStr;
@@ -48,6 +48,27 @@ impl FromStr for Role {
     }
 }
 
+/// A round that a role is told to run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) load: Load,
+    pub(super) length: Duration,
+}
+
+/// How much is to be under way in a round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Load {
+    /// As much as the broker bears.
+    Full,
+    /// One fan-out, or message, at a time.
+    One,
+    /// Many results, of fan-outs that do not end.
+    Held,
+    /// The end of these.
+    Released,
+}
+
 /// What a target answers with.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Answer {
@@ -65,7 +86,7 @@ impl Answer {
 }
 
 /// The rounds that this process is told to run.
-pub(super) struct Rounds(mpsc::UnboundedReceiver<Duration>);
+pub(super) struct Rounds(mpsc::UnboundedReceiver<Order>);
 
 impl Rounds {
     fn listen() -> Self {
@@ -73,8 +94,8 @@ impl Rounds {
         // A thread of its own: the runtime would wait at its end for a read that it has begun.
         std::thread::spawn(move || {
             let lines = io::stdin().lock().lines().map_while(Result::ok);
-            for milliseconds in lines.map_while(|line| line.parse().ok()) {
-                if told.send(Duration::from_millis(milliseconds)).is_err() {
+            for order in lines.map_while(|line| serde_json::from_str(&line).ok()) {
+                if told.send(order).is_err() {
                     return;
                 }
             }
@@ -82,8 +103,8 @@ impl Rounds {
         Self(rounds)
     }
 
-    /// How long the next round is to last. None where there are no more.
-    pub(super) async fn next(&mut self) -> Option<Duration> {
+    /// The next round. None where there are no more.
+    pub(super) async fn next(&mut self) -> Option<Order> {
         self.0.recv().await
     }
 
@@ -94,8 +115,17 @@ impl Rounds {
     }
 }
 
+/// How workers serve the targets.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Serving {
+    /// Invocations of a service that run at a time in a worker.
+    pub(super) concurrency: usize,
+    /// How long a target takes.
+    pub(super) service_time: Duration,
+}
+
 /// Plays a role to its end.
-pub(super) async fn play(role: Role, concurrency: usize, settings: &Settings) -> Result<Exit, Failure> {
+pub(super) async fn play(role: Role, serving: Serving, settings: &Settings) -> Result<Exit, Failure> {
     let Role { part, prefix, case } = role;
     let rounds = Rounds::listen();
     let played = match part {
@@ -106,7 +136,7 @@ pub(super) async fn play(role: Role, concurrency: usize, settings: &Settings) ->
         }
         Part::Worker => {
             let fanfare = settings.connected_apart("bench worker", &prefix).await?;
-            work(rounds, case, concurrency, fanfare).await
+            work(rounds, case, serving, fanfare).await
         }
         Part::Coordinator => {
             coordinate(rounds, settings.connected_apart("bench coordinator", &prefix).await?).await
@@ -115,9 +145,15 @@ pub(super) async fn play(role: Role, concurrency: usize, settings: &Settings) ->
     played.map(|()| Exit::Done).map_err(|error| Failure::new(Exit::Failed, error))
 }
 
-async fn work(mut rounds: Rounds, case: Case, concurrency: usize, fanfare: Fanfare) -> Result<()> {
+async fn work(mut rounds: Rounds, case: Case, serving: Serving, fanfare: Fanfare) -> Result<()> {
+    let Serving { concurrency, service_time } = serving;
     let bytes = case.answer();
-    let target = service(TARGET, move |_: Context, _: Box<RawValue>| async move { Ok(Answer::new(bytes)) });
+    let target = service(TARGET, move |_: Context, _: Box<RawValue>| async move {
+        if !service_time.is_zero() {
+            tokio::time::sleep(service_time).await;
+        }
+        Ok(Answer::new(bytes))
+    });
     let on_target =
         case.on_target().map(|name| service(name, |_: Context, _: TargetResult| async { Ok(()) }));
     let services = [target].into_iter().chain(on_target);
