@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, WeakShared};
+use futures_util::future::BoxFuture;
 use lapin::options::{BasicAckOptions, BasicNackOptions};
+use tokio::sync::Semaphore;
 
 use super::acks::{Ack, Acks};
 use super::trunk::Line;
@@ -17,23 +18,28 @@ pub(super) struct Answers {
     pub(super) line: Line,
     me: Weak<Self>,
     state: Mutex<State>,
+    /// Taken by the one who tells the broker of acks, until these are written. What is asked for meanwhile is told together.
+    telling: Semaphore,
 }
 
 #[derive(Default)]
 struct State {
     acks: Acks,
-    /// There while acks are asked for that the broker was not told yet.
-    telling: Option<WeakShared<BoxFuture<'static, ()>>>,
     /// Consumers that may be handed something.
     consumers: usize,
 }
 
-/// Tells the broker of what is asked for, at its end at the latest: who waits for that may go away.
-struct Telling(Arc<Answers>);
+/// Tells the broker of what is asked for when it is dropped: who waits for its turn to do so may go away.
+struct Asking<'a>(&'a Answers);
 
 impl Answers {
     pub(super) fn to(line: Line) -> Arc<Self> {
-        Arc::new_cyclic(|me| Self { line, me: me.clone(), state: Mutex::default() })
+        Arc::new_cyclic(|me| Self {
+            line,
+            me: me.clone(),
+            state: Mutex::default(),
+            telling: Semaphore::new(1),
+        })
     }
 
     /// A consumer is about to start.
@@ -59,40 +65,20 @@ impl Answers {
 
     /// Tells the broker of all acks that are asked for. They are on their way when this returns, and what it returns waits until
     /// they are written.
-    pub(super) fn tell(&self) -> Vec<BoxFuture<'static, lapin::Result<()>>> {
+    pub(super) fn tell(&self) -> Option<BoxFuture<'static, lapin::Result<()>>> {
+        let me = self.me.upgrade()?;
         // Locked until lapin has them, so that who closes the channel comes after whoever else tells of them.
         let mut state = self.state();
-        state.telling = None;
-        let acks = state.acks.take().into_iter();
-        acks.filter_map(|Ack { tag, multiple }| {
-            let channel = self.line.channel.clone();
+        let mut last = None;
+        for Ack { tag, multiple } in state.acks.take() {
+            let me = Arc::clone(&me);
             let mut written =
-                async move { channel.basic_ack(tag, BasicAckOptions { multiple }).await }.boxed();
-            // The first poll queues the frame. An error means that the channel has ended, and lapin sends nothing on a later
-            // channel of the same number.
-            (&mut written).now_or_never().is_none().then_some(written)
-        })
-        .collect()
-    }
-
-    /// Waits until the broker was told of a delivery's ack. All that are asked for before the runtime has nothing else to do
-    /// are told together.
-    fn told(&self, tag: u64) -> impl Future<Output = ()> + use<> {
-        let mut state = self.state();
-        state.acks.ask(tag);
-        if let Some(told) = state.telling.as_ref().and_then(WeakShared::upgrade) {
-            return told;
+                async move { me.line.channel.basic_ack(tag, BasicAckOptions { multiple }).await }.boxed();
+            // The first poll queues the frame, and lapin writes frames in their order. An error means that the channel has
+            // ended, and lapin sends nothing on a later channel of the same number.
+            last = (&mut written).now_or_never().is_none().then_some(written);
         }
-        let telling = Telling(self.me.upgrade().expect("who asks holds it"));
-        let told = async move {
-            tokio::task::yield_now().await;
-            for written in telling.0.tell() {
-                let _ = written.await;
-            }
-        };
-        let told = told.boxed().shared();
-        state.telling = told.downgrade();
-        told
+        last
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -100,7 +86,7 @@ impl Answers {
     }
 }
 
-impl Drop for Telling {
+impl Drop for Asking<'_> {
     fn drop(&mut self) {
         drop(self.0.tell());
     }
@@ -109,7 +95,13 @@ impl Drop for Telling {
 #[async_trait]
 impl Acknowledge for Answers {
     async fn ack(&self, tag: u64) {
-        self.told(tag).await;
+        self.state().acks.ask(tag);
+        let asking = Asking(self);
+        let _turn = self.telling.acquire().await;
+        std::mem::forget(asking);
+        if let Some(written) = self.tell() {
+            let _ = written.await;
+        }
     }
 
     async fn requeue(&self, tag: u64) {
