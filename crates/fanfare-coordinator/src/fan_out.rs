@@ -22,7 +22,9 @@ use crate::aggregation_queue::{AggregationQueue, Heard};
 use crate::delivery::Tag;
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
+use crate::telemetry;
 use crate::trust::Trust;
+use crate::view::{Failure, Watched};
 
 /// From one word about progress to the next.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
@@ -63,6 +65,8 @@ pub(crate) struct FanOut {
     told: Option<usize>,
     /// How the fan-out has ended, where this hold knows.
     how: Option<Cancellation>,
+    /// What others see of it.
+    watched: Watched,
 }
 
 /// How a task ended.
@@ -79,6 +83,7 @@ pub(crate) struct Conclusion {
 impl FanOut {
     pub(crate) fn new(
         machine: FanIn<Tag>,
+        watched: Watched,
         messenger: Messenger,
         trust: Trust,
         inbox: mpsc::UnboundedReceiver<Word>,
@@ -105,6 +110,7 @@ impl FanOut {
             telling: FuturesUnordered::new(),
             told,
             how: None,
+            watched,
         }
     }
 
@@ -137,7 +143,9 @@ impl FanOut {
                 },
                 heard = self.queue.next() => event_of(heard, &self.machine),
             };
+            let failure = Failure::of(&event);
             let effects = self.machine.handle(event, self.started.elapsed());
+            self.watched.counted(&self.machine, failure);
             for effect in effects {
                 if let Some(ended) = self.apply(effect).await {
                     let run = self.machine.manifest().run;
@@ -166,6 +174,7 @@ impl FanOut {
             }
             Effect::End(summary) => {
                 self.tell(&summary);
+                self.watched.ended(&summary, self.outbox.environment.now().into());
                 self.how = summary.completed.then(|| self.how_it_ended(&summary));
                 // What is being parked went with the queue: nobody hands it out again.
                 while self.parking.next().await.is_some() {}
@@ -237,9 +246,16 @@ impl FanOut {
     }
 
     fn publish(&mut self, id: PublicationId, publication: Publication) {
+        let kind = telemetry::kind_of(&publication);
         let (queue, message, absence) = self.address(publication);
         let outbox = self.outbox.clone();
-        self.publishing.push(Box::pin(async move { (id, outbox.publish(&queue, message, absence).await) }));
+        self.publishing.push(Box::pin(async move {
+            let outcome = outbox.publish(&queue, message, absence).await;
+            if outcome == Outcome::Safe {
+                telemetry::published(kind);
+            }
+            (id, outcome)
+        }));
     }
 
     /// Turns a publication into a message and the queue that it goes to.
@@ -285,6 +301,7 @@ impl FanOut {
                 (names.fanin().name, renewed, Absence::Declares)
             }
             Publication::ParkedManifest { reason } => {
+                telemetry::parked();
                 tracing::warn!(cid = %manifest.cid, run = %manifest.run, reason, "manifest parked");
                 let message = manifest.encode().parked(&names.fanin().name, &reason);
                 (names.parked().name, message, Absence::Declares)
@@ -310,6 +327,7 @@ fn event_of(heard: Heard, machine: &FanIn<Tag>) -> Event<Tag> {
         Heard::NeverOpened => Event::NeverOpened,
         Heard::Delivery(delivery) => {
             let (redelivered, item) = (delivery.redelivered, machine.read(&delivery.message));
+            telemetry::read(redelivered);
             log_malformed(&delivery.message, &item, machine);
             let tag = match item {
                 Item::Garbage(_) => Tag::of_garbage(*delivery),

@@ -180,6 +180,18 @@ impl<T: Clone> FanIn<T> {
         self.gathered.responded()
     }
 
+    /// How many targets have succeeded, as far as this hold has read.
+    #[must_use]
+    pub const fn succeeded(&self) -> usize {
+        self.gathered.tally().succeeded
+    }
+
+    /// How many targets have failed by themselves, as far as this hold has read.
+    #[must_use]
+    pub const fn failed(&self) -> usize {
+        self.gathered.tally().failed
+    }
+
     /// Tells what a message of the aggregation queue is to this fan-out.
     #[must_use]
     pub fn read(&self, message: &Message) -> Item {

@@ -14,7 +14,7 @@ use crate::error::pressed;
 use crate::known_queues::Unprepared;
 use crate::plan::Plan;
 use crate::publisher::Shared;
-use crate::{Failure, InvokeError, QueueType, Target};
+use crate::{Failure, InvokeError, QueueType, Target, telemetry};
 
 /// Requests of one fan-out that are under way to the broker at the same time.
 const REQUESTS_IN_FLIGHT: usize = 256;
@@ -36,6 +36,12 @@ pub struct Accepted {
 
 /// Invokes a fan-out: looks at queues, sends the requests, and commits the whole with the manifest.
 pub(crate) async fn invoke(shared: Arc<Shared>, plan: Plan) -> Result<Accepted, InvokeError> {
+    let outcome = commit(shared, plan).await;
+    telemetry::invoked(&outcome);
+    outcome
+}
+
+async fn commit(shared: Arc<Shared>, plan: Plan) -> Result<Accepted, InvokeError> {
     let accepted = Accepted { cid: plan.manifest.cid.clone(), run: plan.manifest.run };
     shared.ensure_room(plan.nested).await.map_err(|failure| accepted.not_accepted(failure, false))?;
     shared
