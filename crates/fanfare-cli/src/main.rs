@@ -16,6 +16,7 @@ mod durations;
 mod exit;
 mod invoke;
 mod logging;
+mod monitor;
 mod numbers;
 mod services;
 mod settings;
@@ -43,7 +44,7 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let settings = Settings::load(arguments.shared)?;
-    logging::start(settings.log.as_deref(), arguments.command.default_log())?;
+    logging::start(settings.log.as_deref(), arguments.command.default_log(), settings.log_format)?;
     match arguments.command {
         Command::Demo(arguments) => demo::run(arguments, &settings).await,
         Command::Worker(arguments) => worker::run(arguments, &settings).await,
