@@ -2,8 +2,13 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod arguments;
+mod browser;
 mod demo;
 mod frozen;
+mod http;
+mod monitor;
+mod page;
+mod proxy;
 mod rabbitmq;
 mod support;
 mod tls;
