@@ -62,9 +62,11 @@ fn failure_is_shown_on_the_page_and_no_markup_in_it_executes() {
     assert_eq!(browser.value_of("document.querySelectorAll('img, b b, tbody script').length"), 0);
     // Were it ever to become markup, the policy would not let it run.
     browser.value_of(
-        "void document.body.insertAdjacentHTML('beforeend', '<img src=x onerror=\"document.title=1\">')",
+        "document.body.insertAdjacentHTML('beforeend', '<img id=smuggled src=x onerror=\"document.title=1\">'),
+         document.getElementById('smuggled').addEventListener('error', () => { window.refused = true })",
     );
+    eventually("the image is refused", || browser.value_of("window.refused === true") == true);
+    assert_eq!(browser.value_of("document.title"), "Fanfare");
     let policy = get(&address, "/").headers;
     assert!(policy.contains("default-src 'none'; script-src 'sha256-"), "{policy}");
-    eventually("another look", || browser.value_of("document.title") == "Fanfare");
 }
