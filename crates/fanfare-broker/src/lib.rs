@@ -21,6 +21,7 @@ mod readiness;
 mod reminder;
 mod subscription;
 mod telemetry;
+pub mod trace;
 
 pub use backoff::Backoff;
 pub use broker::{

@@ -272,7 +272,7 @@ impl FanOut {
             Publication::OnFinal { callback, body, ending } => {
                 let callback = &manifest.on_final[callback];
                 let kind = CallbackKind::OnFinal { callback: Some(callback), ending };
-                let message = Callback { manifest, kind, body }.encode();
+                let message = Callback { manifest, kind, body }.encode().linked(&self.machine.links());
                 (names.service(callback).name, message, Absence::Parks)
             }
             Publication::Waiter { body, ending } => {

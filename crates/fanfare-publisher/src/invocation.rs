@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use fanfare_broker::{Backoff, BrokerError, PublishError, absence};
+use fanfare_broker::{Backoff, BrokerError, PublishError, absence, trace};
 use fanfare_protocol::{Cid, Metadata, QueueSpec, Request, RunId, Source, WireTime};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::Instant;
@@ -81,6 +81,7 @@ pub(crate) async fn send(
         service: target.service.clone(),
         requested_at: WireTime::from(environment.now()),
         metadata: Metadata::default(),
+        traceparent: trace::current(),
         body: target.body,
         target: None,
     };

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use fanfare_broker::{Backoff, Broker, BrokerError, Environment, PublishError, Reminder, absence};
+use fanfare_broker::{Backoff, Broker, BrokerError, Environment, PublishError, Reminder, absence, trace};
 use fanfare_protocol::{Message, QueueNames, ReplyAddress, TargetResult, WireTime};
 use serde_json::value::RawValue;
 
@@ -21,10 +21,11 @@ impl Answers {
     /// the fan-out ended without it. One that is larger than the broker takes becomes a failed result that says so.
     pub(crate) async fn publish_result(&self, result: &TargetResult, to: &ReplyAddress) {
         let mut body = result.to_body();
+        let traceparent = trace::current();
         let mut backoff = Backoff::default();
         let mut reminder = Reminder::default();
         loop {
-            let message = TargetResult::message(body.clone(), to, result.resp_ts_utc);
+            let message = TargetResult::message(body.clone(), to, result.resp_ts_utc).traced(traceparent);
             let error = match self.broker.publish(&to.queue, message).await {
                 Ok(()) => return,
                 Err(error) => error,

@@ -1,4 +1,4 @@
-use fanfare_broker::{Delivery, Receipt};
+use fanfare_broker::{Delivery, Receipt, trace};
 use fanfare_protocol::{
     Invocation, MalformedInvocation, Message, ReplyAddress, TargetResult, WireTime, header,
 };
@@ -148,6 +148,8 @@ impl Pipeline {
             attempt = invocation.attempt,
             message_id = invocation.message_id,
         );
+        let name = format!("{} {}", invocation.channel, self.registered.name);
+        trace::begin(&span, name, invocation.traceparent, &invocation.links);
         self.invoke(message, invocation, redelivered, slot).instrument(span).await
     }
 
@@ -170,6 +172,9 @@ impl Pipeline {
             }
         };
         let outcome = self.run(invocation.clone(), redelivered, slot, target.as_ref()).await;
+        if let Err(failure) = &outcome {
+            trace::fail(failure.exception.as_str());
+        }
         slot.finish();
         let ended = match outcome {
             // A failure stands in the place of its result, and is in the queue: nobody waits for this one any more.

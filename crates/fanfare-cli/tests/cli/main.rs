@@ -3,6 +3,7 @@
 
 mod arguments;
 mod browser;
+mod collector;
 mod demo;
 mod frozen;
 mod http;
@@ -12,3 +13,4 @@ mod proxy;
 mod rabbitmq;
 mod support;
 mod tls;
+mod traces;

@@ -10,34 +10,42 @@ use tempfile::TempDir;
 
 use crate::http::get;
 use crate::proxy::Proxy;
-use crate::support::{Ended, Running, broker, eventually, run, split};
+use crate::support::{Ended, Running, broker, eventually, fanfare, split};
 
 /// A coordinator and a worker that can be asked.
 pub(crate) struct Asked {
     directory: TempDir,
     pub(crate) coordinator: Running,
     pub(crate) worker: Running,
+    variables: Vec<(&'static str, String)>,
 }
 
 impl Asked {
     /// `services` is the part of the settings file that names them; the worker is ready when it serves the one of that name.
     pub(crate) fn start(name: &str, services: &str, ready: &str) -> Self {
+        Self::start_with(name, services, ready, &[])
+    }
+
+    /// The same, with variables for all that is run.
+    pub(crate) fn start_with(
+        name: &str,
+        services: &str,
+        ready: &str,
+        variables: &[(&'static str, &str)],
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let prefix = format!("ask-{name}-{}", std::process::id());
         let settings = format!("broker = \"{}\"\nprefix = \"{prefix}\"\n{services}", broker());
         fs::write(directory.path().join("fanfare.toml"), settings).unwrap();
-        let listen = ["--listen", "127.0.0.1:0"];
-        let coordinator = Running::start(
-            directory.path(),
-            &[&["coordinator"], &listen[..]].concat(),
-            "coordinator started",
-        );
-        let worker = Running::start(
-            directory.path(),
-            &[&["worker", "--log-format", "json"], &listen[..]].concat(),
-            &format!("\"service\":\"{ready}\""),
-        );
-        Self { directory, coordinator, worker }
+        let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, (*value).to_owned())).collect();
+        let start = |role: &[&str], ready: &str| {
+            let mut command = fanfare(directory.path());
+            command.args(role).args(["--listen", "127.0.0.1:0"]).envs(variables.clone());
+            Running::spawn(command, ready)
+        };
+        let coordinator = start(&["coordinator"], "coordinator started");
+        let worker = start(&["worker", "--log-format", "json"], &format!("\"service\":\"{ready}\""));
+        Self { coordinator, worker, directory, variables }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -45,7 +53,9 @@ impl Asked {
     }
 
     pub(crate) fn invoke(&self, arguments: &[&str]) -> Ended {
-        run(self.path(), &[&["invoke", "--source", "test"], arguments].concat())
+        let mut command = fanfare(self.path());
+        command.args(["invoke", "--source", "test"]).args(arguments).envs(self.variables.clone());
+        command.output().unwrap().into()
     }
 }
 

@@ -79,12 +79,18 @@ impl Running {
     /// Starts the binary and waits until a line of its log says that it is ready.
     pub(crate) fn start(directory: &Path, arguments: &[&str], ready: &str) -> Self {
         let mut command = fanfare(directory);
-        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.args(arguments);
+        Self::spawn(command, ready)
+    }
+
+    /// Starts what it is given and waits in the same way.
+    pub(crate) fn spawn(mut command: Command, ready: &str) -> Self {
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut seen = String::new();
         while !seen.contains(ready) {
-            assert!(log.read_line(&mut seen).unwrap() > 0, "{arguments:?} ended before {ready:?}: {seen}");
+            assert!(log.read_line(&mut seen).unwrap() > 0, "{command:?} ended before {ready:?}: {seen}");
         }
         Self { child, log: Some(log), beginning: seen }
     }
