@@ -96,13 +96,20 @@ impl Courier {
 #[async_trait]
 impl HttpClient for Courier {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let answering = self.client.request(request.map(Full::new));
-        let posting = async move {
-            let (head, body) = answering.await?.into_parts();
+        let client = self.client.clone();
+        // All of it on the runtime, which the thread that asks does not know.
+        let posting = self.runtime.spawn(in_time(async move {
+            let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
             let body = Limited::new(body, MOST_BYTES).collect().await?.to_bytes();
-            Ok::<_, HttpError>(Response::from_parts(head, body))
-        };
-        let answer = self.runtime.spawn(tokio::time::timeout(LIMIT, posting)).await??;
-        answer
+            Ok(Response::from_parts(head, body))
+        }));
+        posting.await?
     }
+}
+
+/// Fails what takes too long.
+async fn in_time(
+    posting: impl Future<Output = Result<Response<Bytes>, HttpError>>,
+) -> Result<Response<Bytes>, HttpError> {
+    tokio::time::timeout(LIMIT, posting).await?
 }

@@ -148,7 +148,7 @@ impl Pipeline {
             attempt = invocation.attempt,
             message_id = invocation.message_id,
         );
-        let name = format!("{} {}", invocation.channel, self.registered.name);
+        let name = format!("{} {}", invocation.channel.as_header(), self.registered.name);
         trace::begin(&span, name, invocation.traceparent, &invocation.links);
         self.invoke(message, invocation, redelivered, slot).instrument(span).await
     }

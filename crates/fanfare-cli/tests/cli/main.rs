@@ -9,6 +9,7 @@ mod frozen;
 mod http;
 mod monitor;
 mod page;
+mod prometheus;
 mod proxy;
 mod rabbitmq;
 mod support;
