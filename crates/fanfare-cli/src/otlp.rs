@@ -58,7 +58,10 @@ impl Export {
     /// What records Fanfare's own spans, whatever is logged.
     pub(crate) fn layer<S: Subscriber + for<'a> LookupSpan<'a>>(&self) -> impl Layer<S> + use<S> {
         let tracer: SdkTracer = self.0.tracer("fanfare");
-        OpenTelemetryLayer::new(tracer).with_filter(Targets::new().with_target("fanfare", LevelFilter::INFO))
+        OpenTelemetryLayer::new(tracer)
+            .with_location(false)
+            .with_threads(false)
+            .with_filter(Targets::new().with_target("fanfare", LevelFilter::INFO))
     }
 
     /// Sends what is left.

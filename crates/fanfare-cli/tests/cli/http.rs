@@ -1,4 +1,4 @@
-//! As much of HTTP as the tests need: one request for a connection, whose answer says how long it is.
+//! As much of HTTP as the tests need: one request for a connection.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -36,7 +36,26 @@ pub(crate) fn ask(address: &str, method: &str, path: &str, body: &str) -> Answer
     let status = head.split(' ').nth(1).unwrap().parse().unwrap();
     let headers = head.to_ascii_lowercase();
     let length = headers.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
-    let mut body = vec![0; length.unwrap_or_else(|| panic!("{path} does not say how long it is: {headers}"))];
-    stream.read_exact(&mut body).unwrap();
+    let body = match length {
+        Some(length) => exactly(&mut stream, length),
+        None => std::iter::from_fn(|| Some(chunk(&mut stream)).filter(|chunk| !chunk.is_empty()))
+            .flatten()
+            .collect(),
+    };
     Answer { status, headers, body: String::from_utf8(body).unwrap() }
+}
+
+fn exactly(stream: &mut impl Read, bytes: usize) -> Vec<u8> {
+    let mut body = vec![0; bytes];
+    stream.read_exact(&mut body).unwrap();
+    body
+}
+
+/// The next part of an answer that does not say how long it is; the last one is empty.
+fn chunk(stream: &mut impl BufRead) -> Vec<u8> {
+    let mut size = String::new();
+    stream.read_line(&mut size).unwrap();
+    let mut chunk = exactly(stream, usize::from_str_radix(size.trim_end(), 16).unwrap() + "\r\n".len());
+    chunk.truncate(chunk.len() - "\r\n".len());
+    chunk
 }

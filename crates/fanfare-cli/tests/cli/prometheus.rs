@@ -60,7 +60,9 @@ impl Prometheus {
             at.split(' ').next().map(str::to_owned)
         });
         std::thread::spawn(move || log.for_each(drop));
-        Some(Self { server, address: address.expect("it says where it listens"), _folder: folder })
+        let address = address.expect("it says where it listens");
+        eventually("Prometheus is ready", || get(&address, "/-/ready").status == 200);
+        Some(Self { server, address, _folder: folder })
     }
 
     /// The values that a question comes to; none that are no numbers.
