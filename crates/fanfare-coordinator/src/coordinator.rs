@@ -14,7 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::dead_letters;
 use crate::delivery::Tag;
 use crate::ended::LatelyEnded;
-use crate::fan_out::{Conclusion, FanOut, Word};
+use crate::fan_out::{Conclusion, FanOut, Ties, Word};
 use crate::messenger::Messenger;
 use crate::outbox::Outbox;
 use crate::trust::Trust;
@@ -204,16 +204,9 @@ impl Coordinator {
         let watched = self.handle.view.hold(&manifest, take_over);
         let machine = FanIn::new(manifest, tag, hold, self.config.limits, self.started.elapsed())
             .with_deadline(deadline);
-        let fan_out = FanOut::new(
-            machine,
-            watched,
-            self.messenger.clone(),
-            self.trust.clone(),
-            inbox,
-            self.config.limits.window,
-            self.started,
-            self.stop.clone(),
-        );
+        let ties = Ties { inbox, stop: self.stop.clone(), watched };
+        let (messenger, window) = (self.messenger.clone(), self.config.limits.window);
+        let fan_out = FanOut::new(machine, messenger, self.trust.clone(), window, self.started, ties);
         self.open.insert(run, Open { cid, inbox: sender });
         self.tasks.spawn(fan_out.run());
         self.tell_whether_full();

@@ -45,6 +45,14 @@ pub(crate) enum Word {
     },
 }
 
+/// What ties the task of a fan-out to its coordinator.
+pub(crate) struct Ties {
+    pub(crate) inbox: mpsc::UnboundedReceiver<Word>,
+    pub(crate) stop: CancellationToken,
+    /// Where it is seen.
+    pub(crate) watched: Watched,
+}
+
 /// The task of one fan-out, from the manifest's arrival to its last ack.
 pub(crate) struct FanOut {
     machine: FanIn<Tag>,
@@ -83,14 +91,13 @@ pub(crate) struct Conclusion {
 impl FanOut {
     pub(crate) fn new(
         machine: FanIn<Tag>,
-        watched: Watched,
         messenger: Messenger,
         trust: Trust,
-        inbox: mpsc::UnboundedReceiver<Word>,
         window: u16,
         started: Instant,
-        stop: CancellationToken,
+        ties: Ties,
     ) -> Self {
+        let Ties { inbox, stop, watched } = ties;
         let manifest = machine.manifest();
         let told = (manifest.progress && manifest.waiter.is_some()).then_some(0);
         let outbox = messenger.outbox.clone();
