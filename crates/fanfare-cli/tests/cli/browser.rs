@@ -18,9 +18,12 @@ impl Browser {
     /// None where this run is told to do without, which it says.
     pub(crate) fn start() -> Option<Self> {
         if std::env::var_os("FANFARE_TEST_NO_BROWSER").is_some() {
-            println!(
-                "left out: FANFARE_TEST_NO_BROWSER is set, so there is no browser to look at the page with"
-            );
+            #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
+            {
+                println!(
+                    "left out: FANFARE_TEST_NO_BROWSER is set, so there is no browser to look at the page with"
+                );
+            }
             return None;
         }
         let program = std::env::var("FANFARE_TEST_CHROMEDRIVER")
