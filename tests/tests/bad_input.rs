@@ -47,6 +47,7 @@ fn request(stack: &Stack, service: &str) -> Message {
         source: Source::new("my.source").expect("a name"),
         requested_at: WireTime::from(chrono::Utc::now()),
         metadata: fanfare_protocol::Metadata::default(),
+        traceparent: None,
         body: "1".into(),
         service,
     }

@@ -44,6 +44,7 @@ async fn a_payload_nested_ten_thousand_deep_is_refused_or_parked_and_its_worker_
         service: ServiceName::new("test.echo").expect("a name"),
         requested_at: WireTime::from(chrono::Utc::now()),
         metadata: Metadata::default(),
+        traceparent: None,
         body: nested(DEEP).into(),
         target: None,
     };

@@ -7,6 +7,7 @@ mod compose;
 mod environment;
 mod fuzz;
 mod interrupt;
+mod onlookers;
 mod peers;
 mod process;
 mod python;

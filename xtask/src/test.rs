@@ -6,7 +6,7 @@ use clap::Args;
 use crate::broker::{Broker, Cluster, Restartable, Way};
 use crate::process::{self, Group};
 use crate::python::Python;
-use crate::{compose, environment, interrupt, say};
+use crate::{compose, environment, interrupt, onlookers, say};
 
 /// Options of `cargo xtask test`.
 #[derive(Args)]
@@ -42,6 +42,8 @@ struct Provided {
     /// One whose nodes tests may kill.
     cluster: Option<Cluster>,
     python: Python,
+    /// Where the browser and Prometheus are.
+    onlookers: Vec<(&'static str, String)>,
 }
 
 /// Provides what the tests need and runs them.
@@ -90,6 +92,7 @@ fn names_package(arguments: &[String]) -> bool {
 impl Provided {
     fn new(way: Way) -> Result<Self> {
         let python = Python::provide()?;
+        let onlookers = onlookers::provide()?;
         let (broker, restartable) = match environment::variable("FANFARE_TEST_BROKER") {
             None => {
                 let mut brokers = Broker::start(way, 2)?.into_iter();
@@ -111,11 +114,12 @@ impl Provided {
                 "WARNING: the tests that kill nodes of a cluster are left out: they need the package rabbitmq-server",
             );
         }
-        Ok(Self { broker, restartable, cluster, python })
+        Ok(Self { broker, restartable, cluster, python, onlookers })
     }
 
     fn variables(&self) -> Vec<(&'static str, String)> {
         let mut variables = self.python.variables();
+        variables.extend(self.onlookers.iter().cloned());
         variables.push(("FANFARE_TEST_BROKER", self.broker.url().to_owned()));
         match &self.restartable {
             Some(broker) => {

@@ -17,8 +17,11 @@ pub mod consumer_timeout;
 mod environment;
 mod error;
 pub mod memory;
+mod readiness;
 mod reminder;
 mod subscription;
+mod telemetry;
+pub mod trace;
 
 pub use backoff::Backoff;
 pub use broker::{
@@ -26,5 +29,7 @@ pub use broker::{
 };
 pub use environment::{Environment, System};
 pub use error::{BrokerError, PublishError};
+pub use readiness::Readiness;
 pub use reminder::Reminder;
 pub use subscription::{Subscription, SubscriptionOptions};
+pub use telemetry::describe_metrics;

@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::configuration::QueueType;
 use crate::exit::EXIT_CODES;
+use crate::logging::Format;
 use crate::{bench, cancel, coordinator, demo, doctor, durations, invoke, worker};
 
 /// Fan-out/fan-in on RabbitMQ: invoke many services in the background, and be called once when all are done.
@@ -80,6 +81,10 @@ pub(crate) struct Shared {
     /// workers and coordinators, warn for the others]
     #[arg(long, global = true, env = "FANFARE_LOG", value_name = "FILTER")]
     pub(crate) log: Option<String>,
+
+    /// How the log is written [default: text]
+    #[arg(long, global = true, env = "FANFARE_LOG_FORMAT", value_name = "FORMAT")]
+    pub(crate) log_format: Option<Format>,
 }
 
 // Written out beside the flag that it is for: settings files are read without a command line, too.

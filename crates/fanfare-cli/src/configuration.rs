@@ -9,6 +9,8 @@ use serde::Deserialize;
 use toml::de::DeTable;
 
 use crate::durations::{Limit, Written};
+use crate::logging::Format;
+use crate::monitor::Address;
 use crate::numbers;
 
 /// The whole file.
@@ -22,6 +24,7 @@ pub(crate) struct Configuration {
     pub(crate) consumer_timeout: Option<Written>,
     pub(crate) queue_type: Option<QueueType>,
     pub(crate) log: Option<String>,
+    pub(crate) log_format: Option<Format>,
     #[serde(default)]
     pub(crate) tls: Tls,
     #[serde(default)]
@@ -91,6 +94,7 @@ pub(crate) struct Worker {
     pub(crate) shutdown_deadline: Option<Written>,
     pub(crate) redelivery_limit: Option<u32>,
     pub(crate) stock: Option<bool>,
+    pub(crate) listen: Option<Address>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -105,6 +109,7 @@ pub(crate) struct Coordinator {
     pub(crate) calls_at_risk: Option<usize>,
     pub(crate) accept_users: Option<BTreeSet<String>>,
     pub(crate) shutdown_deadline: Option<Written>,
+    pub(crate) listen: Option<Address>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -315,6 +320,7 @@ mod tests {
             consumer_timeout = "2h"
             queue_type = "quorum"
             log = "debug"
+            log_format = "json"
             [tls]
             ca_certificate = "ca.pem"
             client_certificate = "client.pem"
@@ -325,6 +331,7 @@ mod tests {
             shutdown_deadline = "1m"
             redelivery_limit = 50
             stock = false
+            listen = "127.0.0.1:9465"
             [coordinator]
             prefetch = 50
             channels = 4
@@ -332,6 +339,7 @@ mod tests {
             calls_at_risk = 20
             accept_users = ["shop", "fanfare-worker"]
             shutdown_deadline = "10s"
+            listen = "[::1]:9464"
             [publisher]
             declare_missing = true
             deadline = "1h 30m"

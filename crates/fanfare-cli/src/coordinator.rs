@@ -1,5 +1,6 @@
 //! `fanfare coordinator`: collects results and invokes callbacks until it is told to stop.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Error, anyhow};
@@ -9,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::durations;
 use crate::exit::{Exit, Failure, without_broker};
+use crate::monitor::{Address, Monitor, Subject};
 use crate::numbers;
 use crate::settings::Settings;
 use crate::signals::Signals;
@@ -20,7 +22,7 @@ one that dies is replaced by the others. Stops at SIGTERM or SIGINT. It waits fo
 is away.
 
 Examples:
-  fanfare coordinator --broker amqp://localhost
+  fanfare coordinator --broker amqp://localhost --listen 127.0.0.1:9464
   fanfare coordinator --broker amqp://one,amqp://two --renewal 5m
   fanfare coordinator --user-id fanfare-coordinator --accept-user fanfare-publisher
 
@@ -56,6 +58,11 @@ pub(crate) struct CoordinatorArguments {
     /// How long it may take to hand over when it is to stop [default: 20s]
     #[arg(long, env = "FANFARE_COORDINATOR_SHUTDOWN_DEADLINE", value_name = "DURATION", value_parser = durations::parse)]
     shutdown_deadline: Option<Duration>,
+
+    /// Where metrics, health and state are served over HTTP, to whoever reaches it: an IP address and a port, such as
+    /// 127.0.0.1:9464 [default: nowhere]
+    #[arg(long, env = "FANFARE_LISTEN", value_name = "ADDRESS")]
+    listen: Option<Address>,
 }
 
 pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) -> Result<Exit, Failure> {
@@ -91,7 +98,16 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
         signals.first().await;
         deadline = Some(Instant::now() + stop_within);
     };
-    let outcome = fanfare.coordinator_with(config).run_until(stopping).await;
+    let coordinator = fanfare.coordinator_with(config);
+    let (broker, handle) = (Arc::clone(fanfare.broker()), coordinator.handle());
+    let subject = Subject {
+        role: "coordinator",
+        broker,
+        readiness: handle.readiness().clone(),
+        coordinator: Some(handle),
+    };
+    let _monitor = Monitor::start(arguments.listen.or(file.listen), subject).await?;
+    let outcome = coordinator.run_until(stopping).await;
     let outcome = match outcome {
         Ok(()) => Ok(Exit::Done),
         Err(error @ CoordinatorError::Broker(_)) => Err(match without_broker(&fanfare).await {

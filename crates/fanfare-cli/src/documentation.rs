@@ -1,19 +1,25 @@
-//! docs/configuration.md names every setting that there is, and none that there is not.
+//! docs/configuration.md names every setting that there is, and docs/telemetry.md every series, and neither what there is not.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Mutex;
 
 use clap::CommandFactory;
+use metrics::{Counter, Gauge, Histogram, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
 use crate::arguments::Arguments;
 use crate::configuration::Configuration;
-use crate::{settings, variables};
+use crate::{monitor, settings, variables};
 
 const PAGE: &str = include_str!("../../../docs/configuration.md");
 
 /// The cells of the page's tables.
 fn rows() -> impl Iterator<Item = Vec<&'static str>> {
-    let rows = PAGE.lines().filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'));
+    rows_of(PAGE)
+}
+
+fn rows_of(page: &'static str) -> impl Iterator<Item = Vec<&'static str>> {
+    let rows = page.lines().filter_map(|line| line.strip_prefix('|')?.strip_suffix('|'));
     rows.map(|row| row.split('|').map(str::trim).collect())
 }
 
@@ -96,4 +102,78 @@ fn example_is_taken_and_sets_every_key() {
     settings::checked(configuration).unwrap();
     let set: BTreeSet<String> = set(&example().parse().unwrap(), "").into_iter().collect();
     assert_eq!(set, keys("").into_iter().collect());
+}
+
+/// Collects what is described and registered.
+#[derive(Default)]
+struct Series {
+    described: Mutex<BTreeSet<(String, &'static str, String)>>,
+    labels: Mutex<BTreeMap<String, BTreeMap<String, BTreeSet<String>>>>,
+}
+
+impl Series {
+    fn describe(&self, name: &KeyName, kind: &'static str, meaning: &SharedString) {
+        self.described.lock().unwrap().insert((name.as_str().to_owned(), kind, meaning.to_string()));
+    }
+
+    fn register(&self, key: &Key) {
+        let mut labels = self.labels.lock().unwrap();
+        let series = labels.entry(key.name().to_owned()).or_default();
+        for label in key.labels() {
+            series.entry(label.key().to_owned()).or_default().insert(label.value().to_owned());
+        }
+    }
+}
+
+impl Recorder for Series {
+    fn describe_counter(&self, name: KeyName, _: Option<Unit>, meaning: SharedString) {
+        self.describe(&name, "counter", &meaning);
+    }
+
+    fn describe_gauge(&self, name: KeyName, _: Option<Unit>, meaning: SharedString) {
+        self.describe(&name, "gauge", &meaning);
+    }
+
+    fn describe_histogram(&self, name: KeyName, _: Option<Unit>, meaning: SharedString) {
+        self.describe(&name, "histogram", &meaning);
+    }
+
+    fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
+        self.register(key);
+        Counter::noop()
+    }
+
+    fn register_gauge(&self, key: &Key, _: &Metadata<'_>) -> Gauge {
+        self.register(key);
+        Gauge::noop()
+    }
+
+    fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+        self.register(key);
+        Histogram::noop()
+    }
+}
+
+#[test]
+fn page_has_every_series_with_its_type_its_labels_and_its_meaning() {
+    let series = Series::default();
+    metrics::with_local_recorder(&series, || monitor::describe("worker"));
+    let rows: Vec<_> = rows_of(include_str!("../../../docs/telemetry.md"))
+        .filter(|row| row[0].starts_with("`fanfare_"))
+        .map(|row| (row[0].trim_matches('`').to_owned(), row))
+        .collect();
+    let documented: BTreeSet<(String, &str, String)> =
+        rows.iter().map(|(name, row)| (name.clone(), row[1], row[3].to_owned())).collect();
+    assert_eq!(documented, series.described.into_inner().unwrap());
+    // Series with the label `service` begin with their services.
+    for (name, labels) in series.labels.into_inner().unwrap() {
+        let (_, row) = rows.iter().find(|(documented, _)| *documented == name).unwrap();
+        let known: BTreeSet<&str> = code(row[2]).collect();
+        for (label, values) in
+            labels.iter().filter(|(label, _)| !["version", "role"].contains(&label.as_str()))
+        {
+            let written: BTreeSet<&str> = values.iter().map(String::as_str).chain([label.as_str()]).collect();
+            assert_eq!(written, known, "{name}");
+        }
+    }
 }

@@ -13,6 +13,7 @@ use anyhow::{anyhow, bail};
 use clap::Args;
 use fanfare::{Cid, Fanfare, Fanout, FinalPayload, InvokeError, ServiceName, Source, Target, WaitError};
 use indicatif::{ProgressBar, ProgressStyle};
+use tracing::Instrument;
 
 use crate::durations::{self, Limit};
 use crate::exit::{EXIT_CODES, Exit, Failure, print, say, without_broker};
@@ -107,9 +108,10 @@ pub(crate) async fn run(arguments: InvokeArguments, settings: &Settings) -> Resu
     let fanfare = settings.invoker(arguments.most_waiting)?;
     let wait = arguments.wait.map(|wait| wait.unwrap_or(FOR_GOOD));
     let fanout = fanout(&fanfare, arguments, targets);
+    let span = tracing::info_span!("invoke");
     let outcome = match wait {
-        None => invoke(&fanfare, fanout).await,
-        Some(timeout) => wait_for(&fanfare, fanout, timeout, width, wanted).await,
+        None => invoke(&fanfare, fanout).instrument(span).await,
+        Some(timeout) => wait_for(&fanfare, fanout, timeout, width, wanted).instrument(span).await,
     };
     fanfare.close().await;
     outcome

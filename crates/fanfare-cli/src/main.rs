@@ -16,7 +16,12 @@ mod durations;
 mod exit;
 mod invoke;
 mod logging;
+mod monitor;
+#[cfg(not(feature = "otlp"))]
+mod no_otlp;
 mod numbers;
+#[cfg(feature = "otlp")]
+mod otlp;
 mod services;
 mod settings;
 mod signals;
@@ -43,8 +48,9 @@ fn main() -> ExitCode {
 #[tokio::main]
 async fn run(arguments: Arguments) -> Result<Exit, Failure> {
     let settings = Settings::load(arguments.shared)?;
-    logging::start(settings.log.as_deref(), arguments.command.default_log())?;
-    match arguments.command {
+    let logging =
+        logging::start(settings.log.as_deref(), arguments.command.default_log(), settings.log_format)?;
+    let outcome = match arguments.command {
         Command::Demo(arguments) => demo::run(arguments, &settings).await,
         Command::Worker(arguments) => worker::run(arguments, &settings).await,
         Command::Coordinator(arguments) => coordinator::run(arguments, &settings).await,
@@ -52,5 +58,7 @@ async fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Cancel(arguments) => cancel::run(arguments, &settings).await,
         Command::Doctor(arguments) => doctor::run(arguments, &settings).await,
         Command::Bench(arguments) => bench::run(arguments, &settings).await,
-    }
+    };
+    logging.end().await;
+    outcome
 }

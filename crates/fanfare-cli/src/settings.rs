@@ -15,6 +15,7 @@ use fanfare_broker::amqp::Address;
 use crate::arguments::Shared;
 use crate::configuration::{self, Broker, Configuration, ConfigurationError};
 use crate::exit::Failure;
+use crate::logging::Format;
 use crate::{logging, services};
 
 /// The broker where nothing says another.
@@ -30,6 +31,7 @@ pub(crate) struct Settings {
     pub(crate) names: QueueNames,
     pub(crate) queue_type: QueueType,
     pub(crate) log: Option<String>,
+    pub(crate) log_format: Format,
     pub(crate) user_id: Option<String>,
     /// None where nobody says that it is not the default.
     pub(crate) consumer_timeout: Option<Duration>,
@@ -66,6 +68,7 @@ impl Settings {
             names: prefix.map(QueueNames::new).unwrap_or_default(),
             queue_type: flags.queue_type.or(file.queue_type).map(queue_type).unwrap_or_default(),
             log: flags.log.or_else(|| file.log.clone()),
+            log_format: flags.log_format.or(file.log_format).unwrap_or_default(),
             user_id: flags.user_id.or_else(|| file.user_id.clone()),
             consumer_timeout: flags.consumer_timeout.or(file.consumer_timeout.map(|written| written.0)),
             tls,

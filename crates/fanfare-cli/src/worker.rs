@@ -1,6 +1,7 @@
 //! `fanfare worker`: runs services until it is told to stop.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -10,6 +11,7 @@ use fanfare::{Registration, ServiceName, WorkerConfig, WorkerError};
 
 use crate::durations;
 use crate::exit::{Exit, Failure, without_broker};
+use crate::monitor::{Address, Monitor, Subject};
 use crate::numbers;
 use crate::services;
 use crate::settings::Settings;
@@ -61,6 +63,11 @@ pub(crate) struct WorkerArguments {
     /// How long it may take to finish when it is to stop [default: 30s]
     #[arg(long, env = "FANFARE_WORKER_SHUTDOWN_DEADLINE", value_name = "DURATION", value_parser = durations::parse)]
     shutdown_deadline: Option<Duration>,
+
+    /// Where metrics, health and state are served over HTTP, to whoever reaches it: an IP address and a port, such as
+    /// 127.0.0.1:9464 [default: nowhere]
+    #[arg(long, env = "FANFARE_LISTEN", value_name = "ADDRESS")]
+    listen: Option<Address>,
 }
 
 pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Result<Exit, Failure> {
@@ -83,7 +90,11 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
     let chosen = offered.and_then(|all| chosen(all, &arguments.services)).map_err(Failure::bad_input)?;
     let fanfare = settings.fanfare("worker")?;
     let signals = Signals::listen()?;
-    let outcome = fanfare.worker_with(config).services(chosen).run_until(signals.first()).await;
+    let worker = fanfare.worker_with(config).services(chosen);
+    let (broker, readiness) = (Arc::clone(fanfare.broker()), worker.readiness());
+    let subject = Subject { role: "worker", broker, readiness, coordinator: None };
+    let _monitor = Monitor::start(arguments.listen.or(file.listen), subject).await?;
+    let outcome = worker.run_until(signals.first()).await;
     let outcome = match outcome {
         Ok(()) => Ok(Exit::Done),
         Err(error @ WorkerError::Broker(_)) => Err(match without_broker(&fanfare).await {

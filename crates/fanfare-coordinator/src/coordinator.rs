@@ -5,7 +5,7 @@ use std::time::Duration;
 use fanfare_broker::{Backoff, Broker, Delivery, Environment, Subscription, SubscriptionOptions};
 use fanfare_fanin::{Deadline, FanIn, Hold};
 use fanfare_protocol::{CancelRequest, CancelState, Cid, Manifest, RunId, WireTime};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,11 +14,11 @@ use tokio_util::task::TaskTracker;
 use crate::dead_letters;
 use crate::delivery::Tag;
 use crate::ended::LatelyEnded;
-use crate::fan_out::{Conclusion, FanOut, Word};
+use crate::fan_out::{Conclusion, FanOut, Ties, Word};
 use crate::messenger::Messenger;
 use crate::outbox::Outbox;
 use crate::trust::Trust;
-use crate::{Config, Error};
+use crate::{Config, Error, Handle};
 
 /// How far the clocks of two coordinators may differ: a deadline that another has written down is given so much more.
 const CLOCK_SKEW: Duration = Duration::from_secs(5);
@@ -44,6 +44,10 @@ pub struct Coordinator {
     /// Set while as many fan-outs are open as may be, once that was told.
     full: bool,
     stop: CancellationToken,
+    /// What others see of it.
+    handle: Handle,
+    /// From those who want to know whether it lives.
+    pings: mpsc::Receiver<oneshot::Sender<()>>,
 }
 
 /// A fan-out with a task.
@@ -60,6 +64,7 @@ impl Coordinator {
         let outbox =
             Outbox { broker, environment, names: config.names.clone(), absence_pause: config.absence_pause };
         let parking = TaskTracker::new();
+        let (handle, pings) = Handle::new();
         Self {
             messenger: Messenger::new(outbox.clone(), parking.clone()),
             outbox,
@@ -72,7 +77,15 @@ impl Coordinator {
             ended: LatelyEnded::default(),
             full: false,
             stop: CancellationToken::new(),
+            handle,
+            pings,
         }
+    }
+
+    /// Looks into it while it runs.
+    #[must_use]
+    pub fn handle(&self) -> Handle {
+        self.handle.clone()
     }
 
     /// Works until `shutdown` completes, through every outage of the broker. It then takes no more manifests, brings what
@@ -94,27 +107,33 @@ impl Coordinator {
         }
         let names = &self.config.names;
         let broker = Arc::clone(&self.outbox.broker);
+        let readiness = &self.handle.readiness;
         let mut manifests =
-            Subscription::new(broker, Arc::clone(&self.outbox.environment), names.fanin(), options);
+            Subscription::new(broker, Arc::clone(&self.outbox.environment), names.fanin(), options)
+                .reporting_to(readiness.clone());
         let mut dead_letters = Subscription::new(
             Arc::clone(&self.outbox.broker),
             Arc::clone(&self.outbox.environment),
             names.dead(),
             SubscriptionOptions { prefetch: DEAD_LETTERS_AT_A_TIME, most_channels: 1 },
-        );
+        )
+        .reporting_to(readiness.clone());
         let ears = names.clone();
         let mut asked = Subscription::to_exchange(
             Arc::clone(&self.outbox.broker),
             Arc::clone(&self.outbox.environment),
             names.coordinators(),
             move |id| ears.coordinator(id),
-        );
+        )
+        .reporting_to(readiness.clone());
+        self.handle.started();
         tracing::info!(queue = names.fanin().name, "coordinator started");
         loop {
             tokio::select! {
                 // What has ended makes room for what comes, and there is never more of it than was taken.
                 biased;
                 () = &mut shutdown => break,
+                Some(ping) = self.pings.recv() => drop(ping.send(())),
                 Some(conclusion) = self.tasks.join_next() => self.conclude(conclusion).await,
                 Some(letter) = dead_letters.next() => {
                     self.parking.spawn(dead_letters::settle(self.outbox.clone(), self.trust.clone(), letter));
@@ -144,6 +163,7 @@ impl Coordinator {
                 if !error.is_outage() {
                     return Err(error.into());
                 }
+                self.handle.waits(&error);
                 tracing::warn!(queue = queue.name, %error, "waiting for the broker");
                 backoff.wait(&*self.outbox.environment).await;
             }
@@ -182,16 +202,11 @@ impl Coordinator {
         let hold = Hold { token: self.outbox.environment.unique().into(), take_over };
         let (sender, inbox) = mpsc::unbounded_channel();
         tracing::debug!(cid = %manifest.cid, %run, targets = manifest.targets.len(), take_over, "fan-out taken");
+        let watched = self.handle.view.hold(&manifest, take_over);
         let machine = FanIn::new(manifest, tag, hold, self.config.limits, now).with_deadline(deadline, now);
-        let fan_out = FanOut::new(
-            machine,
-            self.messenger.clone(),
-            self.trust.clone(),
-            inbox,
-            self.config.limits.window,
-            self.started,
-            self.stop.clone(),
-        );
+        let ties = Ties { inbox, stop: self.stop.clone(), watched };
+        let (messenger, window) = (self.messenger.clone(), self.config.limits.window);
+        let fan_out = FanOut::new(machine, messenger, self.trust.clone(), window, self.started, ties);
         self.open.insert(run, Open { cid, inbox: sender });
         self.tasks.spawn(fan_out.run());
         self.tell_whether_full();

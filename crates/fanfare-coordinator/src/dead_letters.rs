@@ -6,6 +6,7 @@ use fanfare_broker::Delivery;
 use fanfare_protocol::{Invocation, Message, ReplyAddress, TargetResult, WireTime, header};
 
 use crate::outbox::{Absence, Outbox, Outcome};
+use crate::telemetry;
 use crate::trust::Trust;
 
 /// How long a manifest is kept before it goes back: whatever made the broker give it up may do so again at once.
@@ -27,6 +28,7 @@ pub(crate) async fn settle(outbox: Outbox, trust: Trust, delivery: Delivery) {
         reason,
         "the broker has given a message up: look for a policy on this queue"
     );
+    telemetry::dead_letter(message.kind());
     if message.kind() == header::TYPE_MANIFEST {
         // It comes back with this coordinator's word, so it has to be one that this coordinator would take.
         if let Err(distrust) = trust.check(&message) {

@@ -22,7 +22,9 @@ use crate::aggregation_queue::{AggregationQueue, Heard};
 use crate::delivery::Tag;
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
+use crate::telemetry;
 use crate::trust::Trust;
+use crate::view::{Failure, Watched};
 
 /// From one word about progress to the next.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
@@ -46,6 +48,14 @@ pub(crate) enum Word {
     },
 }
 
+/// What ties the task of a fan-out to its coordinator.
+pub(crate) struct Ties {
+    pub(crate) inbox: mpsc::UnboundedReceiver<Word>,
+    pub(crate) stop: CancellationToken,
+    /// Where it is seen.
+    pub(crate) watched: Watched,
+}
+
 /// The task of one fan-out, from the manifest's arrival to its last ack.
 pub(crate) struct FanOut {
     machine: FanIn<Tag>,
@@ -66,6 +76,8 @@ pub(crate) struct FanOut {
     told: Option<usize>,
     /// How the fan-out has ended, where this hold knows.
     how: Option<Cancellation>,
+    /// What others see of it.
+    watched: Watched,
 }
 
 /// How a task ended.
@@ -84,11 +96,11 @@ impl FanOut {
         machine: FanIn<Tag>,
         messenger: Messenger,
         trust: Trust,
-        inbox: mpsc::UnboundedReceiver<Word>,
         window: u16,
         started: Instant,
-        stop: CancellationToken,
+        ties: Ties,
     ) -> Self {
+        let Ties { inbox, stop, watched } = ties;
         let manifest = machine.manifest();
         let told = (manifest.progress && manifest.waiter.is_some()).then_some(0);
         let outbox = messenger.outbox.clone();
@@ -108,6 +120,7 @@ impl FanOut {
             telling: FuturesUnordered::new(),
             told,
             how: None,
+            watched,
         }
     }
 
@@ -147,7 +160,7 @@ impl FanOut {
 
     /// Has the machine handle an event, and with it what else is there already: confirms and deliveries come many at a time.
     fn handle(&mut self, event: Event<Tag>) -> Vec<Effect<Tag>> {
-        let mut effects = self.machine.handle(event, self.started.elapsed());
+        let mut effects = self.handle_one(event);
         for _ in 1..MOST_AT_ONCE {
             if self.machine.is_done() {
                 break;
@@ -159,8 +172,15 @@ impl FanOut {
             } else {
                 break;
             };
-            effects.extend(self.machine.handle(event, self.started.elapsed()));
+            effects.extend(self.handle_one(event));
         }
+        effects
+    }
+
+    fn handle_one(&mut self, event: Event<Tag>) -> Vec<Effect<Tag>> {
+        let failure = Failure::of(&event);
+        let effects = self.machine.handle(event, self.started.elapsed());
+        self.watched.counted(&self.machine, failure);
         effects
     }
 
@@ -196,6 +216,7 @@ impl FanOut {
             }
             Effect::End(summary) => {
                 self.tell(&summary);
+                self.watched.ended(&summary, self.outbox.environment.now().into());
                 self.how = summary.completed.then(|| self.how_it_ended(&summary));
                 // What is being parked went with the queue: nobody hands it out again.
                 while self.parking.next().await.is_some() {}
@@ -267,9 +288,16 @@ impl FanOut {
     }
 
     fn publish(&mut self, id: PublicationId, publication: Publication) {
+        let kind = telemetry::kind_of(&publication);
         let (queue, message, absence) = self.address(publication);
         let outbox = self.outbox.clone();
-        self.publishing.push(Box::pin(async move { (id, outbox.publish(&queue, message, absence).await) }));
+        self.publishing.push(Box::pin(async move {
+            let outcome = outbox.publish(&queue, message, absence).await;
+            if outcome == Outcome::Safe {
+                telemetry::published(kind);
+            }
+            (id, outcome)
+        }));
     }
 
     /// Turns a publication into a message and the queue that it goes to.
@@ -286,7 +314,7 @@ impl FanOut {
             Publication::OnFinal { callback, body, ending } => {
                 let callback = &manifest.on_final[callback];
                 let kind = CallbackKind::OnFinal { callback: Some(callback), ending };
-                let message = Callback { manifest, kind, body }.encode();
+                let message = Callback { manifest, kind, body }.encode().linked(&self.machine.links());
                 (names.service(callback).name, message, Absence::Parks)
             }
             Publication::Waiter { body, ending } => {
@@ -315,6 +343,7 @@ impl FanOut {
                 (names.fanin().name, renewed, Absence::Declares)
             }
             Publication::ParkedManifest { reason } => {
+                telemetry::parked();
                 tracing::warn!(cid = %manifest.cid, run = %manifest.run, reason, "manifest parked");
                 let message = manifest.encode().parked(&names.fanin().name, &reason);
                 (names.parked().name, message, Absence::Declares)
@@ -348,6 +377,7 @@ fn event_of(heard: Heard, machine: &FanIn<Tag>) -> Event<Tag> {
         Heard::NeverOpened => Event::NeverOpened,
         Heard::Delivery(delivery) => {
             let (redelivered, item) = (delivery.redelivered, machine.read(&delivery.message));
+            telemetry::read(redelivered);
             log_malformed(&delivery.message, &item, machine);
             let tag = match item {
                 Item::Garbage(_) => Tag::of_garbage(*delivery),

@@ -25,10 +25,16 @@ mod dead_letters;
 mod delivery;
 mod ended;
 mod fan_out;
+mod handle;
 mod messenger;
 mod outbox;
+mod telemetry;
 mod trust;
+mod view;
 
 pub use config::{Config, Error};
 pub use coordinator::Coordinator;
 pub use fanfare_fanin::Limits;
+pub use handle::Handle;
+pub use telemetry::describe_metrics;
+pub use view::{Ended, Failed, Progress, Snapshot};

@@ -6,6 +6,8 @@ use std::time::Duration;
 use fanfare_broker::{Backoff, Broker, Environment, PublishError, absence};
 use fanfare_protocol::{Message, QueueNames, limits};
 
+use crate::telemetry;
+
 /// What a queue's absence means for a message on its way there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Absence {
@@ -89,6 +91,7 @@ impl Outbox {
 
     /// Keeps a copy of a message for a person to look at.
     pub(crate) async fn park(&self, mut message: Message, from: &str, reason: &str) {
+        telemetry::parked();
         let parked = self.names.parked().name;
         let bytes = message.body.len();
         let mut reason = reason.to_owned();

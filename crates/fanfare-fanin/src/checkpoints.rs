@@ -17,8 +17,8 @@ use crate::{Limits, Time};
 /// every power of ten. Fewer where the window is small, of which checkpoints may take a part only.
 const FOLD: usize = 10;
 
-/// Bytes that an entry of a checkpoint takes beside its key and its result, at most.
-const ENTRY_OVERHEAD_BYTES: usize = 32;
+/// Bytes that an entry of a checkpoint takes beside its key and its result, at most, its span included.
+const ENTRY_OVERHEAD_BYTES: usize = 96;
 
 #[derive(Debug)]
 pub(crate) struct Checkpoints<T> {
@@ -230,6 +230,7 @@ impl<T: Clone> Checkpoints<T> {
                 .map(|(place, body)| CheckpointEntry {
                     key: manifest.targets[*place].key.clone(),
                     body: body.clone(),
+                    traceparent: gathered.entry(*place).and_then(|entry| entry.answer.traceparent),
                 })
                 .collect(),
         };

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use fanfare_protocol::{Checkpoint, EndedBy, Fence, TargetResult, WireTime};
+use fanfare_protocol::{Checkpoint, EndedBy, Fence, TargetResult, TraceParent, WireTime};
 
 use crate::PublicationId;
 
@@ -88,10 +88,12 @@ pub struct Answer {
     pub ended_by: Option<EndedBy>,
     /// When the target completed, by its worker's clock.
     pub at: WireTime,
+    /// The target's span, where it is one of those that final callbacks link to.
+    pub traceparent: Option<TraceParent>,
 }
 
 impl Answer {
     pub(crate) fn new(body: Bytes, result: &TargetResult) -> Self {
-        Self { body, ok: result.ok, ended_by: result.ended_by, at: result.resp_ts_utc }
+        Self { body, ok: result.ok, ended_by: result.ended_by, at: result.resp_ts_utc, traceparent: None }
     }
 }

@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use fanfare_protocol::{EndedBy, Ending, Manifest, RunId, TargetResult, WireTime};
+use fanfare_protocol::{
+    CheckpointEntry, EndedBy, Ending, Manifest, RunId, TargetResult, TraceParent, WireTime, limits,
+};
 
 use crate::{Answer, Time};
 
@@ -173,6 +175,12 @@ impl<T: Clone> Gathered<T> {
         self.entries.iter().flatten().map(|entry| &entry.answer.body)
     }
 
+    /// The spans of targets that a final callback links to, in the manifest's order.
+    pub(crate) fn links(&self) -> Vec<TraceParent> {
+        let first = self.entries.iter().take(limits::LINKS).flatten();
+        first.filter_map(|entry| entry.answer.traceparent).collect()
+    }
+
     /// How it ends if no other result counts. It depends on nothing but the results.
     pub(crate) fn ending(&self) -> Ending {
         let answers = || self.entries.iter().flatten().map(|entry| &entry.answer);
@@ -219,13 +227,15 @@ impl<T: Clone> Gathered<T> {
     pub(crate) fn count_checkpointed(
         &mut self,
         place: usize,
-        body: Bytes,
+        written: CheckpointEntry,
         id: CheckpointId,
         called: bool,
     ) -> Option<T> {
         let rank = if called { Rank::Called } else { Rank::Uncalled };
+        let CheckpointEntry { body, traceparent, .. } = written;
         let Ok(result) = TargetResult::from_body(&body) else { return None };
-        let answer = Answer::new(body, &result);
+        let traceparent = traceparent.filter(|_| place < limits::LINKS);
+        let answer = Answer { traceparent, ..Answer::new(body, &result) };
         let mut released = None;
         match &self.entries[place] {
             None => {

@@ -5,7 +5,7 @@ mod outgoing;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fanfare_protocol::{Manifest, Message, RunId, WireTime, limits};
+use fanfare_protocol::{Manifest, Message, RunId, TraceParent, WireTime, limits};
 
 use crate::checkpoints::Checkpoints;
 use crate::gathered::Gathered;
@@ -194,6 +194,24 @@ impl<T: Clone> FanIn<T> {
     #[must_use]
     pub const fn responded(&self) -> usize {
         self.gathered.responded()
+    }
+
+    /// How many targets have succeeded, as far as this hold has read.
+    #[must_use]
+    pub const fn succeeded(&self) -> usize {
+        self.gathered.tally().succeeded
+    }
+
+    /// How many targets have failed by themselves, as far as this hold has read.
+    #[must_use]
+    pub const fn failed(&self) -> usize {
+        self.gathered.tally().failed
+    }
+
+    /// The spans of targets that a final callback links to: of the first [`limits::LINKS`] of the manifest, in its order.
+    #[must_use]
+    pub fn links(&self) -> Vec<TraceParent> {
+        self.gathered.links()
     }
 
     /// Tells what a message of the aggregation queue is to this fan-out.

@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    Checkpoint, CheckpointEntry, EndedBy, Fence, Malformed, Manifest, Message, TargetResult, WireTime, header,
+    Checkpoint, CheckpointEntry, EndedBy, Fence, Malformed, Manifest, Message, TargetResult, TraceParent,
+    WireTime, header, limits,
 };
 use fanfare_protocol::{key_of, place_of};
 
@@ -57,7 +58,11 @@ fn read_result(message: &Message, manifest: &Manifest, places: &BTreeMap<String,
     let Some(place) = place else { return Item::Stranger };
     let sound = message.run().and_then(|_| TargetResult::from_body(&message.body));
     match sound {
-        Ok(result) => Item::Result { place, answer: Answer::new(trimmed(&message.body), &result) },
+        Ok(result) => {
+            let traceparent = TraceParent::of(message).filter(|_| place < limits::LINKS);
+            let answer = Answer { traceparent, ..Answer::new(trimmed(&message.body), &result) };
+            Item::Result { place, answer }
+        }
         Err(Malformed(reason)) => {
             let at = message.properties.timestamp.and_then(WireTime::from_timestamp);
             let answer = failure(manifest, place, reason, at, None);
@@ -102,7 +107,7 @@ fn with_sound_bodies(
         |entry: CheckpointEntry| match (TargetResult::from_body(&entry.body), places.get(entry.key.as_str()))
         {
             (Err(Malformed(reason)), Some(place)) => {
-                CheckpointEntry { body: failure(manifest, *place, reason, None, None).body, key: entry.key }
+                CheckpointEntry { body: failure(manifest, *place, reason, None, None).body, ..entry }
             }
             _ => entry,
         };

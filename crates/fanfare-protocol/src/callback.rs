@@ -79,7 +79,7 @@ impl Callback<'_> {
             }
         }
         manifest.metadata.write(&mut message.headers);
-        message
+        message.traced(manifest.traceparent)
     }
 }
 

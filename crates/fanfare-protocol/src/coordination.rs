@@ -4,7 +4,7 @@ use serde_json::value::RawValue;
 
 use crate::message::{HeaderValue, Message};
 use crate::name::{RunId, TargetKey};
-use crate::{Malformed, Manifest, header};
+use crate::{Malformed, Manifest, TraceParent, header};
 
 /// Results that a coordinator wrote back to the aggregation queue in one message, so that it can ack the originals.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub struct CheckpointEntry {
     pub key: TargetKey,
     /// The result's body, byte for byte.
     pub body: Bytes,
+    /// The target's span.
+    pub traceparent: Option<TraceParent>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -43,6 +45,8 @@ struct EntryBody<'a> {
     key: TargetKey,
     #[serde(borrow)]
     result: &'a RawValue,
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "TraceParent::read")]
+    traceparent: Option<TraceParent>,
 }
 
 impl Checkpoint {
@@ -61,7 +65,11 @@ impl Checkpoint {
             .entries
             .iter()
             .zip(&raws)
-            .map(|(entry, raw)| EntryBody { key: entry.key.clone(), result: raw })
+            .map(|(entry, raw)| EntryBody {
+                key: entry.key.clone(),
+                result: raw,
+                traceparent: entry.traceparent,
+            })
             .collect();
         let body = crate::result::to_json(&CheckpointBody {
             coordinator: self.coordinator,
@@ -84,6 +92,7 @@ impl Checkpoint {
         let entry = |entry: EntryBody<'_>| CheckpointEntry {
             key: entry.key,
             body: message.body.slice_ref(entry.result.get().as_bytes()),
+            traceparent: entry.traceparent,
         };
         Ok(Self {
             coordinator: body.coordinator,

@@ -18,6 +18,10 @@ pub const KEY: &str = "fanfare-key";
 pub const REQUESTED_AT: &str = "fanfare-req-ts";
 /// A table of strings that the caller gave.
 pub const METADATA: &str = "fanfare-metadata";
+/// Where the caller is traced, as W3C's Trace Context has it: see [`TraceParent`](crate::TraceParent).
+pub const TRACEPARENT: &str = "traceparent";
+/// On a final callback: the spans of its targets, each written as [`TRACEPARENT`].
+pub const LINKS: &str = "fanfare-links";
 /// 2, 3, ... on a retry.
 pub const ATTEMPT: &str = "fanfare-attempt";
 /// On a manifest that a coordinator published again to renew it.

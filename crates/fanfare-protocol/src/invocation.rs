@@ -4,7 +4,7 @@ use crate::message::{Message, Properties};
 use crate::name::{Cid, RunId, ServiceName, Source, TargetKey};
 use crate::queue::QueueNames;
 use crate::result::place_of;
-use crate::{Channel, Malformed, Metadata, WireTime, header};
+use crate::{Channel, Malformed, Metadata, TraceParent, WireTime, header};
 
 /// A message of a service queue, decoded: a request or a callback message.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +27,10 @@ pub struct Invocation {
     pub requested_at: Option<WireTime>,
     /// What the caller tells all targets and callbacks.
     pub metadata: Metadata,
+    /// Where whoever invoked it is traced.
+    pub traceparent: Option<TraceParent>,
+    /// Of a final callback, the spans of its targets.
+    pub links: Vec<TraceParent>,
     /// Where the result goes; none where nobody waits for one.
     pub reply: Option<ReplyAddress>,
     /// The payload.
@@ -122,6 +126,8 @@ impl Invocation {
             attempt,
             requested_at: message.time(header::REQUESTED_AT)?,
             metadata: Metadata::read(&message.headers)?,
+            traceparent: TraceParent::of(message),
+            links: TraceParent::links_of(message),
             reply,
             body: message.body.clone(),
         })

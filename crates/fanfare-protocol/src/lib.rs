@@ -11,6 +11,7 @@
 //! - [`TargetResult`]: what a target answered; [`FinalPayload`]: what a final callback receives.
 //! - [`Manifest`]: the message that commits a fan-out, with the [`CompletionPolicy`] that it may have.
 //! - [`Checkpoint`], [`Fence`], [`EndNote`]: what coordinators write for one another.
+//! - [`TraceParent`]: where a message belongs in a distributed trace.
 //! - [`CancelRequest`], [`CancelAnswer`], [`Cancelled`]: how a fan-out is cancelled.
 #![doc(test(attr(deny(warnings))))]
 
@@ -33,6 +34,7 @@ pub mod queue;
 mod request;
 mod result;
 mod time;
+mod trace;
 
 pub use callback::{Callback, CallbackKind};
 pub use cancel::{CancelAnswer, CancelRequest, CancelState, Cancelled};
@@ -51,6 +53,7 @@ pub use queue::{ExchangeSpec, QueueNames, QueueSpec};
 pub use request::{Request, TargetOf};
 pub use result::{TargetResult, key_of, place_of};
 pub use time::WireTime;
+pub use trace::{InvalidTraceParent, TraceParent};
 
 /// The message does not have the form that the protocol gives it; says what is wrong with it, in 1,000 characters at most,
 /// whatever the message was.

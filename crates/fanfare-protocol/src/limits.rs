@@ -29,3 +29,5 @@ pub const CALLBACKS: usize = 100;
 pub const NESTING: usize = 96;
 /// Levels that a final payload puts around each response: itself, `data` and the result.
 pub const PAYLOAD_LEVELS: usize = 3;
+/// Spans that a final callback links to: those of so many targets, the first ones of the manifest.
+pub const LINKS: usize = 128;

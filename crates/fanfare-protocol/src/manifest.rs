@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use crate::message::{HeaderValue, Message};
 use crate::name::{Cid, RunId, ServiceName, Source, TargetKey};
 use crate::queue::QueueNames;
-use crate::{Channel, CompletionPolicy, Malformed, Metadata, WireTime, header, limits};
+use crate::{Channel, CompletionPolicy, Malformed, Metadata, TraceParent, WireTime, header, limits};
 
 /// The message that commits a fan-out: it exists if and only if its manifest is confirmed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,6 +45,9 @@ pub struct Manifest {
     /// What the caller tells all targets and callbacks.
     #[serde(default, skip_serializing_if = "Metadata::is_empty")]
     pub metadata: Metadata,
+    /// Where the caller is traced.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "TraceParent::read")]
+    pub traceparent: Option<TraceParent>,
 }
 
 /// One target, as the manifest lists it.

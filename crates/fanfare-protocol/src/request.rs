@@ -2,7 +2,7 @@ use bytes::Bytes;
 
 use crate::message::{HeaderValue, Message};
 use crate::name::{Cid, RunId, ServiceName, Source, TargetKey};
-use crate::{Channel, Metadata, WireTime, header};
+use crate::{Channel, Metadata, TraceParent, WireTime, header};
 
 /// The message that invokes a service: a target of a fan-out or parallel execution, or a plain invocation.
 #[derive(Debug, Clone, PartialEq)]
@@ -21,6 +21,8 @@ pub struct Request {
     pub metadata: Metadata,
     /// The caller's payload, untouched.
     pub body: Bytes,
+    /// Where the caller is traced.
+    pub traceparent: Option<TraceParent>,
     /// What makes it a target; none for a plain invocation.
     pub target: Option<TargetOf>,
 }
@@ -64,6 +66,6 @@ impl Request {
             message.properties.reply_to = Some(target.reply_to.clone());
         }
         self.metadata.write(&mut message.headers);
-        message
+        message.traced(self.traceparent)
     }
 }

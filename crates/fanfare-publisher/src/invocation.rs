@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use fanfare_broker::{Backoff, BrokerError, PublishError, absence};
+use fanfare_broker::{Backoff, BrokerError, PublishError, absence, trace};
 use fanfare_protocol::{Cid, Metadata, QueueSpec, Request, RunId, Source, WireTime};
 use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -15,7 +15,7 @@ use crate::error::pressed;
 use crate::known_queues::Unprepared;
 use crate::plan::Plan;
 use crate::publisher::Shared;
-use crate::{Failure, InvokeError, QueueType, Target};
+use crate::{Failure, InvokeError, QueueType, Target, telemetry};
 
 /// Requests of one fan-out that are under way to the broker at the same time.
 const REQUESTS_IN_FLIGHT: usize = 256;
@@ -37,6 +37,12 @@ pub struct Accepted {
 
 /// Invokes a fan-out: looks at queues, sends the requests, and commits the whole with the manifest.
 pub(crate) async fn invoke(shared: Arc<Shared>, plan: Plan) -> Result<Accepted, InvokeError> {
+    let outcome = commit(shared, plan).await;
+    telemetry::invoked(&outcome);
+    outcome
+}
+
+async fn commit(shared: Arc<Shared>, plan: Plan) -> Result<Accepted, InvokeError> {
     let accepted = Accepted::of(&plan);
     shared.ensure_room(plan.nested).await.map_err(|failure| accepted.not_accepted(failure, false))?;
     shared
@@ -76,6 +82,7 @@ pub(crate) async fn send(
         service: target.service.clone(),
         requested_at: WireTime::from(environment.now()),
         metadata: Metadata::default(),
+        traceparent: trace::current(),
         body: target.body,
         target: None,
     };

@@ -19,6 +19,7 @@ mod names;
 mod plan;
 mod publisher;
 mod target;
+mod telemetry;
 mod waiting;
 
 pub use completion::Completion;
@@ -28,4 +29,5 @@ pub use invocation::Accepted;
 pub use names::IntoNames;
 pub use publisher::{Config, Publisher, QueueType};
 pub use target::Target;
+pub use telemetry::describe_metrics;
 pub use waiting::{WhileWaiting, Yielded};

@@ -2,6 +2,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fanfare_broker::trace;
 use fanfare_protocol::{
     Channel, Cid, Manifest, ManifestTarget, Message, Request, RunId, ServiceName, TargetOf, WireTime, limits,
 };
@@ -56,6 +57,7 @@ impl Fanout {
             progress,
             completion,
             metadata: self.metadata,
+            traceparent: trace::current(),
         };
         let manifest_message = message(&manifest, &shared);
         let bytes = manifest_message.body.len();
@@ -125,6 +127,7 @@ impl Plan {
             service: service.clone(),
             requested_at: manifest.req_ts_utc,
             metadata: manifest.metadata.clone(),
+            traceparent: manifest.traceparent,
             body: self.bodies[place].clone(),
             target: Some(TargetOf {
                 parallel: manifest.channel == Channel::ParallelExecCall,

@@ -1,8 +1,10 @@
 use std::sync::Arc;
 
-use fanfare_broker::{Backoff, Broker, BrokerError, Environment, PublishError, Reminder, absence};
+use fanfare_broker::{Backoff, Broker, BrokerError, Environment, PublishError, Reminder, absence, trace};
 use fanfare_protocol::{Message, QueueNames, ReplyAddress, TargetResult, WireTime};
 use serde_json::value::RawValue;
+
+use crate::telemetry::Telemetry;
 
 /// Brings into queues what a worker has to say: results, retries, and messages to park. It does not give up: the delivery that a
 /// message answers stays unacked meanwhile, and whoever stops the worker drops the attempt.
@@ -11,6 +13,7 @@ pub(crate) struct Answers {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) names: QueueNames,
+    pub(crate) telemetry: Telemetry,
 }
 
 impl Answers {
@@ -18,15 +21,17 @@ impl Answers {
     /// the fan-out ended without it. One that is larger than the broker takes becomes a failed result that says so.
     pub(crate) async fn publish_result(&self, result: &TargetResult, to: &ReplyAddress) {
         let mut body = result.to_body();
+        let traceparent = trace::current();
         let mut backoff = Backoff::default();
         let mut reminder = Reminder::default();
         loop {
-            let message = TargetResult::message(body.clone(), to, result.resp_ts_utc);
+            let message = TargetResult::message(body.clone(), to, result.resp_ts_utc).traced(traceparent);
             let error = match self.broker.publish(&to.queue, message).await {
                 Ok(()) => return,
                 Err(error) => error,
             };
             if matches!(error, PublishError::Unroutable(_)) && self.is_gone(&to.queue, &mut reminder).await {
+                self.telemetry.late();
                 tracing::debug!(cid = %to.cid, run = %to.run, message_id = to.message_id, "the result is late: its fan-out has ended");
                 return;
             }
@@ -87,6 +92,7 @@ impl Answers {
 
     /// Parks a message for a person to look at.
     pub(crate) async fn park(&self, message: &Message, from: &str, reason: &str) {
+        self.telemetry.parked();
         let parked = self.names.parked();
         let mut copy = message.clone().parked(from, reason);
         let mut backoff = Backoff::default();

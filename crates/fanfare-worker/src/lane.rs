@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use fanfare_broker::{Delivery, Subscription, SubscriptionOptions};
+use fanfare_broker::{Delivery, Readiness, Subscription, SubscriptionOptions};
 use fanfare_protocol::QueueSpec;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -16,6 +16,7 @@ const MOST_CHANNELS: usize = 100;
 /// The consumer of one service's queue: hands each delivery to the pipeline as soon as there is a slot for it.
 pub(crate) struct Lane {
     pub(crate) queue: QueueSpec,
+    pub(crate) readiness: Readiness,
     pub(crate) slots: Slots,
     /// How often a message may be delivered again before it is given up.
     pub(crate) redelivery_limit: u32,
@@ -31,7 +32,8 @@ impl Lane {
         let options =
             SubscriptionOptions { prefetch: self.pipeline.registered.prefetch, most_channels: MOST_CHANNELS };
         let (broker, environment) = (Arc::clone(&answers.broker), Arc::clone(&answers.environment));
-        let mut subscription = Subscription::new(broker, environment, self.queue.clone(), options);
+        let mut subscription = Subscription::new(broker, environment, self.queue.clone(), options)
+            .reporting_to(self.readiness.clone());
         let mut told = false;
         while let Some(delivery) = self.next(&mut subscription).await {
             let goes_on = match Risk::of(&delivery, self.redelivery_limit) {

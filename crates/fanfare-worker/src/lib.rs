@@ -19,6 +19,7 @@ mod retry;
 mod risk;
 mod service;
 mod slot;
+mod telemetry;
 mod turn;
 mod worker;
 
@@ -27,4 +28,5 @@ pub use error::{Result, ServiceError, WorkerError};
 pub use registration::{Registration, service};
 pub use retry::Retry;
 pub use service::Service;
+pub use telemetry::describe_metrics;
 pub use worker::{Config, Worker};

@@ -1,4 +1,4 @@
-use fanfare_broker::{Delivery, Receipt};
+use fanfare_broker::{Delivery, Receipt, trace};
 use fanfare_protocol::{
     Invocation, MalformedInvocation, Message, ReplyAddress, TargetResult, WireTime, header,
 };
@@ -14,6 +14,7 @@ use crate::execution::{Exception, Failure, execute};
 use crate::history::{History, Turn, Work};
 use crate::registration::Registered;
 use crate::slot::Slot;
+use crate::telemetry::Run;
 use crate::worker::CANCELLATION_GRACE;
 
 /// Takes each delivery of one service from its queue to its ack: decode, run, answer or retry, ack.
@@ -50,6 +51,9 @@ impl Pipeline {
     /// loses nothing: the delivery is handed out again.
     pub(crate) async fn process(&self, delivery: Delivery, slot: Slot) {
         let Delivery { message, receipt, redelivered } = delivery;
+        if redelivered {
+            self.answers.telemetry.redelivered();
+        }
         let fate = tokio::select! {
             biased;
             () = self.stop.abort.cancelled() => Fate::Requeued,
@@ -69,6 +73,7 @@ impl Pipeline {
                 "it was delivered {} times and never ended: its worker dies of it, or loses its connection each time",
                 redeliveries + 1
             );
+            self.answers.telemetry.ended(Run::GivenUp);
             tracing::error!(
                 service = %self.registered.name,
                 message_id = message.properties.message_id,
@@ -129,39 +134,71 @@ impl Pipeline {
             Ok(invocation) => invocation,
             Err(malformed) => {
                 slot.finish();
+                self.answers.telemetry.ended(Run::Malformed);
                 self.refuse(message, malformed).await;
                 return Fate::Done;
             }
         };
+        let span = tracing::info_span!(
+            "delivery",
+            service = %self.registered.name,
+            channel = %invocation.channel,
+            cid = %invocation.cid,
+            key = invocation.key.as_ref().map(|key| key.as_str()),
+            attempt = invocation.attempt,
+            message_id = invocation.message_id,
+        );
+        let name = format!("{} {}", invocation.channel.as_header(), self.registered.name);
+        trace::begin(&span, name, invocation.traceparent, &invocation.links);
+        self.invoke(message, invocation, redelivered, slot).instrument(span).await
+    }
+
+    async fn invoke(
+        &self,
+        message: &Message,
+        invocation: Invocation,
+        redelivered: bool,
+        slot: &Slot,
+    ) -> Fate {
         // Of a cancelled fan-out only the targets are left out: its callbacks run.
         let target = match invocation.reply.as_ref().map(|_| self.cancelled.begin(invocation.run)) {
             None => None,
             Some(Some(target)) => Some(target),
             Some(None) => {
                 slot.finish();
+                self.answers.telemetry.ended(Run::Cancelled);
                 tracing::debug!(message_id = invocation.message_id, run = %invocation.run, "not run: its fan-out was cancelled");
                 return Fate::Done;
             }
         };
         let outcome = self.run(invocation.clone(), redelivered, slot, target.as_ref()).await;
+        if let Err(failure) = &outcome {
+            trace::fail(failure.exception.as_str());
+        }
         slot.finish();
-        match outcome {
+        let ended = match outcome {
             // A failure stands in the place of its result, and is in the queue: nobody waits for this one any more.
             _ if target.as_ref().is_some_and(RunningTarget::is_cancelled) => {
                 tracing::debug!(message_id = invocation.message_id, run = %invocation.run, "its fan-out was cancelled while it ran");
+                Run::Cancelled
             }
             // It was cut short by this worker and not by anything of its own: it deserves another run.
-            Err(_) if self.stop.cancel.is_cancelled() => return Fate::Requeued,
-            Err(failure) if self.retry(message, &invocation, &failure).await => {}
-            Err(Failure { exception, .. }) => self.fail(message, &invocation, exception).await,
+            Err(_) if self.stop.cancel.is_cancelled() => Run::Requeued,
+            Err(failure) if self.retry(message, &invocation, &failure).await => Run::Retried,
+            Err(Failure { exception, .. }) => {
+                self.fail(message, &invocation, exception).await;
+                Run::Failed
+            }
             Ok(response) => {
                 if let Some(to) = &invocation.reply {
                     let (source, requested_at) = (invocation.source.as_str(), invocation.requested_at);
                     self.publish_result(Ok(response), source, requested_at, to).await;
                 }
+                Run::Ok
             }
-        }
-        Fate::Done
+        };
+        self.answers.telemetry.ended(ended);
+        if ended == Run::Requeued { Fate::Requeued } else { Fate::Done }
     }
 
     /// Sees to another attempt where one is due. The message that waits for it is confirmed by then.
@@ -211,14 +248,8 @@ impl Pipeline {
         slot: &Slot,
         target: Option<&RunningTarget>,
     ) -> Result<Box<RawValue>, Failure> {
+        let _running = self.answers.telemetry.run();
         let body = invocation.body.clone();
-        let span = tracing::info_span!(
-            "invocation",
-            service = %self.registered.name,
-            channel = %invocation.channel,
-            cid = %invocation.cid,
-            message_id = invocation.message_id,
-        );
         let cancellation = self.stop.cancel.child_token();
         let context = Context::new(
             self.registered.name.clone(),
@@ -228,7 +259,7 @@ impl Pipeline {
             self.publisher.clone(),
             slot.clone(),
         );
-        let running = execute(&self.registered, context, &body).instrument(span);
+        let running = execute(&self.registered, context, &body);
         let Some(target) = target else { return running.await };
         let cancelled = async {
             target.cancelled().await;

@@ -3,7 +3,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{Backoff, BrokerError, consumer_timeout};
+use fanfare_broker::{Backoff, BrokerError, Readiness, consumer_timeout};
 use fanfare_protocol::QueueSpec;
 use fanfare_publisher::Publisher;
 use tokio::task::JoinSet;
@@ -18,8 +18,11 @@ use crate::lane::Lane;
 use crate::pipeline::{Pipeline, Stop};
 use crate::registration::Registered;
 use crate::slot::{AllSlots, Slots};
+use crate::telemetry::Telemetry;
 use crate::{Registration, WorkerError};
 
+/// What is not ready before the worker has declared its queues.
+const QUEUES: &str = "the worker's queues";
 /// How long an invocation that was told to end has for it before it is dropped.
 pub(crate) const CANCELLATION_GRACE: Duration = Duration::from_secs(1);
 /// How long it may take to put back what was dropped. What is not put back by then comes back with the connection.
@@ -53,6 +56,7 @@ pub struct Worker {
     publisher: Publisher,
     config: Config,
     services: Vec<Registration>,
+    readiness: Readiness,
 }
 
 /// What a [`Worker`] is to be told.
@@ -87,7 +91,14 @@ impl Worker {
     /// A worker without services on a publisher's broker, whose queue names it uses. The publisher is also what its
     /// services invoke others with.
     pub fn new(publisher: Publisher, config: Config) -> Self {
-        Self { publisher, config, services: Vec::new() }
+        let readiness = Readiness::waiting(QUEUES, "it has not started yet");
+        Self { publisher, config, services: Vec::new(), readiness }
+    }
+
+    /// Whether it consumes the queues of its services, for whoever asks while it runs.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.clone()
     }
 
     /// Adds a service.
@@ -113,13 +124,13 @@ impl Worker {
     /// # Cancel safety
     /// Where the future is dropped, what runs is dropped and put back at once.
     pub async fn run_until(self, shutdown: impl Future<Output = ()>) -> Result<(), WorkerError> {
-        let Self { publisher, config, services } = self;
+        let Self { publisher, config, services, readiness } = self;
         let services = check(services, &config)?;
         let mut shutdown = pin!(shutdown);
         tokio::select! {
             biased;
             () = &mut shutdown => return Ok(()),
-            declared = declare_queues(&publisher, &services) => declared?,
+            declared = declare_queues(&publisher, &services, &readiness) => declared?,
         }
         tokio::select! {
             biased;
@@ -130,7 +141,8 @@ impl Worker {
             let (name, concurrency) = (&service.name, service.concurrency);
             tracing::info!(service = %name, concurrency, prefetch = service.prefetch, "serving");
         }
-        let mut running = Running::start(publisher, &config, services);
+        let mut running = Running::start(publisher, &config, services, &readiness);
+        readiness.clear(QUEUES);
         tokio::select! {
             biased;
             () = &mut shutdown => {}
@@ -161,16 +173,20 @@ fn check(services: Vec<Registration>, config: &Config) -> Result<Vec<Registered>
 
 /// Declares the queues of the services, and sees to it that those are there which take what cannot be handled. Waits for as
 /// long as there is no broker.
-async fn declare_queues(publisher: &Publisher, services: &[Registered]) -> Result<(), WorkerError> {
+async fn declare_queues(
+    publisher: &Publisher,
+    services: &[Registered],
+    readiness: &Readiness,
+) -> Result<(), WorkerError> {
     let names = &publisher.config().names;
     let broker = publisher.broker();
     // They are everyone's: a worker needs no right to declare them, which would be one to delete them.
     for queue in [names.dead(), names.parked()] {
-        through_outages(publisher, &queue, || broker.ensure(&queue)).await?;
+        through_outages(publisher, &queue, readiness, || broker.ensure(&queue)).await?;
     }
     for service in services {
         let queue = names.service(&service.name);
-        through_outages(publisher, &queue, || broker.declare(&queue)).await?;
+        through_outages(publisher, &queue, readiness, || broker.declare(&queue)).await?;
     }
     Ok(())
 }
@@ -178,6 +194,7 @@ async fn declare_queues(publisher: &Publisher, services: &[Registered]) -> Resul
 async fn through_outages<F: Future<Output = Result<(), BrokerError>>>(
     publisher: &Publisher,
     queue: &QueueSpec,
+    readiness: &Readiness,
     attempt: impl Fn() -> F,
 ) -> Result<(), WorkerError> {
     let mut backoff = Backoff::default();
@@ -185,6 +202,7 @@ async fn through_outages<F: Future<Output = Result<(), BrokerError>>>(
         if !error.is_outage() {
             return Err(error.into());
         }
+        readiness.hinder(QUEUES, error.to_string());
         tracing::warn!(queue = queue.name, %error, "waiting for the broker");
         backoff.wait(&**publisher.environment()).await;
     }
@@ -222,7 +240,12 @@ struct Running {
 }
 
 impl Running {
-    fn start(publisher: Publisher, config: &Config, services: Vec<Registered>) -> Self {
+    fn start(
+        publisher: Publisher,
+        config: &Config,
+        services: Vec<Registered>,
+        readiness: &Readiness,
+    ) -> Self {
         let cancelled = CancelledRuns::default();
         let (broker, environment) = (Arc::clone(publisher.broker()), Arc::clone(publisher.environment()));
         let listener = cancelled.clone().listen(broker, environment, publisher.config().names.clone());
@@ -237,6 +260,7 @@ impl Running {
         services.into_iter().fold(running, |mut running, registered| {
             let names = publisher.config().names.clone();
             let lane = Lane {
+                readiness: readiness.clone(),
                 queue: names.service(&registered.name),
                 slots: Slots::new(registered.concurrency, all.clone()),
                 redelivery_limit: config.redelivery_limit,
@@ -244,12 +268,13 @@ impl Running {
                 invocations: running.invocations.clone(),
                 pipeline: Arc::new(Pipeline {
                     queue: names.service(&registered.name).name,
-                    registered,
                     answers: Answers {
+                        telemetry: Telemetry::of(&registered.name),
                         broker: Arc::clone(publisher.broker()),
                         environment: Arc::clone(publisher.environment()),
                         names,
                     },
+                    registered,
                     publisher: publisher.clone(),
                     stop: running.stop.clone(),
                     history: History::default(),

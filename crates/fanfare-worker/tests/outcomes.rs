@@ -184,6 +184,7 @@ fn callback(bench: &Bench, name: &str, body: &'static str) -> Message {
         progress: false,
         completion: None,
         metadata: fanfare_protocol::Metadata::default(),
+        traceparent: None,
     };
     let kind = CallbackKind::OnFinal { callback: Some(&name), ending: fanfare_protocol::Ending::default() };
     Callback { manifest: &manifest, kind, body: body.into() }.encode()

@@ -45,15 +45,18 @@
 
 mod builder;
 mod handle;
+mod metrics;
 pub mod testkit;
 
 pub use builder::{Builder, ConnectError};
 pub use handle::Fanfare;
+pub use metrics::describe_metrics;
 
 pub use fanfare_broker::amqp::{ClientCertificate, InvalidAddress, Tls};
-pub use fanfare_broker::{Broker, BrokerError, Environment, PublishError, ServerInfo, System};
+pub use fanfare_broker::{Broker, BrokerError, Environment, PublishError, Readiness, ServerInfo, System};
 pub use fanfare_coordinator::{
-    Config as CoordinatorConfig, Coordinator, Error as CoordinatorError, Limits as CoordinatorLimits,
+    Config as CoordinatorConfig, Coordinator, Error as CoordinatorError, Handle as CoordinatorHandle,
+    Limits as CoordinatorLimits,
 };
 pub use fanfare_protocol::{
     Cancellation, Channel, Cid, EndedBy, FinalPayload, InvalidMetadata, InvalidName, Metadata, PayloadError,
@@ -68,6 +71,11 @@ pub use fanfare_worker::{
     Config as WorkerConfig, Context, Registration, Result, Retry, Service, ServiceError, Worker, WorkerError,
     service,
 };
+
+/// What a coordinator tells of itself: [`CoordinatorHandle::snapshot`].
+pub mod coordinator {
+    pub use fanfare_coordinator::{Ended, Failed, Progress, Snapshot};
+}
 
 /// The examples of the README, which run as tests.
 #[cfg(doctest)]

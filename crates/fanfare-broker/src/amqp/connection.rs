@@ -13,7 +13,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
 use super::{Address, Config, dial, failure};
-use crate::{BrokerError, Environment};
+use crate::{BrokerError, Environment, telemetry};
 
 /// How long a broker that accepted a connection may take for the rest of the greeting.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -100,6 +100,7 @@ impl Connector {
             .await
             .map_err(|_| BrokerError::Unreachable(format!("no greeting within {limit:?}")))?
             .map_err(|error| failure::plain(&error))?;
+        telemetry::connection_opened();
         tracing::info!(broker = %address, "connected");
         let link = Arc::new(Link::new(connection, address.clone()));
         let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
@@ -274,15 +275,19 @@ async fn observe(
     changed: watch::Sender<()>,
 ) {
     let mut events = std::pin::pin!(events);
+    let mut blocked = telemetry::Blocked::default();
     loop {
         match tokio::time::timeout(LOOK_EVERY, events.next()).await {
             Ok(Some(Event::ConnectionBlocked(reason))) => {
+                blocked.set(true);
                 tracing::warn!(%broker, %reason, "the broker takes no messages for now: publishing waits");
             }
             Ok(Some(Event::ConnectionUnblocked)) => {
+                blocked.set(false);
                 tracing::warn!(%broker, "the broker takes messages again");
             }
             Ok(Some(Event::Error(error))) if status.errored() => {
+                telemetry::connection_lost();
                 tracing::warn!(%broker, reason = %failure::plain(&error), "connection lost");
             }
             // Of a channel.

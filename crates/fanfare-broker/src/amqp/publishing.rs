@@ -18,7 +18,7 @@ use tokio_util::task::TaskTracker;
 use super::trunk::{Connections, Line, Trunk};
 use super::window::Window;
 use super::{failure, wire};
-use crate::{BrokerError, PublishError};
+use crate::{BrokerError, PublishError, telemetry};
 
 /// Messages on their way to the task. Others wait where they are published.
 const INBOX: usize = 64;
@@ -102,6 +102,19 @@ impl Publishing {
 
     /// Publishes to an exchange; the default one has no name, and its routing keys are the names of queues.
     pub(super) async fn publish(
+        &self,
+        exchange: &str,
+        routing_key: &str,
+        message: Message,
+        latest: Option<Instant>,
+    ) -> Result<(), PublishError> {
+        let publishing = telemetry::Publishing::begin();
+        let outcome = self.hand_over(exchange, routing_key, message, latest).await;
+        publishing.ended(&outcome);
+        outcome
+    }
+
+    async fn hand_over(
         &self,
         exchange: &str,
         routing_key: &str,

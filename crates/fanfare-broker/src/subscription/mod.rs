@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use self::source::Source;
 use self::window::Window;
-use crate::{Backoff, Broker, BrokerError, Consumer, Delivery, Environment, Reminder};
+use crate::{Backoff, Broker, BrokerError, Consumer, Delivery, Environment, Readiness, Reminder};
 
 /// How long one attempt to consume may take before it counts as failed.
 const ATTEMPT: Duration = Duration::from_secs(30);
@@ -77,6 +77,8 @@ pub struct Subscription {
     /// Set between a failure and the attempt after it.
     failed: bool,
     outage: Option<Outage>,
+    /// Whom it tells whether it consumes.
+    readiness: Readiness,
     /// Woken when the windows change.
     changed: Arc<AtomicWaker>,
     stopped: bool,
@@ -163,9 +165,17 @@ impl Subscription {
             backoff: Backoff::default(),
             failed: false,
             outage: None,
+            readiness: Readiness::default(),
             changed: Arc::default(),
             stopped: false,
         }
+    }
+
+    /// Tells others whether it consumes, and why not: from now on, since it does not yet.
+    #[must_use]
+    pub fn reporting_to(self, readiness: Readiness) -> Self {
+        readiness.hinder(self.source.name(), "it is not consumed yet");
+        Self { readiness, ..self }
     }
 
     /// The next delivery. `None` only after [`stop`](Subscription::stop).
@@ -182,6 +192,7 @@ impl Subscription {
     /// nothing handed out depends on them, which gives back the same.
     pub async fn stop(&mut self) {
         self.stopped = true;
+        self.readiness.hinder(self.source.name(), "it is not consumed any more");
         self.opening = None;
         let mut channels = std::mem::take(&mut self.channels);
         let stop = async {
@@ -300,6 +311,7 @@ impl Subscription {
 
     fn opened(&mut self, subscribed: Subscribed) {
         self.channels.push(subscribed);
+        self.readiness.clear(self.source.name());
         if let Some(outage) = self.outage.take() {
             let seconds = outage.since.elapsed().as_secs_f64();
             tracing::info!(queue = self.source.name(), seconds, "subscription is back");
@@ -317,6 +329,7 @@ impl Subscription {
                 let queue = self.source.name();
                 tracing::warn!(queue, "the broker cancelled the consumer: declaring the queue again");
                 self.failed = true;
+                self.hindered("the broker cancelled the consumer");
                 self.outage.get_or_insert_with(Outage::begin);
             }
         }
@@ -326,6 +339,7 @@ impl Subscription {
     fn failed(&mut self, error: &BrokerError) {
         let queue = self.source.name();
         self.failed = true;
+        self.hindered(&error.to_string());
         let is_new = self.outage.is_none();
         let outage = self.outage.get_or_insert_with(Outage::begin);
         if !error.is_outage() && outage.refusal.is_due() {
@@ -334,6 +348,13 @@ impl Subscription {
             tracing::warn!(queue, %error, "the subscription is interrupted; trying on");
         } else {
             tracing::debug!(queue, %error, "the subscription is still interrupted");
+        }
+    }
+
+    /// Tells others where nothing is consumed; another channel may be left.
+    fn hindered(&self, reason: &str) {
+        if !self.is_connected() {
+            self.readiness.hinder(self.source.name(), reason);
         }
     }
 

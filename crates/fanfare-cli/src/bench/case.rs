@@ -161,6 +161,7 @@ impl Case {
             progress: false,
             completion: None,
             metadata: Metadata::default(),
+            traceparent: None,
         };
         manifest.encode().body.len()
     }

@@ -2,8 +2,16 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod arguments;
+mod browser;
+mod collector;
 mod demo;
 mod frozen;
+mod http;
+mod monitor;
+mod page;
+mod prometheus;
+mod proxy;
 mod rabbitmq;
 mod support;
 mod tls;
+mod traces;

@@ -71,20 +71,34 @@ pub(crate) fn split(url: &str) -> (&str, &str, String, &str) {
 pub(crate) struct Running {
     child: Child,
     log: Option<BufReader<ChildStderr>>,
+    /// What it logged until it was ready.
+    beginning: String,
 }
 
 impl Running {
     /// Starts the binary and waits until a line of its log says that it is ready.
     pub(crate) fn start(directory: &Path, arguments: &[&str], ready: &str) -> Self {
         let mut command = fanfare(directory);
-        command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped());
+        command.args(arguments);
+        Self::spawn(command, ready)
+    }
+
+    /// Starts what it is given and waits in the same way.
+    pub(crate) fn spawn(mut command: Command, ready: &str) -> Self {
+        command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap());
         let mut seen = String::new();
         while !seen.contains(ready) {
-            assert!(log.read_line(&mut seen).unwrap() > 0, "{arguments:?} ended before {ready:?}: {seen}");
+            assert!(log.read_line(&mut seen).unwrap() > 0, "{command:?} ended before {ready:?}: {seen}");
         }
-        Self { child, log: Some(log) }
+        Self { child, log: Some(log), beginning: seen }
+    }
+
+    /// Where it is asked about itself, as its log says.
+    pub(crate) fn address(&self) -> String {
+        let at = self.beginning.find("127.0.0.1:").expect("it was told to listen");
+        self.beginning[at..].chars().take_while(|c| c.is_ascii_digit() || ".:".contains(*c)).collect()
     }
 
     /// Sends a signal and waits until a line of the log tells what it led to.
@@ -121,5 +135,14 @@ impl Drop for Running {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// Waits until a condition holds, looking every few milliseconds.
+pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for this in vain: {what}");
+        std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -115,7 +115,7 @@ impl<T: Clone> FanIn<T> {
         self.gathered.checkpoints.insert(id, held);
         for entry in checkpoint.entries {
             let Some(&place) = self.places.get(entry.key.as_str()) else { continue };
-            let released = self.gathered.count_checkpointed(place, entry.body, id, called);
+            let released = self.gathered.count_checkpointed(place, entry, id, called);
             out.extend(released.map(Effect::Ack));
         }
         if self.gathered.checkpoints.get(&id).is_some_and(|held| held.live == 0) {

@@ -6,6 +6,7 @@ mod checkpoints;
 mod completion;
 mod deadline;
 mod limits;
+mod links;
 mod model;
 mod outages;
 mod policies;

@@ -34,7 +34,7 @@ fn a_result_goes_on_byte_for_byte_without_the_white_space_around_it() {
     padded.extend_from_slice(&body("one"));
     padded.extend_from_slice(b"\t\n");
     let item = machine().read(&result_of(id(1), "a", padded.into()));
-    let answer = Answer { body: body("one"), ok: true, ended_by: None, at: time() };
+    let answer = Answer { body: body("one"), ok: true, ended_by: None, at: time(), traceparent: None };
     assert_eq!(item, Item::Result { place: 0, answer });
 }
 
@@ -93,7 +93,11 @@ fn a_failure_can_be_read_back_whatever_time_its_message_claims() {
 
 #[test]
 fn a_malformed_result_inside_a_checkpoint_becomes_a_failure_too() {
-    let entry = CheckpointEntry { key: TargetKey::new("a").unwrap(), body: Bytes::from_static(b"[1]") };
+    let entry = CheckpointEntry {
+        key: TargetKey::new("a").unwrap(),
+        body: Bytes::from_static(b"[1]"),
+        traceparent: None,
+    };
     let written = Checkpoint { entries: vec![entry], ..checkpoint(7, 0, true, &[]) };
     let Item::Checkpoint(read) = machine().read(&written.encode(&manifest(["a", "b"], 0, 1))) else {
         panic!("it is a checkpoint")

@@ -47,6 +47,7 @@ pub(crate) fn manifest<'a>(
         progress: false,
         completion: None,
         metadata: Metadata::default(),
+        traceparent: None,
     }
 }
 
@@ -107,6 +108,7 @@ pub(crate) fn checkpoint(token: u128, number: u64, called: bool, entries: &[(&st
     let entry = |(key, answer): &(&str, &str)| CheckpointEntry {
         key: TargetKey::new(*key).unwrap(),
         body: body(answer),
+        traceparent: None,
     };
     Checkpoint { coordinator: id(token), number, called, entries: entries.iter().map(entry).collect() }
 }

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use fanfare_protocol::{
     Callback, CallbackKind, CancelAnswer, CancelRequest, CancelState, Cancellation, Cancelled, Channel,
     Checkpoint, CheckpointEntry, CompletionPolicy, EndNote, EndedBy, Ending, Fence, FinalPayload,
-    FinalPayloadBuilder, Invocation, Manifest, Metadata, Progress, QueueNames, Request, TargetOf,
-    TargetResult,
+    FinalPayloadBuilder, HeaderValue, Invocation, Manifest, Message, Metadata, Progress, QueueNames, Request,
+    TargetOf, TargetResult, TraceParent,
 };
 
 use crate::samples::{
@@ -316,7 +316,9 @@ fn a_checkpoint() {
         number: 3,
         called: true,
         entries: vec![CheckpointEntry {
-            key: key("ключ 2"), body: Bytes::from_static(RESULT.as_bytes())
+            key: key("ключ 2"),
+            body: Bytes::from_static(RESULT.as_bytes()),
+            traceparent: None,
         }],
     };
     let message = checkpoint.encode(&manifest());
@@ -523,4 +525,38 @@ fn a_retry_is_the_request_with_its_attempt_and_without_what_the_broker_added() {
     assert_eq!(Invocation::decode(&retry, &QueueNames::default()).unwrap().attempt, 2);
     let next = retry.retried(3);
     assert_eq!(Invocation::decode(&next, &QueueNames::default()).unwrap().attempt, 3);
+}
+
+#[test]
+fn a_trace() {
+    let parent: TraceParent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap();
+    let written = |message: &Message| message.headers["traceparent"] == HeaderValue::Text(parent.to_string());
+    assert!(written(&Request { traceparent: Some(parent), ..request() }.encode()));
+    let manifest = Manifest { traceparent: Some(parent), ..manifest() };
+    let encoded = manifest.encode();
+    assert!(
+        std::str::from_utf8(&encoded.body).unwrap().ends_with(&format!("\"traceparent\":\"{parent}\"}}"))
+    );
+    assert_eq!(Manifest::decode(&encoded, &QueueNames::default()).unwrap(), manifest);
+    let ending = Ending::default();
+    let kind = CallbackKind::OnFinal { callback: Some(&manifest.on_final[0]), ending };
+    let callback = Callback { manifest: &manifest, kind, body: Bytes::from_static(b"{}") }.encode();
+    assert!(written(&callback));
+    let linked = callback.linked(&[parent, parent]);
+    let link = HeaderValue::Text(parent.to_string());
+    assert_eq!(linked.headers["fanfare-links"], HeaderValue::List(vec![link.clone(), link]));
+    let decoded = Invocation::decode(&linked, &QueueNames::default()).unwrap();
+    assert_eq!((decoded.traceparent, decoded.links), (Some(parent), vec![parent; 2]));
+
+    let entry = CheckpointEntry {
+        key: key("ключ 2"),
+        body: Bytes::from_static(RESULT.as_bytes()),
+        traceparent: Some(parent),
+    };
+    let checkpoint = Checkpoint { coordinator: run(), number: 0, called: false, entries: vec![entry] };
+    let encoded = checkpoint.encode(&manifest);
+    let written =
+        format!("\"results\":[{{\"key\":\"ключ 2\",\"result\":{RESULT},\"traceparent\":\"{parent}\"}}]");
+    assert!(std::str::from_utf8(&encoded.body).unwrap().contains(&written));
+    assert_eq!(Checkpoint::decode(&encoded).unwrap(), checkpoint);
 }

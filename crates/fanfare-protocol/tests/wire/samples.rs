@@ -56,6 +56,7 @@ pub(crate) fn manifest() -> Manifest {
         progress: false,
         completion: None,
         metadata: Metadata::default(),
+        traceparent: None,
     }
 }
 
@@ -67,6 +68,7 @@ pub(crate) fn request() -> Request {
         service: service("my.service2"),
         requested_at: time("2025-01-19 19:55:45"),
         metadata: metadata(),
+        traceparent: None,
         body: Bytes::from_static(b"{ \"untouched\":  1 }"),
         target: Some(TargetOf { parallel: false, key: key("ключ 2"), place: 1, reply_to: aggregation() }),
     }

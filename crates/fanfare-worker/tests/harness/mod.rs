@@ -95,6 +95,7 @@ impl Bench {
             service: ServiceName::new(service).unwrap(),
             requested_at: "2025-01-19 19:55:45".parse::<WireTime>().unwrap(),
             metadata: fanfare_protocol::Metadata::default(),
+            traceparent: None,
             body: body.into(),
             target: Some(TargetOf {
                 parallel: false,

@@ -1,0 +1,85 @@
+//! A headless Chromium, driven through the WebDriver protocol.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+
+use serde_json::{Value, json};
+
+use crate::http::ask;
+
+/// One window. It closes with its browser when this is dropped.
+pub(crate) struct Browser {
+    driver: Child,
+    address: String,
+    session: String,
+}
+
+impl Browser {
+    /// None where this run is told to do without, which it says.
+    pub(crate) fn start() -> Option<Self> {
+        if std::env::var_os("FANFARE_TEST_NO_BROWSER").is_some() {
+            #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
+            {
+                println!(
+                    "left out: FANFARE_TEST_NO_BROWSER is set, so there is no browser to look at the page with"
+                );
+            }
+            return None;
+        }
+        let program = std::env::var("FANFARE_TEST_CHROMEDRIVER")
+            .expect("this test drives Chromium: run `cargo xtask test`, or set FANFARE_TEST_NO_BROWSER");
+        let mut driver = Command::new(program)
+            .arg("--port=0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines().map_while(Result::ok);
+        let port = lines
+            .find_map(|line| {
+                Some(line.split_once("started successfully on port ")?.1.trim_end_matches('.').to_owned())
+            })
+            .expect("chromedriver says where it listens");
+        let mut browser = Self { driver, address: format!("127.0.0.1:{port}"), session: String::new() };
+        let arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"];
+        let capabilities = json!({ "alwaysMatch": { "goog:chromeOptions": { "args": arguments } } });
+        let session = browser.post("", json!({ "capabilities": capabilities }));
+        browser.session = format!("/{}", session["sessionId"].as_str().unwrap());
+        Some(browser)
+    }
+
+    pub(crate) fn open(&self, url: &str) {
+        self.post("/url", json!({ "url": url }));
+    }
+
+    /// What an expression comes to in the page. The driver is not bound by the page's policy.
+    pub(crate) fn value_of(&self, expression: &str) -> Value {
+        self.post("/execute/sync", json!({ "script": format!("return {expression}"), "args": [] }))
+    }
+
+    /// The texts of the cells in the rows of a table's body.
+    pub(crate) fn rows(&self, table: &str) -> Vec<Vec<String>> {
+        let rows = format!(
+            "[...document.getElementById('{table}').rows].map(row => [...row.cells].map(it => it.textContent))"
+        );
+        serde_json::from_value(self.value_of(&rows)).unwrap()
+    }
+
+    fn post(&self, command: &str, body: Value) -> Value {
+        let answer =
+            ask(&self.address, "POST", &format!("/session{}{command}", self.session), &body.to_string());
+        assert_eq!(answer.status, 200, "{command}: {}", answer.body);
+        serde_json::from_str::<Value>(&answer.body).unwrap()["value"].take()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        if !self.session.is_empty() && !std::thread::panicking() {
+            ask(&self.address, "DELETE", &format!("/session{}", self.session), "");
+        }
+        let _ = self.driver.kill();
+        let _ = self.driver.wait();
+    }
+}
