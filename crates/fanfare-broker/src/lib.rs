@@ -16,6 +16,7 @@ pub mod conformance;
 pub mod consumer_timeout;
 mod environment;
 mod error;
+mod mailbox;
 pub mod memory;
 mod reminder;
 mod subscription;
@@ -26,5 +27,6 @@ pub use broker::{
 };
 pub use environment::{Environment, System};
 pub use error::{BrokerError, PublishError};
+pub use mailbox::Mailbox;
 pub use reminder::Reminder;
 pub use subscription::{Subscription, SubscriptionOptions};
