@@ -20,8 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::aggregation_queue::{AggregationQueue, Heard};
 use crate::delivery::Tag;
+use crate::inquiry::Question;
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
+use crate::records::Record;
 use crate::trust::Trust;
 
 /// From one word about progress to the next.
@@ -41,6 +43,8 @@ pub(crate) enum Word {
         /// Where the answer goes.
         reply_to: String,
     },
+    /// Somebody wants to know how the fan-out is.
+    Question(Question),
 }
 
 /// The task of one fan-out, from the manifest's arrival to its last ack.
@@ -63,6 +67,8 @@ pub(crate) struct FanOut {
     told: Option<usize>,
     /// How the fan-out has ended, where this hold knows.
     how: Option<Cancellation>,
+    /// The same, as operators are told.
+    record: Option<Record>,
 }
 
 /// How a task ended.
@@ -72,6 +78,8 @@ pub(crate) struct Conclusion {
     pub(crate) ended: bool,
     /// How, where this hold knows.
     pub(crate) how: Option<Cancellation>,
+    /// The same, as operators are told.
+    pub(crate) record: Option<Record>,
     /// What was left in it.
     pub(crate) inbox: mpsc::UnboundedReceiver<Word>,
 }
@@ -105,6 +113,7 @@ impl FanOut {
             telling: FuturesUnordered::new(),
             told,
             how: None,
+            record: None,
         }
     }
 
@@ -134,6 +143,10 @@ impl FanOut {
                 Some(word) = self.inbox.recv() => match word {
                     Word::Manifest(tag) => Event::ManifestArrived { tag },
                     Word::Cancel { reply_to } => self.asked(reply_to),
+                    Word::Question(question) => {
+                        question.put(&self.machine);
+                        continue;
+                    }
                 },
                 heard = self.queue.next() => event_of(heard, &self.machine),
             };
@@ -141,7 +154,8 @@ impl FanOut {
             for effect in effects {
                 if let Some(ended) = self.apply(effect).await {
                     let run = self.machine.manifest().run;
-                    return Conclusion { run, ended, how: self.how, inbox: self.inbox };
+                    let Self { how, record, inbox, .. } = self;
+                    return Conclusion { run, ended, how, record, inbox };
                 }
             }
         }
@@ -167,6 +181,8 @@ impl FanOut {
             Effect::End(summary) => {
                 self.tell(&summary);
                 self.how = summary.completed.then(|| self.how_it_ended(&summary));
+                let at = self.outbox.environment.now().into();
+                self.record = summary.completed.then(|| Record::new(&self.machine, summary.ending, at));
                 // What is being parked went with the queue: nobody hands it out again.
                 while self.parking.next().await.is_some() {}
                 self.queue.close().await;

@@ -12,6 +12,7 @@
 //! - [`Manifest`]: the message that commits a fan-out, with the [`CompletionPolicy`] that it may have.
 //! - [`Checkpoint`], [`Fence`]: what coordinators write for one another.
 //! - [`CancelRequest`], [`CancelAnswer`], [`Cancelled`]: how a fan-out is cancelled.
+//! - [`StatusRequest`], [`ExplainRequest`] and their answers: what an operator is told of fan-outs.
 #![doc(test(attr(deny(warnings))))]
 
 mod callback;
@@ -19,6 +20,7 @@ mod cancel;
 mod channel;
 mod completion;
 mod coordination;
+mod explain;
 pub mod header;
 mod invocation;
 pub mod limits;
@@ -32,6 +34,7 @@ mod progress;
 pub mod queue;
 mod request;
 mod result;
+mod status;
 mod time;
 
 pub use callback::{Callback, CallbackKind};
@@ -39,6 +42,9 @@ pub use cancel::{CancelAnswer, CancelRequest, CancelState, Cancelled};
 pub use channel::{Channel, UnknownChannel};
 pub use completion::{Cancellation, CompletionPolicy, EndedBy, Ending, InvalidPolicy};
 pub use coordination::{Checkpoint, CheckpointEntry, Fence};
+pub use explain::{
+    AtWorker, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, MissingTarget, WorkerAnswer,
+};
 pub use invocation::{Invocation, MalformedInvocation, ReplyAddress};
 pub use manifest::{Manifest, ManifestTarget};
 pub use message::{HeaderValue, Headers, Message, Properties};
@@ -50,6 +56,7 @@ pub use progress::Progress;
 pub use queue::{ExchangeSpec, QueueNames, QueueSpec};
 pub use request::{Request, TargetOf};
 pub use result::{TargetResult, key_of, place_of};
+pub use status::{FanOutState, FanOutStatus, Sort, StatusAnswer, StatusQuery, StatusRequest};
 pub use time::WireTime;
 
 /// The message does not have the form that the protocol gives it; says what is wrong with it, in 1,000 characters at most,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::name::{Cid, RunId};
-use crate::{Malformed, WireTime, header, limits};
+use crate::{Malformed, QueueNames, WireTime, header, limits};
 
 /// A message, free of any client library's types.
 ///
@@ -223,6 +223,24 @@ impl Message {
         self.required(header::RUN)?
             .parse()
             .map_err(|error| Malformed::new(format!("header fanfare-run: {error}")))
+    }
+
+    /// The run, where the header is there.
+    pub(crate) fn run_if_any(&self) -> Result<Option<RunId>, Malformed> {
+        self.headers.contains_key(header::RUN).then(|| self.run()).transpose()
+    }
+
+    /// The queue of whoever waits for an answer.
+    pub(crate) fn waiter(&self, names: &QueueNames) -> Result<String, Malformed> {
+        let reply_to = self.properties.reply_to.clone().filter(|queue| names.is_wait(queue));
+        reply_to.ok_or_else(|| Malformed::new("reply_to is not the queue of a waiter"))
+    }
+
+    pub(crate) fn is_of(&self, kind: &str) -> Result<(), Malformed> {
+        if self.kind() == kind {
+            return Ok(());
+        }
+        Err(Malformed::new(format!("type {:?} is not {kind}", self.kind())))
     }
 
     pub(crate) fn required(&self, name: &str) -> Result<&str, Malformed> {
