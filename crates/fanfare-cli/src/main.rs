@@ -20,6 +20,8 @@ mod numbers;
 mod services;
 mod settings;
 mod signals;
+mod status;
+mod table;
 mod variables;
 mod worker;
 
@@ -49,6 +51,7 @@ async fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Worker(arguments) => worker::run(arguments, &settings).await,
         Command::Coordinator(arguments) => coordinator::run(arguments, &settings).await,
         Command::Invoke(arguments) => invoke::run(arguments, &settings).await,
+        Command::Status(arguments) => status::run(arguments, &settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, &settings).await,
         Command::Doctor(arguments) => doctor::run(arguments, &settings).await,
         Command::Bench(arguments) => bench::run(arguments, &settings).await,

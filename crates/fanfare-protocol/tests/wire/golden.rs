@@ -8,15 +8,10 @@ use fanfare_protocol::{
 };
 
 use crate::samples::{
-    aggregation, cid, key, manifest, metadata, reply, request, result, run, service, time, written,
+    aggregation, check, cid, key, manifest, metadata, reply, request, result, run, service, time, written,
 };
 
 const RESULT: &str = r#"{"source":"fanout1.my-service","target":"my.service1","response":"My response","req_ts_utc":"2025-01-19 19:55:45","resp_ts_utc":"2025-01-19 19:55:46","ok":true,"exception":null,"cid":"63e7c3a2ba616badecb125ce"}"#;
-
-#[track_caller]
-fn check(message: &fanfare_protocol::Message, expected: &str) {
-    assert_eq!(written(message), expected);
-}
 
 #[test]
 fn a_request() {
