@@ -1,5 +1,6 @@
 //! What an operator is told of fan-outs that are open, or have ended.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use fanfare_operator::{AskError, Operator, Status};
@@ -27,13 +28,15 @@ async fn invoke(publisher: &Publisher, source: &str, cid: &str, missing: usize) 
 
 /// Waits until what is told is as wanted.
 async fn told(operator: &Operator, query: &StatusQuery, wanted: impl Fn(&Status) -> bool) -> Status {
-    let mut latest = None;
-    eventually("what is told is as wanted", async || {
-        latest = operator.status(query).await.ok();
-        latest.as_ref().is_some_and(&wanted)
+    let latest = Mutex::new(None);
+    eventually("what is told is as wanted", || async {
+        let status = operator.status(query).await.ok();
+        let is_wanted = status.as_ref().is_some_and(&wanted);
+        *latest.lock().expect("nobody panics") = status;
+        is_wanted
     })
     .await;
-    latest.expect("something is told")
+    latest.into_inner().expect("nobody panics").expect("something is told")
 }
 
 fn all_have_done(status: &Status, count: usize, done: usize) -> bool {
