@@ -302,7 +302,8 @@ impl FanOut {
             }
             Publication::ParkedManifest { reason } => {
                 tracing::warn!(cid = %manifest.cid, run = %manifest.run, reason, "manifest parked");
-                let message = manifest.encode().parked(&names.fanin().name, &reason);
+                let at = self.outbox.environment.now().into();
+                let message = manifest.encode().parked(&names.fanin().name, &reason, at);
                 (names.parked().name, message, Absence::Declares)
             }
         }

@@ -1,14 +1,16 @@
 //! What an operator asks and does.
 //!
 //! [`Operator::status`] tells which fan-outs are open, or have ended lately: all coordinators are asked, and their answers made
-//! one. Nothing that it does changes a fan-out.
+//! one. [`Operator::parked`], [`replay`](Operator::replay) and [`purge`](Operator::purge) see to what was parked.
 #![doc(test(attr(deny(warnings))))]
 
 mod asking;
 mod error;
 mod operator;
+mod parked;
 mod status;
 
 pub use error::AskError;
 pub use operator::{Config, Operator};
+pub use parked::{Parked, ParkedMessages, ParkedQuery, ReplayError, Replayed};
 pub use status::{Coordinators, Status};

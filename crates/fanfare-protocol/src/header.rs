@@ -28,6 +28,8 @@ pub const DEADLINE_UTC: &str = "deadline_utc";
 pub const REASON: &str = "fanfare-reason";
 /// On a parked message: the queue that it was read from or meant for.
 pub const PARKED_FROM: &str = "fanfare-parked-from";
+/// On a parked message: when it was parked; see [`WireTime`](crate::WireTime).
+pub const PARKED_AT: &str = "fanfare-parked-at";
 /// On a parked message that had a `user_id`: that.
 pub const PARKED_USER: &str = "fanfare-parked-user";
 /// On a final callback: how many targets the fan-out had.
