@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{BrokerError, ConsumerChannel, Delivery, PublishError};
+use fanfare_broker::{
+    Backoff, BrokerError, Consumer, ConsumerChannel, Delivery, PublishError, QueueState, Receipt,
+};
 use fanfare_protocol::{Cid, Message, QueueNames, RunId, ServiceName, WireTime, header};
 use serde::Serialize;
 use tokio::time::timeout;
@@ -15,6 +17,8 @@ use crate::Operator;
 const MOST: u16 = 10_000;
 /// How long the next of them may take to come. One that does not come is held by another who looks.
 const NEXT: Duration = Duration::from_secs(5);
+/// How long it is waited for what goes back, which takes the broker a moment.
+const BACK: Duration = Duration::from_secs(2);
 
 /// A parked message, without its body.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -171,7 +175,7 @@ impl Operator {
         while let Some((parked, Delivery { message, receipt, .. })) = look.next().await? {
             let outcome = self.put_back(&parked, message).await;
             if outcome.is_ok() {
-                receipt.ack().await;
+                look.settle(&receipt).await;
                 let (id, from) = (&parked.id, parked.from.as_deref());
                 tracing::info!(id, from, message_id = parked.message_id, "a parked message is put back");
             }
@@ -189,7 +193,7 @@ impl Operator {
         let mut purged = Vec::new();
         let mut look = Look::begin(self, query).await?;
         while let Some((parked, delivery)) = look.next().await? {
-            delivery.receipt.ack().await;
+            look.settle(&delivery.receipt).await;
             tracing::info!(id = parked.id, reason = parked.reason, "a parked message is dropped");
             purged.push(parked);
         }
@@ -225,9 +229,11 @@ struct Look<'a> {
     /// Chosen by their ID, and seen.
     seen: BTreeSet<String>,
     /// None where nothing is parked.
-    open: Option<(Arc<dyn ConsumerChannel>, fanfare_broker::Consumer)>,
+    open: Option<(Arc<dyn ConsumerChannel>, Consumer)>,
     /// As many as were there at the beginning, and are still to come.
     left: u64,
+    /// As many as are to go back.
+    held: u64,
     unseen: u64,
 }
 
@@ -237,8 +243,16 @@ impl<'a> Look<'a> {
         let now = operator.environment.now().into();
         let there = operator.broker.inspect(&queue).await?.map_or(0, |queue| queue.messages);
         let window = u16::try_from(there).unwrap_or(MOST).min(MOST);
-        let mut look =
-            Self { operator, query, now, seen: BTreeSet::new(), open: None, left: window.into(), unseen: 0 };
+        let mut look = Self {
+            operator,
+            query,
+            now,
+            seen: BTreeSet::new(),
+            open: None,
+            left: window.into(),
+            held: 0,
+            unseen: 0,
+        };
         look.unseen = there - look.left;
         if window > 0 {
             let channel = operator.broker.open().await?;
@@ -257,6 +271,7 @@ impl<'a> Look<'a> {
             let Ok(next) = timeout(NEXT, consumer.next()).await else { break };
             let Some(delivery) = next.transpose()? else { break };
             self.left -= 1;
+            self.held += 1;
             let parked = Parked::of(&delivery.message, &self.operator.config.names);
             let is_chosen = self.query.ids.contains(&parked.id);
             if self.query.matches(&parked, self.now) && !(is_chosen && !self.seen.insert(parked.id.clone())) {
@@ -266,11 +281,28 @@ impl<'a> Look<'a> {
         Ok(None)
     }
 
-    /// Puts back what was not settled, and returns how many were not seen.
+    /// The message is parked no more.
+    async fn settle(&mut self, receipt: &Receipt) {
+        receipt.ack().await;
+        self.held -= 1;
+    }
+
+    /// Puts back what was not settled, and returns how many were not seen. Whoever looks next is to see all, so it returns when
+    /// they are there, unless somebody else has taken them.
     async fn end(self) -> usize {
         if let Some((channel, consumer)) = self.open {
             channel.close().await;
             drop(consumer);
+            let (broker, queue) = (&self.operator.broker, self.operator.config.names.parked().name);
+            let back = async {
+                let mut backoff = Backoff::default();
+                let is_back =
+                    |state: Option<QueueState>| state.is_none_or(|state| state.messages >= self.held);
+                while !broker.inspect(&queue).await.is_ok_and(is_back) {
+                    backoff.wait(&*self.operator.environment).await;
+                }
+            };
+            let _ = timeout(BACK, back).await;
         }
         usize::try_from(self.unseen + self.left).unwrap_or(usize::MAX)
     }

@@ -422,7 +422,8 @@ fn what_workers_are_told_of_a_cancelled_fan_out() {
 
 #[test]
 fn a_parked_message_keeps_everything_and_says_why() {
-    let message = request().encode().parked("fanfare.service.x", &"because ".repeat(1000), time("2025-01-19 19:55:45"));
+    let message =
+        request().encode().parked("fanfare.service.x", &"because ".repeat(1000), time("2025-01-19 19:55:45"));
     let mut without = message.clone();
     assert_eq!(message.text("fanfare-reason").unwrap().chars().count(), 1000);
     assert_eq!(message.text("fanfare-parked-from"), Some("fanfare.service.x"));

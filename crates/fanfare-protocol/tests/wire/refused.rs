@@ -232,7 +232,8 @@ fn a_parked_message_can_be_sent_whatever_headers_it_had() {
     let message = Message::default().with_header("small", "s").with_header("large", text(30_000));
     let parked = message.clone().parked("queue", "why", time("2025-01-19 19:55:45"));
     assert_eq!(parked.headers.len(), 5, "what fits is kept");
-    let parked = message.with_header("huge", text(100_000)).parked("queue", "why", time("2025-01-19 19:55:45"));
+    let parked =
+        message.with_header("huge", text(100_000)).parked("queue", "why", time("2025-01-19 19:55:45"));
     assert_eq!(parked.text("fanfare-reason"), Some("why; its largest headers are left out"));
     assert_eq!((parked.text("small"), parked.headers.contains_key("huge")), (Some("s"), false));
 }
