@@ -8,7 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::configuration::QueueType;
 use crate::exit::EXIT_CODES;
-use crate::{bench, cancel, coordinator, demo, doctor, durations, invoke, status, worker};
+use crate::{bench, cancel, coordinator, demo, doctor, durations, explain, invoke, parked, status, worker};
 
 /// Fan-out/fan-in on RabbitMQ: invoke many services in the background, and be called once when all are done.
 #[derive(Debug, Parser)]
@@ -111,6 +111,10 @@ pub(crate) enum Command {
     Invoke(invoke::InvokeArguments),
     /// Tells which fan-outs are open, and how far they have come
     Status(status::StatusArguments),
+    /// Tells what each missing target of a fan-out waits for, and what to do about it
+    Explain(explain::ExplainArguments),
+    /// Looks at messages that were kept for a person, puts them back, or drops them
+    Parked(parked::ParkedArguments),
     /// Ends a fan-out without waiting for any more of its targets
     Cancel(cancel::CancelArguments),
     /// Tells whether broker, queues and permissions are as Fanfare needs them, and what to do where they are not
@@ -125,7 +129,13 @@ impl Command {
     pub(crate) const fn default_log(&self) -> &'static str {
         match self {
             Self::Worker(_) | Self::Coordinator(_) => "info",
-            Self::Demo(_) | Self::Invoke(_) | Self::Status(_) | Self::Cancel(_) | Self::Bench(_) => "warn",
+            Self::Demo(_)
+            | Self::Invoke(_)
+            | Self::Status(_)
+            | Self::Explain(_)
+            | Self::Parked(_)
+            | Self::Cancel(_)
+            | Self::Bench(_) => "warn",
             Self::Doctor(_) => "error",
         }
     }

@@ -14,9 +14,11 @@ mod doctor;
 mod documentation;
 mod durations;
 mod exit;
+mod explain;
 mod invoke;
 mod logging;
 mod numbers;
+mod parked;
 mod services;
 mod settings;
 mod signals;
@@ -52,6 +54,8 @@ async fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Coordinator(arguments) => coordinator::run(arguments, &settings).await,
         Command::Invoke(arguments) => invoke::run(arguments, &settings).await,
         Command::Status(arguments) => status::run(arguments, &settings).await,
+        Command::Explain(arguments) => explain::run(arguments, &settings).await,
+        Command::Parked(arguments) => parked::run(arguments, &settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, &settings).await,
         Command::Doctor(arguments) => doctor::run(arguments, &settings).await,
         Command::Bench(arguments) => bench::run(arguments, &settings).await,

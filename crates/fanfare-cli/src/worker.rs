@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use fanfare::services::FILE_STATS;
 use fanfare::{Registration, ServiceName, WorkerConfig, WorkerError};
+use rustix::system::uname;
 
 use crate::durations;
 use crate::exit::{Exit, Failure, without_broker};
@@ -77,6 +78,7 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
             .redelivery_limit
             .or(file.redelivery_limit)
             .unwrap_or(defaults.redelivery_limit),
+        name: Some(name()),
     };
     let stock = !arguments.no_stock && file.stock.unwrap_or(true);
     let offered = services::offered(&settings.file, stock, arguments.prefetch.or(file.prefetch));
@@ -94,6 +96,11 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
     };
     fanfare.close().await;
     outcome
+}
+
+/// What operators are told that this process is.
+fn name() -> String {
+    format!("{}:{}", uname().nodename().to_string_lossy(), std::process::id())
 }
 
 fn chosen(mut all: BTreeMap<ServiceName, Registration>, names: &[ServiceName]) -> Result<Vec<Registration>> {

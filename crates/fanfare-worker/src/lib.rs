@@ -13,6 +13,7 @@ mod error;
 mod execution;
 mod history;
 mod lane;
+mod listener;
 mod pipeline;
 mod registration;
 mod retry;
@@ -20,6 +21,7 @@ mod risk;
 mod service;
 mod slot;
 mod turn;
+mod whereabouts;
 mod worker;
 
 pub use context::Context;

@@ -56,11 +56,14 @@ pub use fanfare_broker::{Broker, BrokerError, Environment, PublishError, ServerI
 pub use fanfare_coordinator::{
     Config as CoordinatorConfig, Coordinator, Error as CoordinatorError, Limits as CoordinatorLimits,
 };
-pub use fanfare_operator::{AskError, Config as OperatorConfig, Coordinators, Operator, Status};
+pub use fanfare_operator::{
+    AskError, Config as OperatorConfig, Coordinators, Explanation, MissingFrom, Operator, Parked,
+    ParkedMessages, ParkedQuery, ReplayError, Replayed, ServiceQueue, Status, Told, Whereabouts,
+};
 pub use fanfare_protocol::{
-    Cancellation, Channel, Cid, EndedBy, FanOutState, FanOutStatus, FinalPayload, InvalidMetadata,
-    InvalidName, Metadata, PayloadError, Prefix, QueueNames, RunId, ServiceName, Sort, Source, StatusQuery,
-    TargetFailure, TargetKey, TargetResult, WireTime,
+    Cancellation, Channel, Cid, EndedBy, FailedTarget, FanOutState, FanOutStatus, FinalPayload,
+    InvalidMetadata, InvalidName, Metadata, MissingTarget, PayloadError, Prefix, QueueNames, RunId,
+    ServiceName, Sort, Source, StatusQuery, TargetFailure, TargetKey, TargetResult, WireTime,
 };
 pub use fanfare_publisher::{
     Accepted, CancelError, Completion, Config as PublisherConfig, Failure, Fanout, IntoNames, Invalid,
