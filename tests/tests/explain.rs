@@ -116,7 +116,7 @@ async fn a_target_that_waits_for_another_attempt_is_told_of_with_its_exception(s
     stack.note_retries();
     let _done = stack.record("my.done").await;
     let moody = service("moody", |_: Context, _: Value| async { Err::<(), _>("not today".into()) });
-    let retry = Retry::exponential(3).first_delay(Duration::from_secs(3_000));
+    let retry = Retry::exponential(3).first_delay(Duration::from_secs(200));
     let _worker = stack.worker([moody.retry(retry)]).await;
     stack.exchange_is_heard(&stack.names().workers()).await;
     let _coordinator = stack.coordinator();
@@ -132,7 +132,7 @@ async fn a_target_that_waits_for_another_attempt_is_told_of_with_its_exception(s
         panic!("{fan_out:?}")
     };
     assert_eq!(exception, "not today");
-    assert!(until_utc.timestamp() > fan_out.status.req_ts_utc.timestamp() + 1_000);
+    assert!(until_utc.timestamp() > fan_out.status.req_ts_utc.timestamp() + 100);
     advises(&explanation, &stack, &["1 targets of moody have failed, and are run again by themselves"]);
     publisher.cancel(&accepted).await.expect("it is cancelled");
 }
@@ -159,7 +159,7 @@ async fn a_fan_out_that_has_ended_is_told_of_with_its_failures(stack: Stack) {
     let fanout = stack.publisher().fanout("my.source").target("test.echo", 1).target("test.fail", "why");
     let accepted = invoke(fanout).await;
     done.next_final().await;
-    let explanation = explained(&stack.operator(PATIENCE), &accepted.cid, None, |explanation| {
+    let explanation = explained(&stack.operator(SHORT), &accepted.cid, None, |explanation| {
         explanation.fan_outs.iter().any(|it| matches!(it.status.state, FanOutState::Ended { .. }))
     })
     .await;

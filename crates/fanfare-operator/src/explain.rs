@@ -49,8 +49,10 @@ pub struct Told {
     #[serde(flatten)]
     pub status: FanOutStatus,
     /// The first of the targets that have no result. There are `targets` less `done`.
+    #[serde(rename = "missing_targets")]
     pub missing: Vec<MissingFrom>,
     /// The first of the targets that have failed. There are `failed`.
+    #[serde(rename = "failed_targets")]
     pub failures: Vec<FailedTarget>,
 }
 

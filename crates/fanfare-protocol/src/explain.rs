@@ -43,8 +43,10 @@ pub struct Explained {
     #[serde(flatten)]
     pub status: FanOutStatus,
     /// The first of the targets that have no result. There are `targets` less `done`.
+    #[serde(rename = "missing_targets")]
     pub missing: Vec<MissingTarget>,
     /// The first [`limits::FAILURES_TOLD`](crate::limits::FAILURES_TOLD) of the targets that have failed. There are `failed`.
+    #[serde(rename = "failed_targets")]
     pub failures: Vec<FailedTarget>,
 }
 

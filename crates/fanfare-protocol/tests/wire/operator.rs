@@ -128,9 +128,11 @@ fn what_a_coordinator_answers_about_one_fan_out() {
     let failed = FailedTarget { key: key("k"), service: service("my.service1"), exception: "why".to_owned() };
     let explained =
         Explained { status: status(FanOutState::Gathering), missing: vec![missing], failures: vec![failed] };
-    let all = ExplainAnswer { coordinator: run(), refused: None, matching: 1, fan_outs: vec![explained] };
+    let over = Explained { status: status(ended()), missing: vec![], failures: vec![] };
+    let all =
+        ExplainAnswer { coordinator: run(), refused: None, matching: 2, fan_outs: vec![explained, over] };
     let body = format!(
-        r#"{{"coordinator":"{RUN}","matching":1,"fan_outs":[{{{STATUS},"state":"gathering","missing":[{{"place":2,"key":"ключ 2","service":"my.service2"}}],"failures":[{{"key":"k","service":"my.service1","exception":"why"}}]}}]}}"#
+        r#"{{"coordinator":"{RUN}","matching":2,"fan_outs":[{{{STATUS},"state":"gathering","missing_targets":[{{"place":2,"key":"ключ 2","service":"my.service2"}}],"failed_targets":[{{"key":"k","service":"my.service1","exception":"why"}}]}},{{{STATUS},{ENDED},"missing_targets":[],"failed_targets":[]}}]}}"#
     );
     check(&all.encode(&cid()), &answer("explain-answer", &body));
     assert_eq!(ExplainAnswer::decode(&all.encode(&cid())), Ok(all));
