@@ -8,7 +8,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::configuration::QueueType;
 use crate::exit::EXIT_CODES;
-use crate::{bench, cancel, coordinator, demo, doctor, durations, explain, invoke, parked, status, worker};
+use crate::{
+    bench, cancel, coordinator, demo, doctor, durations, explain, gc, invoke, parked, status, worker,
+};
 
 /// Fan-out/fan-in on RabbitMQ: invoke many services in the background, and be called once when all are done.
 #[derive(Debug, Parser)]
@@ -117,6 +119,8 @@ pub(crate) enum Command {
     Parked(parked::ParkedArguments),
     /// Ends a fan-out without waiting for any more of its targets
     Cancel(cancel::CancelArguments),
+    /// Removes aggregation queues that no fan-out owns, such as those of publishers that crashed
+    Gc(gc::GcArguments),
     /// Tells whether broker, queues and permissions are as Fanfare needs them, and what to do where they are not
     Doctor(doctor::DoctorArguments),
     /// Measures how many fan-outs a broker bears, beside what it does without Fanfare
@@ -135,6 +139,7 @@ impl Command {
             | Self::Explain(_)
             | Self::Parked(_)
             | Self::Cancel(_)
+            | Self::Gc(_)
             | Self::Bench(_) => "warn",
             Self::Doctor(_) => "error",
         }

@@ -15,8 +15,10 @@ mod documentation;
 mod durations;
 mod exit;
 mod explain;
+mod gc;
 mod invoke;
 mod logging;
+mod management;
 mod numbers;
 mod parked;
 mod services;
@@ -57,6 +59,7 @@ async fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Explain(arguments) => explain::run(arguments, &settings).await,
         Command::Parked(arguments) => parked::run(arguments, &settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, &settings).await,
+        Command::Gc(arguments) => gc::run(arguments, &settings).await,
         Command::Doctor(arguments) => doctor::run(arguments, &settings).await,
         Command::Bench(arguments) => bench::run(arguments, &settings).await,
     }
