@@ -15,6 +15,7 @@ use serde_json::{Value, json};
 
 use crate::durations;
 use crate::exit::{self, Exit, Failure, print, say};
+use crate::numbers;
 use crate::settings::Settings;
 use crate::table::{self, plain};
 
@@ -48,7 +49,7 @@ enum ParkedCommand {
         #[command(flatten)]
         filter: Filter,
         /// How many are shown
-        #[arg(long, value_name = "N", default_value_t = 100)]
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = numbers::parse::<usize>)]
         limit: usize,
         /// Prints one line of JSON in place of the table
         #[arg(long)]

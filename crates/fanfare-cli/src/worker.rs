@@ -56,7 +56,7 @@ pub(crate) struct WorkerArguments {
 
     /// How often a message may be delivered again, because its worker died or lost its connection, before it is given up
     /// [default: 20]
-    #[arg(long, env = "FANFARE_WORKER_REDELIVERY_LIMIT", value_name = "N")]
+    #[arg(long, env = "FANFARE_WORKER_REDELIVERY_LIMIT", value_name = "N", value_parser = numbers::parse_any::<u32>)]
     redelivery_limit: Option<u32>,
 
     /// How long it may take to finish when it is to stop [default: 30s]
