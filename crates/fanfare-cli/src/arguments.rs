@@ -133,8 +133,9 @@ impl Command {
     pub(crate) const fn default_log(&self) -> &'static str {
         match self {
             Self::Worker(_) | Self::Coordinator(_) => "info",
-            Self::Demo(_)
-            | Self::Invoke(_)
+            // What fails is in its report.
+            Self::Demo(_) => "warn,fanfare_worker=error",
+            Self::Invoke(_)
             | Self::Status(_)
             | Self::Explain(_)
             | Self::Parked(_)
