@@ -38,7 +38,7 @@ use crate::exit::{Exit, Failure};
 use crate::settings::Settings;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| variables::blamed(error).exit());
     variables::warn_of_unknown();
     match run(arguments) {
         Ok(exit) => exit.into(),
