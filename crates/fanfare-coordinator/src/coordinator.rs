@@ -237,10 +237,19 @@ impl Coordinator {
         if !found {
             let state = match self.ended.find(&cid, run) {
                 Some((run, cancellation)) => CancelState::Ended { run, cancellation },
-                None => CancelState::Unknown,
+                None => match run.filter(|run| self.is_of_another(&cid, run)) {
+                    Some(run) => CancelState::Refused { reason: format!("run {run} has another CID") },
+                    None => CancelState::Unknown,
+                },
             };
             self.messenger.answer(&cid, reply_to, state);
         }
+    }
+
+    /// Whether this run is known here with another CID.
+    fn is_of_another(&self, cid: &Cid, run: &RunId) -> bool {
+        let known = self.open.get(run).map(|open| &open.cid).or_else(|| self.ended.cid(run));
+        known.is_some_and(|known| known != cid)
     }
 
     /// Tells, once each time, that further fan-outs wait from here on.
