@@ -10,7 +10,7 @@ use fanfare_protocol::header;
 use serde::Deserialize;
 
 use crate::durations;
-use crate::exit::{Exit, Failure, print, say};
+use crate::exit::{self, Exit, Failure, print, say};
 use crate::management::{Management, ManagementUrl, WITHOUT_TLS};
 use crate::settings::Settings;
 use crate::status::not_told;
@@ -124,9 +124,14 @@ async fn remove(fanfare: &Fanfare, management: &Management, min_age: Duration) -
 /// The aggregation queues that nobody owns now.
 async fn look(fanfare: &Fanfare, management: &Management) -> Result<Vec<Leftover>, Failure> {
     let fanin = fanfare.names().fanin().name;
-    let queues: Vec<Queue> = management.queues("name,messages,consumers").await.map_err(|reason| {
-        Failure::new(Exit::Failed, anyhow!("which queues there are is not known: {reason}"))
-    })?;
+    let queues: Vec<Queue> = match management.queues("name,messages,consumers").await {
+        Ok(queues) => queues,
+        Err(reason) => {
+            let without_broker = exit::without_broker(fanfare).await;
+            let untold = anyhow!("which queues there are is not known: {reason}");
+            return Err(without_broker.unwrap_or_else(|| Failure::new(Exit::Failed, untold)));
+        }
+    };
     let unused = queues.into_iter().filter(|queue| queue.consumers == 0);
     let candidates: Vec<(Queue, Cid, RunId)> = unused
         .filter_map(|queue| {
