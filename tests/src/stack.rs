@@ -7,6 +7,7 @@ use fanfare_broker::amqp::{self, AmqpBroker};
 use fanfare_broker::memory::MemoryBroker;
 use fanfare_broker::{Broker, QueueState, System};
 use fanfare_coordinator::Coordinator;
+use fanfare_operator::{Config as OperatorConfig, Operator};
 use fanfare_protocol::queue::DELAY_STEPS;
 use fanfare_protocol::{ExchangeSpec, Message, Prefix, QueueNames, ServiceName};
 use fanfare_publisher::{Accepted, Publisher};
@@ -157,6 +158,24 @@ impl Stack {
     pub fn publisher_bounded(&self, most_waiting: u64) -> Publisher {
         let config = fanfare_publisher::Config { most_waiting, ..self.publisher_config() };
         Publisher::new(self.connect(), Arc::new(System), config)
+    }
+
+    /// An operator with a connection of its own, who waits so long for those who do not answer.
+    #[must_use]
+    pub fn operator(&self, patience: Duration) -> Operator {
+        self.operator_with(OperatorConfig { patience, ..Default::default() })
+    }
+
+    /// An operator who says who it is.
+    #[must_use]
+    pub fn operator_of(&self, user: &str) -> Operator {
+        let user_id = Some(user.to_owned());
+        self.operator_with(OperatorConfig { user_id, patience: crate::PATIENCE, ..Default::default() })
+    }
+
+    fn operator_with(&self, config: OperatorConfig) -> Operator {
+        let config = OperatorConfig { names: self.names.clone(), ..config };
+        Operator::new(self.connect(), Arc::new(System), config)
     }
 
     fn publisher_on(&self, broker: Arc<dyn Broker>) -> Publisher {

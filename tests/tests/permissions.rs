@@ -7,9 +7,10 @@ use std::time::Duration;
 use fanfare_broker::amqp::{self, AmqpBroker};
 use fanfare_broker::{Broker, BrokerError, Environment, PublishError, System};
 use fanfare_coordinator::Coordinator;
-use fanfare_protocol::{Message, QueueNames, QueueSpec, RunId, ServiceName};
+use fanfare_operator::{Config as OperatorConfig, Operator, ParkedQuery, Whereabouts};
+use fanfare_protocol::{Message, QueueNames, QueueSpec, RunId, ServiceName, StatusQuery};
 use fanfare_publisher::{InvokeError, Publisher, Target};
-use fanfare_tests::{Operator, eventually};
+use fanfare_tests::{Operator as Rabbitmqctl, eventually};
 use fanfare_worker::{Context, Retry, Worker, service};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -17,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 const DEFINITIONS: &str = include_str!("../../deploy/rabbitmq/definitions.json");
 const VIRTUAL_HOST: &str = "fanfare";
-const ROLES: [&str; 3] = ["publisher", "worker", "coordinator"];
+const ROLES: [&str; 4] = ["publisher", "worker", "coordinator", "operator"];
 const PASSWORD: &str = "of-this-test-only";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -48,7 +49,7 @@ async fn each_role_works_with_its_own_user() {
         let running = Worker::new(publisher(&worker, None), config).services([echo, fails, sees, holds]);
         let worker_task = tokio::spawn(running.run_until(stop.clone().cancelled_owned()));
         let mut config = fanfare_coordinator::Config {
-            accepted_users: Some(["fanfare-publisher".to_owned()].into()),
+            accepted_users: Some(["fanfare-publisher", "fanfare-operator"].map(str::to_owned).into()),
             user_id: Some("fanfare-coordinator".to_owned()),
             absence_pause: Duration::from_millis(300),
             ..Default::default()
@@ -86,6 +87,13 @@ async fn each_role_works_with_its_own_user() {
         let held = publisher.fanout("my.source").target("my.holding", 1).on_final("my.callback");
         let held = held.invoke().await.expect("it is accepted");
         assert_eq!(begins.recv().await, Some(()));
+        // Before it is, an operator sees it, and where its target is.
+        let operator = operator(&broker.of("operator"));
+        let status = operator.status(&StatusQuery::default()).await.expect("it is told");
+        assert_eq!((status.matching, status.coordinators.silent), (1, Some(0)));
+        let explanation = operator.explain(&held.cid, Some(held.run), 10).await.expect("it is told");
+        let missing = &explanation.fan_outs[0].missing[0].whereabouts;
+        assert!(matches!(missing, Whereabouts::Running { .. }), "{explanation:?}");
         let cancellation = publisher.cancel(&held).await.expect("it is cancelled");
         assert_eq!((cancellation.responded, cancellation.missing), (0, 1));
         broker.until_queue_is_gone(&names.aggregation(&held.cid, held.run).name).await;
@@ -95,6 +103,12 @@ async fn each_role_works_with_its_own_user() {
         let error = publisher.fanout("my.source").target("nobody", 1).on_final("my.callback").invoke().await;
         assert!(matches!(error, Err(InvokeError::Invalid(_))), "{error:?}");
         publisher.send("my.source", "my.failing", 1).await.expect("it is sent");
+        broker.until_queue_holds("fanfare.parked", 1).await;
+        let parked = operator.parked(&ParkedQuery::default(), 10).await.expect("it can be looked at");
+        assert_eq!(parked.messages[0].from, Some(service_queue("my.failing")));
+        // It fails again, and is parked again.
+        let replayed = operator.replay(&ParkedQuery::default()).await.expect("it can be put back");
+        assert!(replayed[0].outcome.is_ok(), "{replayed:?}");
         broker.until_queue_holds("fanfare.parked", 1).await;
 
         // A result that nobody wants any more is told from an outage, and its request let go of.
@@ -135,6 +149,7 @@ async fn no_role_can_read_delete_or_configure_what_is_anothers() {
             ),
             ("worker", vec![aggregation, fanin, dead, parked], vec![aggregation, fanin, dead, parked]),
             ("coordinator", vec![service, parked], vec![service]),
+            ("operator", vec![service, aggregation, fanin, dead], vec![]),
         ] {
             let user = broker.of(role);
             for queue in unreadable {
@@ -174,14 +189,17 @@ async fn no_role_can_read_delete_or_configure_what_is_anothers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn only_publishers_ask_coordinators_and_only_coordinators_tell_workers() {
+async fn publishers_and_operators_ask_coordinators_and_coordinators_and_operators_tell_workers() {
     with_definitions(async |broker| {
         let names = QueueNames::default();
         let id = || RunId::from(System.unique());
         let (coordinators, workers) = (names.coordinators(), names.workers());
-        for (role, asks, tells) in
-            [("publisher", true, false), ("worker", false, false), ("coordinator", false, true)]
-        {
+        for (role, asks, tells) in [
+            ("publisher", true, false),
+            ("worker", false, false),
+            ("coordinator", false, true),
+            ("operator", true, true),
+        ] {
             let user = broker.of(role);
             for (exchange, may) in [(&coordinators, asks), (&workers, tells)] {
                 let outcome = user.publish_through(&exchange.name, "", Message::default()).await;
@@ -264,7 +282,7 @@ async fn users_whose_password_was_not_set_cannot_log_in() {
 
 /// A broker that has the definitions.
 struct Defined {
-    operator: Operator,
+    operator: Rabbitmqctl,
     clients: std::sync::Mutex<BTreeMap<String, Arc<dyn Broker>>>,
 }
 
@@ -316,7 +334,7 @@ async fn with_definitions(test: impl AsyncFnOnce(&Defined)) {
 
 /// Runs a test with the definitions imported as they are.
 async fn with_virtual_host(test: impl AsyncFnOnce(&Defined)) {
-    Operator::run(async |operator| {
+    Rabbitmqctl::run(async |operator| {
         remove_definitions(&operator).await;
         // What `rabbitmqctl import_definitions` does, for a broker that may not see this file.
         let bytes: Vec<String> = DEFINITIONS.bytes().map(|byte| byte.to_string()).collect();
@@ -336,7 +354,7 @@ async fn with_virtual_host(test: impl AsyncFnOnce(&Defined)) {
 }
 
 /// Removes what an earlier test may have left as well.
-async fn remove_definitions(operator: &Operator) {
+async fn remove_definitions(operator: &Rabbitmqctl) {
     let hosts = operator.control(&["list_vhosts", "name"]).await;
     if hosts.lines().any(|host| host.trim() == VIRTUAL_HOST) {
         operator.control(&["delete_vhost", VIRTUAL_HOST]).await;
@@ -352,6 +370,12 @@ async fn remove_definitions(operator: &Operator) {
 fn publisher(broker: &Arc<dyn Broker>, user: Option<&str>) -> Publisher {
     let config = fanfare_publisher::Config { user_id: user.map(str::to_owned), ..Default::default() };
     Publisher::new(Arc::clone(broker), Arc::new(System), config)
+}
+
+fn operator(broker: &Arc<dyn Broker>) -> Operator {
+    let user_id = Some("fanfare-operator".to_owned());
+    let config = OperatorConfig { user_id, patience: fanfare_tests::PATIENCE, ..Default::default() };
+    Operator::new(Arc::clone(broker), Arc::new(System), config)
 }
 
 fn service_queue(service: &str) -> String {

@@ -16,6 +16,7 @@ pub mod conformance;
 pub mod consumer_timeout;
 mod environment;
 mod error;
+mod mailbox;
 pub mod memory;
 mod readiness;
 mod reminder;
@@ -29,6 +30,7 @@ pub use broker::{
 };
 pub use environment::{Environment, System};
 pub use error::{BrokerError, PublishError};
+pub use mailbox::Mailbox;
 pub use readiness::Readiness;
 pub use reminder::Reminder;
 pub use subscription::{Subscription, SubscriptionOptions};

@@ -9,7 +9,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::configuration::QueueType;
 use crate::exit::EXIT_CODES;
 use crate::logging::Format;
-use crate::{bench, cancel, coordinator, demo, doctor, durations, invoke, worker};
+use crate::{
+    bench, cancel, coordinator, demo, doctor, durations, explain, gc, invoke, parked, status, worker,
+};
 
 /// Fan-out/fan-in on RabbitMQ: invoke many services in the background, and be called once when all are done.
 #[derive(Debug, Parser)]
@@ -114,8 +116,16 @@ pub(crate) enum Command {
     Coordinator(coordinator::CoordinatorArguments),
     /// Invokes a fan-out or a parallel execution
     Invoke(invoke::InvokeArguments),
+    /// Tells which fan-outs are open, and how far they have come
+    Status(status::StatusArguments),
+    /// Tells what each missing target of a fan-out waits for, and what to do about it
+    Explain(explain::ExplainArguments),
+    /// Looks at messages that were kept for a person, puts them back, or drops them
+    Parked(parked::ParkedArguments),
     /// Ends a fan-out without waiting for any more of its targets
     Cancel(cancel::CancelArguments),
+    /// Removes aggregation queues that no fan-out owns, such as those of publishers that crashed
+    Gc(gc::GcArguments),
     /// Tells whether broker, queues and permissions are as Fanfare needs them, and what to do where they are not
     Doctor(doctor::DoctorArguments),
     /// Measures how many fan-outs a broker bears, beside what it does without Fanfare
@@ -128,7 +138,15 @@ impl Command {
     pub(crate) const fn default_log(&self) -> &'static str {
         match self {
             Self::Worker(_) | Self::Coordinator(_) => "info",
-            Self::Demo(_) | Self::Invoke(_) | Self::Cancel(_) | Self::Bench(_) => "warn",
+            // What fails is in its report.
+            Self::Demo(_) => "warn,fanfare_worker=error",
+            Self::Invoke(_)
+            | Self::Status(_)
+            | Self::Explain(_)
+            | Self::Parked(_)
+            | Self::Cancel(_)
+            | Self::Gc(_)
+            | Self::Bench(_) => "warn",
             Self::Doctor(_) => "error",
         }
     }

@@ -66,11 +66,13 @@ pub(crate) struct BenchArguments {
     widths: Vec<usize>,
 
     /// Bytes of a request and of its answer, divided by commas. Where a final payload has no room for as much, answers are shorter
-    #[arg(long, value_name = "BYTES", value_delimiter = ',', default_values_t = [100, 10_000])]
+    #[arg(long, value_name = "BYTES", value_delimiter = ',', value_parser = numbers::parse_any::<usize>,
+        default_values_t = [100, 10_000])]
     payload: Vec<usize>,
 
     /// On-target callbacks, divided by commas
-    #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [0, 1])]
+    #[arg(long, value_name = "N", value_delimiter = ',', value_parser = numbers::parse_any::<usize>,
+        default_values_t = [0, 1])]
     on_target: Vec<usize>,
 
     /// Rounds of each case, of which the medians are told

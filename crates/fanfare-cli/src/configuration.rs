@@ -183,7 +183,10 @@ impl TryFrom<WrittenService> for Service {
     fn try_from(written: WrittenService) -> Result<Self, String> {
         let WrittenService { exec, http, directory, env, timeout, concurrency, prefetch, retry } = written;
         let work = match (exec, http) {
-            (Some(command), None) => Work::Exec { command, directory, env },
+            (Some(command), None) => {
+                check_variables(&env)?;
+                Work::Exec { command, directory, env }
+            }
             (None, Some(_)) if directory.is_some() || !env.is_empty() => {
                 return Err("`directory` and `env` are for `exec`, not for `http`".to_owned());
             }
@@ -202,6 +205,21 @@ impl TryFrom<WrittenService> for Service {
         };
         Ok(Self { work, timeout, concurrency, prefetch, retry })
     }
+}
+
+/// Variables that no program could be given.
+fn check_variables(env: &BTreeMap<String, String>) -> Result<(), String> {
+    for (name, value) in env {
+        if name.is_empty() || name.contains(['=', '\0']) {
+            return Err(format!("{name:?} in `env` is no name of a variable: give one without `=` and NUL"));
+        }
+        if value.contains('\0') {
+            return Err(format!(
+                "the value of `{name}` in `env` holds NUL, which no variable can: leave it out"
+            ));
+        }
+    }
+    Ok(())
 }
 
 /// A settings file that cannot be used.
@@ -404,6 +422,17 @@ mod tests {
             ("[publisher]\ndeadline = \"never\"", 2, "write it as 500ms, 30s, 5m or 1h, or none"),
             ("[services.a]\nexec = [\"x\"]\nhttp = \"http://y\"", 1, "this one has both"),
             ("\n[services.a]\ntimeout = \"5s\"", 2, "needs `exec"),
+            (
+                "[services.a]\nexec = [\"x\"]\nenv = { \"A=B\" = \"c\" }",
+                1,
+                "\"A=B\" in `env` is no name of a variable",
+            ),
+            ("[services.a]\nexec = [\"x\"]\nenv = { \"\" = \"c\" }", 1, "is no name of a variable"),
+            (
+                "[services.a]\nexec = [\"x\"]\nenv = { A = \"\\u0000\" }",
+                1,
+                "the value of `A` in `env` holds NUL",
+            ),
             ("[services.a]\nexec = [\"x\"]\ntimout = \"5s\"", 3, "did you mean `timeout`?"),
             ("\n[services.\"a b\"]\nexec = [\"x\"]", 2, "service name \"a b\" is not allowed"),
             ("[stock.a]\nretry = { attempt = 5 }", 2, "did you mean `attempts`?"),

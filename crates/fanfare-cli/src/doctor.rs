@@ -12,8 +12,8 @@ use fanfare_broker::consumer_timeout;
 
 use self::checks::Examination;
 use self::finding::{Finding, Verdict};
-use self::policies::Management;
 use crate::exit::{Exit, Failure, print};
+use crate::management::{Management, ManagementUrl};
 use crate::services;
 use crate::settings::Settings;
 
@@ -38,7 +38,7 @@ pub(crate) struct DoctorArguments {
     /// RabbitMQ's management API, which alone tells about policies [default: port 15672 of the broker, unless that is
     /// reached through TLS]
     #[arg(long, env = "FANFARE_MANAGEMENT", value_name = "URL")]
-    management: Option<String>,
+    management: Option<ManagementUrl>,
 }
 
 pub(crate) async fn run(arguments: DoctorArguments, settings: &Settings) -> Result<Exit, Failure> {
@@ -48,9 +48,8 @@ pub(crate) async fn run(arguments: DoctorArguments, settings: &Settings) -> Resu
     let renewal = settings.file.coordinator.renewal.map_or(CoordinatorLimits::default().renewal, |it| it.0);
     let consumer_timeout = settings.consumer_timeout.unwrap_or(consumer_timeout::DEFAULT);
     let examination = Examination { fanfare: &fanfare, renewal, consumer_timeout };
-    let management = settings
-        .broker_address()?
-        .and_then(|broker| Management::of(&broker, arguments.management.as_deref()));
+    let management =
+        settings.broker_address()?.and_then(|broker| Management::of(&broker, arguments.management.as_ref()));
     let exit = examine(&examination, services, management.as_ref()).await;
     fanfare.close().await;
     exit

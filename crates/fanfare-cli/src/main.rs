@@ -14,17 +14,23 @@ mod doctor;
 mod documentation;
 mod durations;
 mod exit;
+mod explain;
+mod gc;
 mod invoke;
 mod logging;
+mod management;
 mod monitor;
 #[cfg(not(feature = "otlp"))]
 mod no_otlp;
 mod numbers;
 #[cfg(feature = "otlp")]
 mod otlp;
+mod parked;
 mod services;
 mod settings;
 mod signals;
+mod status;
+mod table;
 mod variables;
 mod worker;
 
@@ -37,7 +43,7 @@ use crate::exit::{Exit, Failure};
 use crate::settings::Settings;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = Arguments::try_parse().unwrap_or_else(|error| variables::blamed(error).exit());
     variables::warn_of_unknown();
     match run(arguments) {
         Ok(exit) => exit.into(),
@@ -55,7 +61,11 @@ async fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Worker(arguments) => worker::run(arguments, &settings).await,
         Command::Coordinator(arguments) => coordinator::run(arguments, &settings).await,
         Command::Invoke(arguments) => invoke::run(arguments, &settings).await,
+        Command::Status(arguments) => status::run(arguments, &settings).await,
+        Command::Explain(arguments) => explain::run(arguments, &settings).await,
+        Command::Parked(arguments) => parked::run(arguments, &settings).await,
         Command::Cancel(arguments) => cancel::run(arguments, &settings).await,
+        Command::Gc(arguments) => gc::run(arguments, &settings).await,
         Command::Doctor(arguments) => doctor::run(arguments, &settings).await,
         Command::Bench(arguments) => bench::run(arguments, &settings).await,
     };

@@ -51,18 +51,13 @@ impl Settings {
     }
 
     fn merge(flags: Shared, file: Configuration) -> Result<Self, Failure> {
+        let tls = tls(&flags, &file)?;
+        let password = password(flags.broker_password_file.as_deref(), &file).map_err(Failure::bad_input)?;
         let prefix = match flags.prefix {
             Some(prefix) => Some(Prefix::new(prefix).map_err(Failure::bad_input)?),
             None => file.prefix.clone(),
         };
         let written = file.broker.as_ref().map(Broker::urls);
-        let tls = tls(
-            flags.ca_certificate.or_else(|| file.tls.ca_certificate.clone()),
-            flags.client_certificate.or_else(|| file.tls.client_certificate.clone()),
-            flags.client_key.or_else(|| file.tls.client_key.clone()),
-        )?;
-        let password_file = flags.broker_password_file.or_else(|| file.broker_password_file.clone());
-        let password = password_file.map(|path| password(&path)).transpose().map_err(Failure::bad_input)?;
         Ok(Self {
             broker: flags.broker.or(written),
             names: prefix.map(QueueNames::new).unwrap_or_default(),
@@ -170,8 +165,20 @@ fn file_of(named: Option<&Path>) -> Option<PathBuf> {
     }
 }
 
-/// Reads the broker's password. A newline at its end is the editor's.
-fn password(path: &Path) -> Result<Password> {
+/// The broker's password, of the flag's file before that of the settings file.
+fn password(flag: Option<&Path>, file: &Configuration) -> Result<Option<Password>> {
+    match (flag, &file.broker_password_file) {
+        (Some(path), _) => read_password(path).map(Some),
+        (None, Some(path)) => {
+            let wrong = |error| file.mistake(&["broker_password_file"], format_args!("{error:#}"));
+            Ok(Some(read_password(path).map_err(wrong)?))
+        }
+        (None, None) => Ok(None),
+    }
+}
+
+/// Reads a password. A newline at its end is the editor's.
+fn read_password(path: &Path) -> Result<Password> {
     /// Bytes of a password, beyond which the file is likely to be another.
     const MOST_BYTES: u64 = 4096;
     let mut text = String::new();
@@ -195,24 +202,33 @@ impl fmt::Debug for Password {
     }
 }
 
-fn tls(
-    authorities: Option<PathBuf>,
-    certificate: Option<PathBuf>,
-    key: Option<PathBuf>,
-) -> Result<Tls, Failure> {
+fn tls(flags: &Shared, file: &Configuration) -> Result<Tls, Failure> {
+    let written = &file.tls;
+    let either = |flag: &Option<PathBuf>, written: &Option<PathBuf>| flag.clone().or_else(|| written.clone());
+    let authorities = either(&flags.ca_certificate, &written.ca_certificate);
+    let certificate = either(&flags.client_certificate, &written.client_certificate);
+    let key = either(&flags.client_key, &written.client_key);
+    // What is there without the other is to blame, wherever it is from.
+    let alone = |key: &str, is_flag: bool, mistake: &'static str| match is_flag {
+        true => Failure::bad_input(anyhow!(mistake)),
+        false => Failure::bad_input(file.mistake(&["tls", key], mistake)),
+    };
     let client = match (certificate, key) {
         (None, None) => None,
         (Some(certificate), Some(key)) => Some(ClientCertificate { certificate, key }),
         (Some(_), None) => {
-            return Err(Failure::bad_input(anyhow!(
-                "a client certificate needs its key: give --client-key, or client_key in [tls] of fanfare.toml"
-            )));
+            return Err(alone(
+                "client_certificate",
+                flags.client_certificate.is_some(),
+                "a client certificate needs its key: give --client-key, or client_key in [tls] of fanfare.toml",
+            ));
         }
         (None, Some(_)) => {
-            return Err(Failure::bad_input(anyhow!(
-                "a client key needs its certificate: give --client-certificate, or client_certificate in [tls] of \
-                 fanfare.toml"
-            )));
+            return Err(alone(
+                "client_key",
+                flags.client_key.is_some(),
+                "a client key needs its certificate: give --client-certificate, or client_certificate in [tls] of fanfare.toml",
+            ));
         }
     };
     Ok(Tls { authorities, client })
@@ -284,6 +300,24 @@ mod tests {
             assert!(error.starts_with(expected) && !error.contains("hunter2"), "{error}");
         }
         checked(file("broker = \"memory://\"")).unwrap();
+    }
+
+    #[test]
+    fn what_is_wrong_in_the_file_is_refused_with_its_line() {
+        for (text, expected) in [
+            ("\n[tls]\nclient_key = \"k.pem\"", "fanfare.toml:3:14: a client key needs its certificate"),
+            (
+                "[tls]\nclient_certificate = \"c.pem\"",
+                "fanfare.toml:2:22: a client certificate needs its key",
+            ),
+            (
+                "\nbroker_password_file = \"no-such-file\"",
+                "fanfare.toml:2:24: cannot read the broker's password from \"no-such-file\": ",
+            ),
+        ] {
+            let error = format!("{:?}", Settings::merge(Shared::default(), file(text)).unwrap_err());
+            assert!(error.contains(&expected.replace('"', "\\\"")) || error.contains(expected), "{error}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use clap::CommandFactory;
+use clap::error::{ContextKind, ContextValue};
 
 use crate::arguments::Arguments;
 use crate::configuration::closest;
@@ -48,6 +49,38 @@ pub(crate) fn known() -> BTreeSet<String> {
     let flags = all.flat_map(|command| command.get_arguments().filter_map(|argument| argument.get_env()));
     let flags = flags.filter_map(|name| name.to_str().map(str::to_owned));
     flags.chain(OTHERS.map(str::to_owned)).collect()
+}
+
+/// A mistake in the value of a variable is that of the variable, and not of the flag that stands for the same.
+pub(crate) fn blamed(mut error: clap::Error) -> clap::Error {
+    let variable = match (error.get(ContextKind::InvalidArg), error.get(ContextKind::InvalidValue)) {
+        (Some(ContextValue::String(argument)), Some(ContextValue::String(value))) => {
+            variable_of(argument).filter(|variable| holds(variable, value))
+        }
+        _ => None,
+    };
+    let flag = |argument: &str| argument.split([' ', '=']).next().map(str::to_owned);
+    let named = error.get(ContextKind::InvalidArg).map(ToString::to_string).as_deref().and_then(flag);
+    let is_given = std::env::args().any(|given| flag(&given) == named);
+    if let Some(variable) = variable.filter(|_| !is_given) {
+        error.insert(ContextKind::InvalidArg, ContextValue::String(variable));
+    }
+    error
+}
+
+/// The variable of an argument, which is shown as in a usage line.
+fn variable_of(argument: &str) -> Option<String> {
+    let mut command = Arguments::command();
+    command.build();
+    let all = std::iter::once(&command).chain(command.get_subcommands());
+    let mut arguments = all.flat_map(clap::Command::get_arguments);
+    let variable = arguments.find(|known| known.to_string() == argument)?.get_env()?;
+    variable.to_str().map(str::to_owned)
+}
+
+/// Whether a variable has this value, or has it among several.
+fn holds(variable: &str, value: &str) -> bool {
+    std::env::var(variable).is_ok_and(|held| held == value || held.split(',').any(|part| part == value))
 }
 
 fn warning(name: &str, known: &BTreeSet<String>) -> Option<String> {

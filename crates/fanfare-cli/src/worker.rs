@@ -8,6 +8,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use fanfare::services::FILE_STATS;
 use fanfare::{Registration, ServiceName, WorkerConfig, WorkerError};
+use rustix::system::uname;
 
 use crate::durations;
 use crate::exit::{Exit, Failure, without_broker};
@@ -57,7 +58,7 @@ pub(crate) struct WorkerArguments {
 
     /// How often a message may be delivered again, because its worker died or lost its connection, before it is given up
     /// [default: 20]
-    #[arg(long, env = "FANFARE_WORKER_REDELIVERY_LIMIT", value_name = "N")]
+    #[arg(long, env = "FANFARE_WORKER_REDELIVERY_LIMIT", value_name = "N", value_parser = numbers::parse_any::<u32>)]
     redelivery_limit: Option<u32>,
 
     /// How long it may take to finish when it is to stop [default: 30s]
@@ -84,6 +85,7 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
             .redelivery_limit
             .or(file.redelivery_limit)
             .unwrap_or(defaults.redelivery_limit),
+        name: Some(name()),
     };
     let stock = !arguments.no_stock && file.stock.unwrap_or(true);
     let offered = services::offered(&settings.file, stock, arguments.prefetch.or(file.prefetch));
@@ -105,6 +107,11 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
     };
     fanfare.close().await;
     outcome
+}
+
+/// What operators are told that this process is.
+fn name() -> String {
+    format!("{}:{}", uname().nodename().to_string_lossy(), std::process::id())
 }
 
 fn chosen(mut all: BTreeMap<ServiceName, Registration>, names: &[ServiceName]) -> Result<Vec<Registration>> {

@@ -78,7 +78,7 @@ impl Config {
     pub(crate) fn check(&self) -> Result<(), Error> {
         let limits = &self.limits;
         if let (Some(users), None) = (&self.accepted_users, &self.user_id) {
-            let value = format!("{users:?}");
+            let value = users.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
             let rule =
                 "it needs user_id, this coordinator's own login, or its renewed manifests would be refused";
             return Err(Error::Setting { setting: "accepted_users", value, rule });

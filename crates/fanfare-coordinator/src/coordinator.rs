@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fanfare_broker::{Backoff, Broker, Delivery, Environment, Subscription, SubscriptionOptions};
 use fanfare_fanin::{Deadline, FanIn, Hold};
-use fanfare_protocol::{CancelRequest, CancelState, Cid, Manifest, RunId, WireTime};
+use fanfare_protocol::{CancelRequest, CancelState, Cid, Manifest, Message, RunId, WireTime, header};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -15,8 +15,10 @@ use crate::dead_letters;
 use crate::delivery::Tag;
 use crate::ended::LatelyEnded;
 use crate::fan_out::{Conclusion, FanOut, Ties, Word};
+use crate::inquiry::Inquiries;
 use crate::messenger::Messenger;
 use crate::outbox::Outbox;
+use crate::records::Records;
 use crate::trust::Trust;
 use crate::{Config, Error, Handle};
 
@@ -41,6 +43,9 @@ pub struct Coordinator {
     /// are told.
     parking: TaskTracker,
     ended: LatelyEnded,
+    /// The latest of them, as operators are told.
+    records: Records,
+    inquiries: Inquiries,
     /// Set while as many fan-outs are open as may be, once that was told.
     full: bool,
     stop: CancellationToken,
@@ -52,9 +57,9 @@ pub struct Coordinator {
 
 /// A fan-out with a task.
 #[derive(Debug)]
-struct Open {
-    cid: Cid,
-    inbox: mpsc::UnboundedSender<Word>,
+pub(crate) struct Open {
+    pub(crate) cid: Cid,
+    pub(crate) inbox: mpsc::UnboundedSender<Word>,
 }
 
 impl Coordinator {
@@ -65,16 +70,20 @@ impl Coordinator {
             Outbox { broker, environment, names: config.names.clone(), absence_pause: config.absence_pause };
         let parking = TaskTracker::new();
         let (handle, pings) = Handle::new();
+        let messenger = Messenger::new(outbox.clone(), parking.clone());
+        let trust = Trust::new(&config);
         Self {
-            messenger: Messenger::new(outbox.clone(), parking.clone()),
+            inquiries: Inquiries::new(messenger.clone(), trust.clone()),
+            messenger,
             outbox,
-            trust: Trust::new(&config),
+            trust,
             config,
             started: Instant::now(),
             open: BTreeMap::new(),
             tasks: JoinSet::new(),
             parking,
             ended: LatelyEnded::default(),
+            records: Records::default(),
             full: false,
             stop: CancellationToken::new(),
             handle,
@@ -138,7 +147,7 @@ impl Coordinator {
                 Some(letter) = dead_letters.next() => {
                     self.parking.spawn(dead_letters::settle(self.outbox.clone(), self.trust.clone(), letter));
                 }
-                Some(request) = asked.next() => self.cancel(request).await,
+                Some(request) = asked.next() => self.asked(request).await,
                 delivery = manifests.next() => match delivery {
                     Some(delivery) => self.take(delivery).await,
                     None => break,
@@ -212,17 +221,24 @@ impl Coordinator {
         self.tell_whether_full();
     }
 
-    /// Takes a request to cancel a fan-out, which all coordinators are handed. Those who ask do so again until they are told.
-    async fn cancel(&self, delivery: Delivery) {
+    /// Takes what all coordinators are asked. Those who ask do so again until they are told.
+    async fn asked(&self, delivery: Delivery) {
         let Delivery { message, receipt, .. } = delivery;
         receipt.ack().await;
-        let CancelRequest { cid, run, reply_to } = match CancelRequest::decode(&message, &self.config.names) {
+        match message.kind() {
+            header::TYPE_CANCEL => self.cancel(&message),
+            _ => self.inquiries.take(&message, &self.open, &self.records),
+        }
+    }
+
+    fn cancel(&self, message: &Message) {
+        let CancelRequest { cid, run, reply_to } = match CancelRequest::decode(message, &self.config.names) {
             Ok(request) => request,
             Err(reason) => {
-                return tracing::debug!(kind = message.kind(), %reason, "not a request that a coordinator knows");
+                return tracing::debug!(%reason, "a malformed request to cancel");
             }
         };
-        if let Err(reason) = self.trust.check(&message) {
+        if let Err(reason) = self.trust.check(message) {
             tracing::warn!(%cid, reason, "a request to cancel is refused");
             return self.messenger.answer(&cid, reply_to, CancelState::Refused { reason });
         }
@@ -236,10 +252,19 @@ impl Coordinator {
         if !found {
             let state = match self.ended.find(&cid, run) {
                 Some((run, cancellation)) => CancelState::Ended { run, cancellation },
-                None => CancelState::Unknown,
+                None => match run.filter(|run| self.is_of_another(&cid, run)) {
+                    Some(run) => CancelState::Refused { reason: format!("run {run} has another CID") },
+                    None => CancelState::Unknown,
+                },
             };
             self.messenger.answer(&cid, reply_to, state);
         }
+    }
+
+    /// Whether this run is known here with another CID.
+    fn is_of_another(&self, cid: &Cid, run: &RunId) -> bool {
+        let known = self.open.get(run).map(|open| &open.cid).or_else(|| self.ended.cid(run));
+        known.is_some_and(|known| known != cid)
     }
 
     /// Tells, once each time, that further fan-outs wait from here on.
@@ -305,6 +330,7 @@ impl Coordinator {
         self.tell_whether_full();
         if let (Some(open), true) = (open, conclusion.ended) {
             self.ended.insert(conclusion.run, open.cid, conclusion.how);
+            self.records.extend(conclusion.record.take());
         }
         // Copies of the manifest that arrived too late for the task. Who asked for a cancel asks again.
         conclusion.inbox.close();

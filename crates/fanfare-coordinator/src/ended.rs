@@ -30,6 +30,11 @@ impl LatelyEnded {
         self.runs.contains_key(run)
     }
 
+    /// The CID of a run.
+    pub(crate) fn cid(&self, run: &RunId) -> Option<&Cid> {
+        self.runs.get(run).map(|(cid, _)| cid)
+    }
+
     /// How the latest of the fan-outs with this CID ended, or the one of this run.
     pub(crate) fn find(&self, cid: &Cid, run: Option<RunId>) -> Option<(RunId, Cancellation)> {
         self.order.iter().rev().filter(|ended| run.is_none_or(|run| run == **ended)).find_map(|ended| {

@@ -20,8 +20,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::aggregation_queue::{AggregationQueue, Heard};
 use crate::delivery::Tag;
+use crate::inquiry::Question;
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
+use crate::records::Record;
 use crate::telemetry;
 use crate::trust::Trust;
 use crate::view::{Failure, Watched};
@@ -46,6 +48,8 @@ pub(crate) enum Word {
         /// Where the answer goes.
         reply_to: String,
     },
+    /// Somebody wants to know how the fan-out is.
+    Question(Question),
 }
 
 /// What ties the task of a fan-out to its coordinator.
@@ -78,6 +82,8 @@ pub(crate) struct FanOut {
     how: Option<Cancellation>,
     /// What others see of it.
     watched: Watched,
+    /// The same, as operators are told.
+    record: Option<Record>,
 }
 
 /// How a task ended.
@@ -87,6 +93,8 @@ pub(crate) struct Conclusion {
     pub(crate) ended: bool,
     /// How, where this hold knows.
     pub(crate) how: Option<Cancellation>,
+    /// The same, as operators are told.
+    pub(crate) record: Option<Record>,
     /// What was left in it.
     pub(crate) inbox: mpsc::UnboundedReceiver<Word>,
 }
@@ -121,6 +129,7 @@ impl FanOut {
             told,
             how: None,
             watched,
+            record: None,
         }
     }
 
@@ -147,13 +156,18 @@ impl FanOut {
                 Some(word) = self.inbox.recv() => match word {
                     Word::Manifest(tag) => Event::ManifestArrived { tag },
                     Word::Cancel { reply_to } => self.asked(reply_to),
+                    Word::Question(question) => {
+                        question.put(&self.machine);
+                        continue;
+                    }
                 },
                 heard = self.queue.next() => event_of(heard, &self.machine),
             };
             let effects = self.handle(event);
             if let Some(ended) = self.apply(effects).await {
                 let run = self.machine.manifest().run;
-                return Conclusion { run, ended, how: self.how, inbox: self.inbox };
+                let Self { how, record, inbox, .. } = self;
+                return Conclusion { run, ended, how, record, inbox };
             }
         }
     }
@@ -218,6 +232,8 @@ impl FanOut {
                 self.tell(&summary);
                 self.watched.ended(&summary, self.outbox.environment.now().into());
                 self.how = summary.completed.then(|| self.how_it_ended(&summary));
+                let at = self.outbox.environment.now().into();
+                self.record = summary.completed.then(|| Record::new(&self.machine, summary.ending, at));
                 // What is being parked went with the queue: nobody hands it out again.
                 while self.parking.next().await.is_some() {}
                 self.queue.close().await;
@@ -345,7 +361,8 @@ impl FanOut {
             Publication::ParkedManifest { reason } => {
                 telemetry::parked();
                 tracing::warn!(cid = %manifest.cid, run = %manifest.run, reason, "manifest parked");
-                let message = manifest.encode().parked(&names.fanin().name, &reason);
+                let at = self.outbox.environment.now().into();
+                let message = manifest.encode().parked(&names.fanin().name, &reason, at);
                 (names.parked().name, message, Absence::Declares)
             }
         }

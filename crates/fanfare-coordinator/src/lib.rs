@@ -4,7 +4,8 @@
 //! consumes the fan-out's aggregation queue on a channel of its own, so that nothing which happens to one fan-out disturbs
 //! another, and carries what it reads to a [`FanIn`](fanfare_fanin::FanIn), which decides. Nothing is decided here, and
 //! nothing is kept here that is not in the broker, unacknowledged: a coordinator that dies loses nothing. It also sees to what the
-//! broker dead-lettered, so that a request which was lost in sight fails its target, and it takes requests to cancel a fan-out.
+//! broker dead-lettered, so that a request which was lost in sight fails its target, it takes requests to cancel a
+//! fan-out, and tells operators of those that it holds or has ended lately.
 //!
 //! ```no_run
 //! # async fn example(broker: std::sync::Arc<dyn fanfare_broker::Broker>) -> Result<(), fanfare_coordinator::Error> {
@@ -26,8 +27,10 @@ mod delivery;
 mod ended;
 mod fan_out;
 mod handle;
+mod inquiry;
 mod messenger;
 mod outbox;
+mod records;
 mod telemetry;
 mod trust;
 mod view;

@@ -1,9 +1,9 @@
-//! Answers whoever asked for a cancel, and tells workers of it.
+//! Answers whoever asks something, and tells workers of cancels.
 
 use std::time::Duration;
 
 use fanfare_broker::Backoff;
-use fanfare_protocol::{CancelAnswer, CancelState, Cancelled, Cid, EndNote, Manifest, RunId};
+use fanfare_protocol::{CancelAnswer, CancelState, Cancelled, Cid, EndNote, Manifest, Message, RunId};
 use tokio_util::task::TaskTracker;
 
 use crate::outbox::{Absence, Outbox};
@@ -30,12 +30,22 @@ impl Messenger {
         Self { outbox, coordinator, under_way }
     }
 
+    /// What tells this coordinator from others.
+    pub(crate) const fn coordinator(&self) -> RunId {
+        self.coordinator
+    }
+
     /// Answers somebody who asked for a cancel.
     pub(crate) fn answer(&self, cid: &Cid, reply_to: String, state: CancelState) {
         let message = CancelAnswer { coordinator: self.coordinator, state }.encode(cid);
+        self.tell(reply_to, async { message });
+    }
+
+    /// Sends whoever asked something an answer that is still to be put together.
+    pub(crate) fn tell(&self, reply_to: String, answer: impl Future<Output = Message> + Send + 'static) {
         let outbox = self.outbox.clone();
         self.send(async move {
-            outbox.publish(&reply_to, message, Absence::Drops).await;
+            outbox.publish(&reply_to, answer.await, Absence::Drops).await;
         });
     }
 

@@ -100,7 +100,8 @@ impl Outbox {
             message.body.truncate(limits::RESULT_BYTES);
             reason = format!("cut from {bytes} to {} bytes; {reason}", limits::RESULT_BYTES);
         }
-        let mut copy = message.parked(from, &reason);
+        let at = self.environment.now().into();
+        let mut copy = message.parked(from, &reason, at);
         while let Outcome::TooLarge(most) = self.publish(&parked, copy.clone(), Absence::Declares).await
             && !copy.body.is_empty()
         {
@@ -108,7 +109,7 @@ impl Outbox {
             let reason =
                 format!("{reason}; its body of {bytes} bytes is left out, since this broker takes {most}");
             copy.body.clear();
-            copy = copy.parked(from, &reason);
+            copy = copy.parked(from, &reason, at);
         }
     }
 

@@ -155,6 +155,12 @@ impl<T: Clone> Gathered<T> {
         self.entries.iter().enumerate().filter(|(_, entry)| entry.is_none()).map(|(place, _)| place)
     }
 
+    pub(crate) fn failures(&self) -> impl Iterator<Item = (usize, &Answer)> {
+        let answers = self.entries.iter().enumerate();
+        let answers = answers.filter_map(|(place, entry)| Some((place, &entry.as_ref()?.answer)));
+        answers.filter(|(_, answer)| !answer.ok)
+    }
+
     /// Whether a target has failed because it was not awaited any longer.
     pub(crate) fn is_missing(&self, place: usize) -> bool {
         self.entry(place).is_some_and(|entry| entry.answer.ended_by.is_some())

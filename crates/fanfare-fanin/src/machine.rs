@@ -5,14 +5,14 @@ mod outgoing;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fanfare_protocol::{Manifest, Message, RunId, TraceParent, WireTime, limits};
+use fanfare_protocol::{Ending, FanOutState, Manifest, Message, RunId, TraceParent, WireTime, limits};
 
 use crate::checkpoints::Checkpoints;
 use crate::gathered::Gathered;
 use crate::machine::closing::Closing;
 use crate::manifests::Manifests;
 use crate::read::read;
-use crate::{Effect, Event, Item, Publication, PublicationId, Summary};
+use crate::{Answer, Effect, Event, Item, Publication, PublicationId, Summary};
 
 /// The time, as the span since an origin that the caller chooses and keeps.
 pub type Time = Duration;
@@ -212,6 +212,33 @@ impl<T: Clone> FanIn<T> {
     #[must_use]
     pub fn links(&self) -> Vec<TraceParent> {
         self.gathered.links()
+    }
+
+    /// How it ends if no other result counts.
+    #[must_use]
+    pub fn ending(&self) -> Ending {
+        self.gathered.ending()
+    }
+
+    /// What the fan-out waits for.
+    #[must_use]
+    pub const fn state(&self) -> FanOutState {
+        match self.phase {
+            Phase::Opening => FanOutState::Opening,
+            Phase::Gathering if !self.gathered.has_all() => FanOutState::Gathering,
+            Phase::Gathering | Phase::Finalizing(_) => FanOutState::Calling,
+            Phase::Deleting | Phase::GivingUp | Phase::Done => FanOutState::Ending,
+        }
+    }
+
+    /// The places of the targets that have no result.
+    pub fn missing(&self) -> impl Iterator<Item = usize> {
+        self.gathered.missing()
+    }
+
+    /// The places of the targets that have failed, with what says why.
+    pub fn failures(&self) -> impl Iterator<Item = (usize, &Answer)> {
+        self.gathered.failures()
     }
 
     /// Tells what a message of the aggregation queue is to this fan-out.

@@ -77,11 +77,9 @@ impl CancelRequest {
     /// # Errors
     /// Where it is malformed, or names a queue that is no waiter's.
     pub fn decode(message: &Message, names: &QueueNames) -> Result<Self, Malformed> {
-        of_type(message, header::TYPE_CANCEL)?;
-        let reply_to = message.properties.reply_to.clone().filter(|queue| names.is_wait(queue));
-        let reply_to = reply_to.ok_or_else(|| Malformed::new("reply_to is not the queue of a waiter"))?;
-        let run = message.headers.contains_key(header::RUN).then(|| message.run()).transpose()?;
-        Ok(Self { cid: message.cid()?, run, reply_to })
+        message.is_of(header::TYPE_CANCEL)?;
+        let (cid, run) = (message.cid()?, message.run_if_any()?);
+        Ok(Self { cid, run, reply_to: message.waiter(names)? })
     }
 }
 
@@ -98,7 +96,7 @@ impl CancelAnswer {
     /// # Errors
     /// Where it is malformed.
     pub fn decode(message: &Message) -> Result<Self, Malformed> {
-        of_type(message, header::TYPE_CANCEL_ANSWER)?;
+        message.is_of(header::TYPE_CANCEL_ANSWER)?;
         crate::result::from_json("answer", &message.body)
     }
 }
@@ -118,17 +116,10 @@ impl Cancelled {
     /// # Errors
     /// Where it is malformed.
     pub fn decode(message: &Message) -> Result<Self, Malformed> {
-        of_type(message, header::TYPE_CANCELLED)?;
+        message.is_of(header::TYPE_CANCELLED)?;
         Ok(Self { cid: message.cid()?, run: message.run()? })
     }
 }
 
 /// The body of a message whose properties and headers say everything.
 const EMPTY: &str = "{}";
-
-fn of_type(message: &Message, kind: &str) -> Result<(), Malformed> {
-    if message.kind() == kind {
-        return Ok(());
-    }
-    Err(Malformed::new(format!("type {:?} is not {kind}", message.kind())))
-}

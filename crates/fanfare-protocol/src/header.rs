@@ -32,6 +32,8 @@ pub const DEADLINE_UTC: &str = "deadline_utc";
 pub const REASON: &str = "fanfare-reason";
 /// On a parked message: the queue that it was read from or meant for.
 pub const PARKED_FROM: &str = "fanfare-parked-from";
+/// On a parked message: when it was parked; see [`WireTime`](crate::WireTime).
+pub const PARKED_AT: &str = "fanfare-parked-at";
 /// On a parked message that had a `user_id`: that.
 pub const PARKED_USER: &str = "fanfare-parked-user";
 /// On a final callback: how many targets the fan-out had.
@@ -73,6 +75,16 @@ pub const TYPE_CANCEL: &str = "fanfare.cancel";
 pub const TYPE_CANCEL_ANSWER: &str = "fanfare.cancel-answer";
 /// `type` of what workers are told of a fan-out that was cancelled.
 pub const TYPE_CANCELLED: &str = "fanfare.cancelled";
+/// `type` of what coordinators are asked about the fan-outs that they hold.
+pub const TYPE_STATUS: &str = "fanfare.status";
+/// `type` of what a coordinator answers to that.
+pub const TYPE_STATUS_ANSWER: &str = "fanfare.status-answer";
+/// `type` of what coordinators and workers are asked about one fan-out.
+pub const TYPE_EXPLAIN: &str = "fanfare.explain";
+/// `type` of what a coordinator answers to that.
+pub const TYPE_EXPLAIN_ANSWER: &str = "fanfare.explain-answer";
+/// `type` of what a worker answers to that.
+pub const TYPE_WORKER_ANSWER: &str = "fanfare.worker-answer";
 
 /// Whether a broker sets this header for the delivery at hand. A copy that is published anew must not carry it: a consumer
 /// would take it for what the broker says about the copy.

@@ -13,6 +13,7 @@
 //! - [`Checkpoint`], [`Fence`], [`EndNote`]: what coordinators write for one another.
 //! - [`TraceParent`]: where a message belongs in a distributed trace.
 //! - [`CancelRequest`], [`CancelAnswer`], [`Cancelled`]: how a fan-out is cancelled.
+//! - [`StatusRequest`], [`ExplainRequest`] and their answers: what an operator is told of fan-outs.
 #![doc(test(attr(deny(warnings))))]
 
 mod callback;
@@ -20,6 +21,7 @@ mod cancel;
 mod channel;
 mod completion;
 mod coordination;
+mod explain;
 pub mod header;
 mod invocation;
 pub mod limits;
@@ -33,6 +35,7 @@ mod progress;
 pub mod queue;
 mod request;
 mod result;
+mod status;
 mod time;
 mod trace;
 
@@ -41,6 +44,9 @@ pub use cancel::{CancelAnswer, CancelRequest, CancelState, Cancelled};
 pub use channel::{Channel, UnknownChannel};
 pub use completion::{Cancellation, CompletionPolicy, EndedBy, Ending, InvalidPolicy};
 pub use coordination::{Checkpoint, CheckpointEntry, EndNote, Fence};
+pub use explain::{
+    AtWorker, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, MissingTarget, WorkerAnswer,
+};
 pub use invocation::{Invocation, MalformedInvocation, ReplyAddress};
 pub use manifest::{Manifest, ManifestTarget};
 pub use message::{HeaderValue, Headers, Message, Properties};
@@ -52,6 +58,7 @@ pub use progress::Progress;
 pub use queue::{ExchangeSpec, QueueNames, QueueSpec};
 pub use request::{Request, TargetOf};
 pub use result::{TargetResult, key_of, place_of};
+pub use status::{FanOutState, FanOutStatus, Sort, StatusAnswer, StatusQuery, StatusRequest};
 pub use time::WireTime;
 pub use trace::{InvalidTraceParent, TraceParent};
 

@@ -31,3 +31,12 @@ pub const NESTING: usize = 96;
 pub const PAYLOAD_LEVELS: usize = 3;
 /// Spans that a final callback links to: those of so many targets, the first ones of the manifest.
 pub const LINKS: usize = 128;
+/// Fan-outs, or targets of one fan-out, that one answer to an operator tells of: as much as a person can look through, and
+/// far from [`MESSAGE_BYTES`].
+pub const TOLD: usize = 1_000;
+/// Failed targets of one fan-out that an answer to an operator tells of, which are longer: with their exceptions.
+pub const FAILURES_TOLD: usize = 100;
+/// Characters of an exception in an answer to an operator.
+pub const EXCEPTION_TOLD_CHARS: usize = 500;
+/// Fan-outs with one CID that an answer to an operator explains.
+pub const EXPLAINED: usize = 10;

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 
 use crate::name::{Cid, RunId};
-use crate::{Malformed, WireTime, header, limits};
+use crate::{Malformed, QueueNames, WireTime, header, limits};
 
 /// A message, free of any client library's types.
 ///
@@ -124,13 +124,13 @@ impl Message {
         self
     }
 
-    /// The message to park in place of this one: the same, with headers that say why and where from, and in a header
+    /// The message to park in place of this one: the same, with headers that say why, where from and when, and in a header
     /// whose `user_id` it had.
     ///
     /// The reason is cut at 1,000 characters, and the largest headers are left out where all together have more than
     /// [`limits::PARKED_HEADER_BYTES`], so that it can be sent whatever the message was.
     #[must_use]
-    pub fn parked(mut self, from: &str, reason: &str) -> Self {
+    pub fn parked(mut self, from: &str, reason: &str, at: WireTime) -> Self {
         let mut reason: String = reason.chars().take(1000).collect();
         let mut bytes: usize = self.headers.iter().map(|(name, value)| name.len() + size(value)).sum();
         if bytes > limits::PARKED_HEADER_BYTES {
@@ -142,8 +142,11 @@ impl Message {
             bytes -= name.len() + self.headers.remove(&name).as_ref().map_or(0, size);
         }
         let user = self.properties.user_id.clone();
-        let parked =
-            self.without_user().with_header(header::REASON, reason).with_header(header::PARKED_FROM, from);
+        let parked = self
+            .without_user()
+            .with_header(header::REASON, reason)
+            .with_header(header::PARKED_FROM, from)
+            .with_header(header::PARKED_AT, at.to_string());
         match user {
             Some(user) => parked.with_header(header::PARKED_USER, user),
             None => parked,
@@ -176,6 +179,15 @@ impl Message {
     #[must_use]
     pub fn retried(self, attempt: u32) -> Self {
         self.anew().with_header(header::ATTEMPT, i64::from(attempt))
+    }
+
+    /// The message that was parked, as it is to be published again: without what parking and a broker have added to it. It has
+    /// all of its attempts before it.
+    #[must_use]
+    pub fn unparked(mut self) -> Self {
+        let added = [header::REASON, header::PARKED_FROM, header::PARKED_AT, header::PARKED_USER];
+        self.headers.retain(|name, _| !added.contains(&name.as_str()) && name != header::ATTEMPT);
+        self.anew()
     }
 
     /// `type`, or the empty string.
@@ -223,6 +235,24 @@ impl Message {
         self.required(header::RUN)?
             .parse()
             .map_err(|error| Malformed::new(format!("header fanfare-run: {error}")))
+    }
+
+    /// The run, where the header is there.
+    pub(crate) fn run_if_any(&self) -> Result<Option<RunId>, Malformed> {
+        self.headers.contains_key(header::RUN).then(|| self.run()).transpose()
+    }
+
+    /// The queue of whoever waits for an answer.
+    pub(crate) fn waiter(&self, names: &QueueNames) -> Result<String, Malformed> {
+        let reply_to = self.properties.reply_to.clone().filter(|queue| names.is_wait(queue));
+        reply_to.ok_or_else(|| Malformed::new("reply_to is not the queue of a waiter"))
+    }
+
+    pub(crate) fn is_of(&self, kind: &str) -> Result<(), Malformed> {
+        if self.kind() == kind {
+            return Ok(());
+        }
+        Err(Malformed::new(format!("type {:?} is not {kind}", self.kind())))
     }
 
     pub(crate) fn required(&self, name: &str) -> Result<&str, Malformed> {

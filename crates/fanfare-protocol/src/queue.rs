@@ -167,6 +167,14 @@ impl QueueNames {
         QueueSpec { name: self.named(&format!("agg.{cid}.{run}")), exclusive: false, arguments }
     }
 
+    /// The CID and run whose aggregation queue this is, if it is one.
+    #[must_use]
+    pub fn aggregation_of(&self, queue: &str) -> Option<(Cid, RunId)> {
+        let name = queue.strip_prefix(self.prefix.as_str())?.strip_prefix(".agg.")?;
+        let (cid, run) = name.rsplit_once('.')?;
+        Some((Cid::new(cid).ok()?, run.parse().ok()?))
+    }
+
     /// The same queue replicated over the nodes of a cluster, by configuration.
     #[must_use]
     pub fn replicated_aggregation(&self, cid: &Cid, run: RunId) -> QueueSpec {

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{PublishError, absence};
+use fanfare_broker::{Mailbox, PublishError, absence};
 use fanfare_protocol::{CancelAnswer, CancelRequest, CancelState, Cancellation, Cid, Message, RunId};
 use tokio::time::{Instant, timeout_at};
 
 use crate::publisher::Shared;
-use crate::waiting::Mailbox;
+use crate::waiting::open_mailbox;
 use crate::{Accepted, CancelError};
 
 /// How long coordinators have for saying whether they know the fan-out.
@@ -33,7 +33,7 @@ pub(crate) async fn cancel_all(
     run: Option<RunId>,
 ) -> Result<BTreeMap<RunId, Cancellation>, CancelError> {
     let queue = shared.config.names.wait(RunId::from(shared.environment.unique()));
-    let mut mailbox = Mailbox::open(&shared, &queue).await.map_err(CancelError::Unprepared)?;
+    let mut mailbox = open_mailbox(&shared, &queue).await.map_err(CancelError::Unprepared)?;
     let mut request = CancelRequest { cid: cid.clone(), run, reply_to: queue.name }.encode();
     request.properties.user_id = shared.config.user_id.clone();
     let mut inquiry = Inquiry { shared, cid, run, request, asked: None, heard: Heard::default() };

@@ -313,7 +313,10 @@ pub enum CancelError {
         reason: String,
     },
     /// The fan-out has ended, too long ago for any coordinator to know how: its queue is gone.
-    #[error("the fan-out has ended already, and no coordinator remembers how (CID {cid}, run {run})")]
+    #[error(
+        "the fan-out has ended already, and no coordinator remembers how, or it never was: see that CID and run belong \
+         together (CID {cid}, run {run})"
+    )]
     Ended {
         /// The correlation ID.
         cid: Cid,

@@ -3,16 +3,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use fanfare_broker::{BrokerError, Consumer, ConsumerChannel};
+use fanfare_broker::{BrokerError, Mailbox};
 use fanfare_protocol::{FinalPayload, Message, Progress, QueueSpec, RunId, header};
 use tokio::time::Instant;
 
 use crate::fanout::OnProgress;
 use crate::publisher::Shared;
 use crate::{Accepted, Failure, Fanout, InvokeError, WaitError, invocation};
-
-/// How long removing a queue that was waited on may take. It goes with its connection at the latest.
-const REMOVAL_LIMIT: Duration = Duration::from_secs(10);
 
 /// What gives way while a caller waits for its fan-out. A service that waits gives its place to others, or the targets
 /// that it waits for might never find one.
@@ -37,11 +34,11 @@ pub(crate) async fn invoke_and_wait(fanout: Fanout, timeout: Duration) -> Result
     let plan = fanout.plan(Some(queue.name.clone())).map_err(InvokeError::Invalid)?;
     let expected = Accepted { cid: plan.manifest.cid.clone(), run: plan.manifest.run };
     let mut mailbox =
-        Mailbox::open(&shared, &queue).await.map_err(|failure| expected.not_accepted(failure, false))?;
+        open_mailbox(&shared, &queue).await.map_err(|failure| expected.not_accepted(failure, false))?;
     let Accepted { cid, run } = invocation::invoke(shared, plan).await?;
 
     let left = timeout.saturating_sub(started.elapsed());
-    match tokio::time::timeout(left, mailbox.receive(&expected, on_progress.as_ref())).await {
+    match tokio::time::timeout(left, receive(&mut mailbox, &expected, on_progress.as_ref())).await {
         Ok(Ok(answer)) => {
             serde_json::from_slice(&answer.body).map_err(|source| WaitError::Malformed { cid, run, source })
         }
@@ -50,78 +47,35 @@ pub(crate) async fn invoke_and_wait(fanout: Fanout, timeout: Duration) -> Result
     }
 }
 
-/// The queue that one answer comes to. It is removed when the mailbox is dropped.
-pub(crate) struct Mailbox {
-    queue: String,
-    open: Option<(Arc<dyn ConsumerChannel>, Consumer)>,
+/// Opens the mailbox that an answer comes to, through outages.
+pub(crate) async fn open_mailbox(shared: &Shared, queue: &QueueSpec) -> Result<Mailbox, Failure> {
+    shared.through_outages(shared.preparation_end(), || Mailbox::open(&*shared.broker, queue)).await
 }
 
-impl Mailbox {
-    pub(crate) async fn open(shared: &Shared, queue: &QueueSpec) -> Result<Self, Failure> {
-        let until = shared.preparation_end();
-        let open = shared
-            .through_outages(until, || async {
-                let channel = shared.broker.open().await?;
-                channel.declare_exclusive(queue).await?;
-                let consumer = channel.consume(&queue.name, 1).await?;
-                Ok((channel, consumer))
-            })
-            .await?;
-        Ok(Self { queue: queue.name.clone(), open: Some(open) })
-    }
-
-    /// Waits for a message. An error where the queue or its connection is lost.
-    pub(crate) async fn next(&mut self) -> Result<Message, Option<BrokerError>> {
-        let (_, consumer) = self.open.as_mut().expect("a mailbox is open until it is dropped");
-        let delivery = consumer.next().await.ok_or(None)??;
-        delivery.receipt.ack().await;
-        Ok(delivery.message)
-    }
-
-    /// Waits for the answer to a fan-out. An error where the queue or its connection is lost.
-    async fn receive(
-        &mut self,
-        expected: &Accepted,
-        on_progress: Option<&OnProgress>,
-    ) -> Result<Message, Option<BrokerError>> {
-        loop {
-            let message = self.next().await?;
-            if is_of(&message, expected) {
-                match (message.kind(), on_progress) {
-                    (header::TYPE_CALLBACK, _) => return Ok(message),
-                    (header::TYPE_PROGRESS, Some(OnProgress(told))) => {
-                        if let Ok(progress) = Progress::decode(&message) {
-                            told(progress.responded);
-                        }
-                        continue;
+/// Waits for the answer to a fan-out. An error where the queue or its connection is lost.
+async fn receive(
+    mailbox: &mut Mailbox,
+    expected: &Accepted,
+    on_progress: Option<&OnProgress>,
+) -> Result<Message, Option<BrokerError>> {
+    loop {
+        let message = mailbox.next().await?;
+        if is_of(&message, expected) {
+            match (message.kind(), on_progress) {
+                (header::TYPE_CALLBACK, _) => return Ok(message),
+                (header::TYPE_PROGRESS, Some(OnProgress(told))) => {
+                    if let Ok(progress) = Progress::decode(&message) {
+                        told(progress.responded);
                     }
-                    _ => {}
+                    continue;
                 }
+                _ => {}
             }
-            tracing::debug!(queue = self.queue, "a message that is no answer to this fan-out is dropped");
         }
+        tracing::debug!(queue = mailbox.queue(), "a message that is no answer to this fan-out is dropped");
     }
 }
 
 fn is_of(message: &Message, expected: &Accepted) -> bool {
     message.run().is_ok_and(|run| run == expected.run) && message.cid().is_ok_and(|cid| cid == expected.cid)
-}
-
-impl Drop for Mailbox {
-    /// An exclusive queue lives as long as its connection, which others share; so it is deleted, whoever drops the wait.
-    fn drop(&mut self) {
-        let queue = std::mem::take(&mut self.queue);
-        let (Some((channel, mut consumer)), Ok(runtime)) =
-            (self.open.take(), tokio::runtime::Handle::try_current())
-        else {
-            return;
-        };
-        runtime.spawn(tokio::time::timeout(REMOVAL_LIMIT, async move {
-            if channel.delete(&queue).await.is_ok() {
-                // The broker's own cancel is awaited: one of ours for a deleted queue could end the connection.
-                while let Some(Ok(_)) = consumer.next().await {}
-            }
-            channel.close().await;
-        }));
-    }
 }

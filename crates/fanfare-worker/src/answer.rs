@@ -94,7 +94,8 @@ impl Answers {
     pub(crate) async fn park(&self, message: &Message, from: &str, reason: &str) {
         self.telemetry.parked();
         let parked = self.names.parked();
-        let mut copy = message.clone().parked(from, reason);
+        let at = self.now();
+        let mut copy = message.clone().parked(from, reason, at);
         let mut backoff = Backoff::default();
         let mut reminder = Reminder::default();
         loop {
@@ -106,7 +107,7 @@ impl Answers {
                 PublishError::TooLarge { bytes, .. } => {
                     // Another client put in more than Fanfare takes out: what is kept is that it was there, and why.
                     let reason = format!("{reason}; its body of {bytes} bytes is too large to be parked");
-                    copy = message.clone().parked(from, &reason);
+                    copy = message.clone().parked(from, &reason, at);
                     copy.body.clear();
                 }
                 // Someone deleted the queue.

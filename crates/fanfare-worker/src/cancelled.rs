@@ -2,8 +2,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fanfare_broker::{Broker, Environment, Subscription};
-use fanfare_protocol::{Cancelled, QueueNames, RunId};
+use fanfare_protocol::RunId;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -40,28 +39,7 @@ impl CancelledRuns {
     /// For how long: as long as a fan-out takes unless its deadline is another.
     const REMEMBERED_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
-    /// Listens to what coordinators tell all workers, for as long as it is polled.
-    pub(crate) async fn listen(
-        self,
-        broker: Arc<dyn Broker>,
-        environment: Arc<dyn Environment>,
-        names: QueueNames,
-    ) {
-        let workers = names.workers();
-        let mut told = Subscription::to_exchange(broker, environment, workers, move |id| names.worker(id));
-        while let Some(delivery) = told.next().await {
-            match Cancelled::decode(&delivery.message) {
-                Ok(Cancelled { cid, run }) => {
-                    tracing::debug!(%cid, %run, "a fan-out was cancelled");
-                    self.cancel(run);
-                }
-                Err(reason) => tracing::debug!(%reason, "workers are told what this one does not know"),
-            }
-            delivery.receipt.ack().await;
-        }
-    }
-
-    fn cancel(&self, run: RunId) {
+    pub(crate) fn cancel(&self, run: RunId) {
         let mut known = self.known();
         known.forget_old();
         if known.cancelled.contains_key(&run) {

@@ -13,6 +13,7 @@ mod error;
 mod execution;
 mod history;
 mod lane;
+mod listener;
 mod pipeline;
 mod registration;
 mod retry;
@@ -21,6 +22,7 @@ mod service;
 mod slot;
 mod telemetry;
 mod turn;
+mod whereabouts;
 mod worker;
 
 pub use context::Context;

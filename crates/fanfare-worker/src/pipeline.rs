@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use fanfare_broker::{Delivery, Receipt, trace};
 use fanfare_protocol::{
     Invocation, MalformedInvocation, Message, ReplyAddress, TargetResult, WireTime, header,
@@ -15,6 +17,7 @@ use crate::history::{History, Turn, Work};
 use crate::registration::Registered;
 use crate::slot::Slot;
 use crate::telemetry::Run;
+use crate::whereabouts::Whereabouts;
 use crate::worker::CANCELLATION_GRACE;
 
 /// Takes each delivery of one service from its queue to its ack: decode, run, answer or retry, ack.
@@ -27,6 +30,7 @@ pub(crate) struct Pipeline {
     pub(crate) stop: Stop,
     pub(crate) history: History,
     pub(crate) cancelled: CancelledRuns,
+    pub(crate) whereabouts: Whereabouts,
 }
 
 /// How a worker that stops presses its invocations.
@@ -171,6 +175,7 @@ impl Pipeline {
                 return Fate::Done;
             }
         };
+        let _here = self.whereabouts.begin(&self.registered.name, &invocation, self.answers.now());
         let outcome = self.run(invocation.clone(), redelivered, slot, target.as_ref()).await;
         if let Err(failure) = &outcome {
             trace::fail(failure.exception.as_str());
@@ -219,7 +224,13 @@ impl Pipeline {
             "the service failed, and is run again in {seconds} s"
         );
         let retry = message.clone().retried(attempt.saturating_add(1));
-        self.answers.retry(retry, &self.queue, seconds).await
+        if !self.answers.retry(retry, &self.queue, seconds).await {
+            return false;
+        }
+        let until = self.answers.environment.now() + Duration::from_secs(seconds.into());
+        let exception = failure.exception.as_str();
+        self.whereabouts.retries(&self.registered.name, invocation, until.into(), exception);
+        true
     }
 
     /// Tells whoever waits that a target failed for good; parks what nobody waits for.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare_broker::{Backoff, BrokerError, Readiness, consumer_timeout};
-use fanfare_protocol::QueueSpec;
+use fanfare_protocol::{QueueSpec, RunId};
 use fanfare_publisher::Publisher;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -15,10 +15,12 @@ use crate::answer::Answers;
 use crate::cancelled::CancelledRuns;
 use crate::history::History;
 use crate::lane::Lane;
+use crate::listener::Listener;
 use crate::pipeline::{Pipeline, Stop};
 use crate::registration::Registered;
 use crate::slot::{AllSlots, Slots};
 use crate::telemetry::Telemetry;
+use crate::whereabouts::Whereabouts;
 use crate::{Registration, WorkerError};
 
 /// What is not ready before the worker has declared its queues.
@@ -74,6 +76,8 @@ pub struct Config {
     /// up: a failed result, and a copy among the parked messages. 20, since a rolling restart redelivers whatever was handed
     /// out. From the third delivery on it runs alone in its worker, so that one which kills its worker takes no others with it.
     pub redelivery_limit: u32,
+    /// What operators are told that this worker is, who ask where a target runs. None, which is the default, leaves it at an ID.
+    pub name: Option<String>,
 }
 
 impl Default for Config {
@@ -83,6 +87,7 @@ impl Default for Config {
             consumer_timeout: consumer_timeout::DEFAULT,
             shutdown_deadline: Duration::from_secs(30),
             redelivery_limit: 20,
+            name: None,
         }
     }
 }
@@ -247,11 +252,19 @@ impl Running {
         readiness: &Readiness,
     ) -> Self {
         let cancelled = CancelledRuns::default();
-        let (broker, environment) = (Arc::clone(publisher.broker()), Arc::clone(publisher.environment()));
-        let listener = cancelled.clone().listen(broker, environment, publisher.config().names.clone());
+        let whereabouts = Whereabouts::default();
+        let listener = Listener {
+            worker: RunId::from(publisher.environment().unique()),
+            name: config.name.clone(),
+            cancelled: cancelled.clone(),
+            whereabouts: whereabouts.clone(),
+            broker: Arc::clone(publisher.broker()),
+            environment: Arc::clone(publisher.environment()),
+            names: publisher.config().names.clone(),
+        };
         let running = Self {
             lanes: JoinSet::new(),
-            _listener: [listener].into_iter().collect(),
+            _listener: [listener.run()].into_iter().collect(),
             invocations: TaskTracker::new(),
             stopping: CancellationToken::new(),
             stop: Stop::default(),
@@ -279,6 +292,7 @@ impl Running {
                     stop: running.stop.clone(),
                     history: History::default(),
                     cancelled: cancelled.clone(),
+                    whereabouts: whereabouts.clone(),
                 }),
             };
             running.lanes.spawn(lane.run());

@@ -3,8 +3,9 @@ use std::sync::Arc;
 
 use fanfare_broker::Broker;
 use fanfare_coordinator::{Config as CoordinatorConfig, Coordinator};
+use fanfare_operator::{Config as OperatorConfig, Operator};
 use fanfare_protocol::{Cancellation, QueueNames, RunId};
-use fanfare_publisher::{Accepted, CancelError, Fanout, InvokeError, Publisher};
+use fanfare_publisher::{Accepted, CancelError, Config as PublisherConfig, Fanout, InvokeError, Publisher};
 use fanfare_worker::{Config as WorkerConfig, Worker};
 use serde::Serialize;
 
@@ -148,6 +149,15 @@ impl Fanfare {
     pub fn coordinator_with(&self, config: CoordinatorConfig) -> Coordinator {
         let config = CoordinatorConfig { names: self.names().clone(), ..config };
         Coordinator::new(Arc::clone(self.broker()), Arc::clone(self.publisher.environment()), config)
+    }
+
+    /// What asks coordinators and workers how things are, and sees to what they have left for a person.
+    #[must_use]
+    pub fn operator(&self) -> Operator {
+        let PublisherConfig { names, user_id, .. } = self.publisher.config();
+        let config =
+            OperatorConfig { names: names.clone(), user_id: user_id.clone(), ..OperatorConfig::default() };
+        Operator::new(Arc::clone(self.broker()), Arc::clone(self.publisher.environment()), config)
     }
 
     /// What it invokes with.

@@ -38,6 +38,7 @@
 //!   [coordinators](Fanfare::coordinator).
 //! - [`service`] makes a service of an async function; its [`Context`] tells how it was invoked and invokes others.
 //! - [`FinalPayload`] is what a final callback takes, and [`TargetResult`] what an on-target callback takes.
+//! - [`Operator`] tells which fan-outs are open and what they wait for.
 //! - [`InvokeError`], [`WaitError`] and [`CancelError`] tell what the caller can do.
 //! - [`testkit`] runs all of it in memory for the tests of your services.
 //! - [`services`] has those that come with Fanfare, and programs and URLs as services.
@@ -58,9 +59,14 @@ pub use fanfare_coordinator::{
     Config as CoordinatorConfig, Coordinator, Error as CoordinatorError, Handle as CoordinatorHandle,
     Limits as CoordinatorLimits,
 };
+pub use fanfare_operator::{
+    AskError, Config as OperatorConfig, Coordinators, Explanation, MissingFrom, Operator, Parked,
+    ParkedMessages, ParkedQuery, ReplayError, Replayed, ServiceQueue, Status, Told, Whereabouts,
+};
 pub use fanfare_protocol::{
-    Cancellation, Channel, Cid, EndedBy, FinalPayload, InvalidMetadata, InvalidName, Metadata, PayloadError,
-    Prefix, QueueNames, RunId, ServiceName, Source, TargetFailure, TargetKey, TargetResult, WireTime,
+    Cancellation, Channel, Cid, EndedBy, FailedTarget, FanOutState, FanOutStatus, FinalPayload,
+    InvalidMetadata, InvalidName, Metadata, MissingTarget, PayloadError, Prefix, QueueNames, RunId,
+    ServiceName, Sort, Source, StatusQuery, TargetFailure, TargetKey, TargetResult, WireTime,
 };
 pub use fanfare_publisher::{
     Accepted, CancelError, Completion, Config as PublisherConfig, Failure, Fanout, IntoNames, Invalid,

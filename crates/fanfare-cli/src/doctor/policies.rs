@@ -2,91 +2,22 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::time::Duration;
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD;
 use fanfare::QueueNames;
-use fanfare_broker::amqp::Address;
 use fanfare_protocol::queue::AGGREGATION_EXPIRES_MS;
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::header::AUTHORIZATION;
-use hyper::{Request, Uri};
-use hyper_util::client::legacy::Client;
-use hyper_util::rt::TokioExecutor;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::finding::{Finding, Verdict};
-
-/// The port of the management plugin where nobody changed it.
-const DEFAULT_PORT: u16 = 15672;
-/// How long it may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of an answer: some 100,000 queues.
-const ANSWER_BYTES: usize = 32 * 1024 * 1024;
-
-/// RabbitMQ's management API, which alone tells about policies: AMQP does not.
-pub(super) struct Management {
-    url: String,
-    authorization: String,
-    virtual_host: String,
-}
-
-impl Management {
-    /// The one of a broker, at a URL where that is given. None where a password would travel in the clear that does not so
-    /// far.
-    pub(super) fn of(broker: &Address, url: Option<&str>) -> Option<Self> {
-        if broker.is_tls() && url.is_none() {
-            return None;
-        }
-        let credentials = format!("{}:{}", broker.user(), broker.password());
-        let default = || match broker.host() {
-            host if host.contains(':') => format!("http://[{host}]:{DEFAULT_PORT}"),
-            host => format!("http://{host}:{DEFAULT_PORT}"),
-        };
-        Some(Self {
-            url: url.map_or_else(default, |url| url.trim_end_matches('/').to_owned()),
-            authorization: format!("Basic {}", STANDARD.encode(credentials)),
-            virtual_host: broker.virtual_host().to_owned(),
-        })
-    }
-
-    async fn queues(&self) -> Result<Vec<Queue>, String> {
-        let columns = "name,policy,operator_policy,effective_policy_definition";
-        let path = format!("/api/queues/{}?columns={columns}", encoded(&self.virtual_host));
-        let url: Uri = format!("{}{path}", self.url).parse().map_err(|error| format!("{error}"))?;
-        let request = Request::get(url)
-            .header(AUTHORIZATION, &self.authorization)
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| error.to_string())?;
-        let client = Client::builder(TokioExecutor::new()).build_http();
-        let answer = async {
-            let response = client.request(request).await.map_err(|_| "nobody answers there".to_owned())?;
-            let status = response.status();
-            if !status.is_success() {
-                return Err(format!("it answered {status}"));
-            }
-            let body = Limited::new(response.into_body(), ANSWER_BYTES).collect().await;
-            let body = body.map_err(|error| error.to_string())?.to_bytes();
-            serde_json::from_slice(&body).map_err(|error| error.to_string())
-        };
-        let timed_out = |_| format!("it did not answer within {ANSWER_TIMEOUT:?}");
-        tokio::time::timeout(ANSWER_TIMEOUT, answer).await.map_err(timed_out)?
-    }
-}
+use crate::management::{Management, WITHOUT_TLS};
 
 /// Looks at the policies of the queues that are there.
 pub(super) async fn examine(management: Option<&Management>, names: &QueueNames) -> Vec<Finding> {
     let asked = match management {
-        Some(management) => management
-            .queues()
-            .await
-            .map_err(|reason| format!("the management API at {} does not tell: {reason}", management.url)),
-        None => Err("the broker is reached through TLS, and the management API only without: give its URL, \
-                     http://HOST:PORT, with --management where that is safe"
-            .to_owned()),
+        Some(management) => {
+            management.queues("name,policy,operator_policy,effective_policy_definition").await
+        }
+        None => Err(WITHOUT_TLS.to_owned()),
     };
     match asked {
         Ok(queues) => judge(&queues, names),
@@ -259,20 +190,11 @@ fn harms(kind: Kind, policy: &Definition) -> Vec<Harm> {
     harms
 }
 
-/// A virtual host's name as a part of a path.
-fn encoded(name: &str) -> String {
-    name.bytes().fold(String::new(), |mut encoded, byte| {
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            write!(encoded, "%{byte:02X}").expect("a String takes everything");
-        }
-        encoded
-    })
-}
-
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+    use fanfare_broker::amqp::Address;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
@@ -362,7 +284,7 @@ mod tests {
 
     async fn asked(answer: &'static str) -> (Vec<Finding>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let url = format!("http://{}/", listener.local_addr().unwrap());
+        let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
         let broker: Address = "amqp://eve:p%40ss@broker.invalid/a%2fb".parse().unwrap();
         let management = Management::of(&broker, Some(&url)).unwrap();
         let names = QueueNames::default();

@@ -5,16 +5,18 @@ use std::str::FromStr;
 use clap::Args;
 use fanfare::Completion;
 
+use crate::numbers;
+
 /// The rule that is met first completes the fan-out.
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Completion before all targets have responded")]
 pub(super) struct CompletionArguments {
     /// Complete when so many targets have succeeded; with --wait, that many are a success
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::parse_any::<usize>)]
     pub(super) until_succeeded: Option<usize>,
 
     /// Complete when so many targets have responded, whether they succeeded or failed
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = numbers::parse_any::<usize>)]
     until_responded: Option<usize>,
 
     /// Complete when more targets than this have failed: a number, 0 for the first failure, or a share such as 10%

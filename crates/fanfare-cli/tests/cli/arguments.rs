@@ -163,12 +163,69 @@ fn number_that_is_too_small_is_refused_by_its_flag() {
     check(&["coordinator", "--channels", "0"], 2, &format!("'0' for '--channels <N>': {none}"));
     let renewal = "--renewal 1200s with a consumer_timeout of 1800s is not allowed: it must be below half";
     check(&["coordinator", "--renewal", "20m"], 2, renewal);
-    check(
-        &["coordinator", "--accept-user", "a"],
-        2,
-        "--accept-user {\"a\"} is not allowed: it needs user_id",
-    );
+    check(&["coordinator", "--accept-user", "a"], 2, "--accept-user a is not allowed: it needs user_id");
     check(&["coordinator", "--renewal", "0s"], 2, "\"0s\" is not allowed: give 1 ms to 365 days");
+}
+
+#[test]
+fn what_is_no_number_is_refused_with_the_range() {
+    check(
+        &["worker", "--prefetch", "70000"],
+        2,
+        "\"70000\" is not allowed: give a whole number from 1 to 65535",
+    );
+    check(&["coordinator", "--channels", "x"], 2, "\"x\" is not allowed: give a whole number, 1 or more");
+    check(&["worker", "--redelivery-limit=-1"], 2, "give a whole number from 0 to 4294967295");
+    check(&["status", "--limit", "0"], 2, "0 is not in 1..=1000");
+}
+
+#[test]
+fn value_of_a_variable_that_is_refused_is_blamed_on_the_variable() {
+    let directory = tempfile::tempdir().unwrap();
+    let refused = |arguments: &[&str], name: &str, value: &str| {
+        let ended: Ended =
+            fanfare(directory.path()).args(arguments).env(name, value).output().unwrap().into();
+        assert_eq!(ended.exit, 2, "{ended:?}");
+        ended.stderr
+    };
+    let variable = "FANFARE_WORKER_CONCURRENCY";
+    let expected = "invalid value '0' for 'FANFARE_WORKER_CONCURRENCY': 0 is not allowed: give 1 or more";
+    let said = refused(&["worker"], variable, "0");
+    assert!(said.contains(expected), "{said}");
+    let said = refused(&["worker", "--concurrency", "0"], variable, "0");
+    assert!(said.contains("'0' for '--concurrency <N>'"), "the flag goes before the variable: {said}");
+    let said = refused(&["doctor"], "FANFARE_QUEUE_TYPE", "stream");
+    assert!(said.contains("invalid value 'stream' for 'FANFARE_QUEUE_TYPE'"), "{said}");
+}
+
+#[test]
+fn url_of_a_management_api_that_is_none_is_refused_before_anything_is_asked() {
+    for command in ["doctor", "gc"] {
+        let arguments = [command, "--broker", NO_BROKER, "--management", "nonsense"];
+        check(&arguments, 2, "it is not the URL of a management API: give http://HOST:PORT");
+    }
+}
+
+#[test]
+fn parked_messages_are_changed_only_where_it_is_said_which() {
+    for command in ["replay", "purge"] {
+        let said = "give IDs as `fanfare parked list` shows them, a filter such as --service, or --all";
+        check(&["parked", command, "--broker", NO_BROKER], 2, said);
+        check(&["parked", command, "--all", "--cid", "c", "--broker", NO_BROKER], 2, "--all");
+        check(&["parked", command, "--all", "--broker", NO_BROKER], 3, "127.0.0.1:9");
+    }
+}
+
+#[test]
+fn operators_without_a_broker_are_told_so() {
+    for command in [
+        &["status"][..],
+        &["explain", "c"],
+        &["parked", "list"],
+        &["gc", "--management", "http://127.0.0.1:9"],
+    ] {
+        check(&[command, &["--broker", NO_BROKER]].concat(), 3, "127.0.0.1:9");
+    }
 }
 
 #[test]

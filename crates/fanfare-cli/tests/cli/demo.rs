@@ -143,6 +143,7 @@ fn file_that_cannot_be_read_is_a_failed_target_with_its_reason() {
     let reason = report["failed"][0]["reason"].as_str().unwrap();
     assert!(reason.starts_with("cannot read \"/proc/self/mem\": "), "{reason}");
     assert_eq!(report["totals"]["files"], 0);
+    assert_eq!(ended.stderr, "", "it is told once");
 }
 
 #[test]

@@ -23,7 +23,7 @@ impl Pool {
         let prefix = format!("cli-{name}-{}", std::process::id());
         let settings = format!(
             "broker = \"{}\"\nprefix = \"{prefix}\"\n\
-             [services.\"t.program\"]\nexec = [\"sh\", \"-c\", \"cat; test $FANFARE_KEY != bad || {{ echo broken >&2; exit 3; }}\"]\n\
+             [services.\"t.program\"]\nexec = [\"sh\", \"-c\", \"cat; test $FANFARE_KEY != bad || {{ echo broken >&2; exit 3; }}\"]\nretry = {{ attempts = 1 }}\n\
              [services.\"t.told\"]\nexec = [\"sh\", \"-c\", 'printf %s \"$FANFARE_METADATA\"']\n\
              [services.\"t.slow\"]\nexec = [\"sh\", \"-c\", \"touch started; sleep 3\"]\n",
             broker()
@@ -131,6 +131,93 @@ fn cancel_ends_with_the_exit_codes_that_its_help_promises() {
     let ended = run(directory.path(), &["cancel", "c-1"]);
     assert_eq!(ended.exit, 1, "{ended:?}");
     assert!(ended.stderr.contains("no coordinator runs under the prefix `cli-cancel"), "{}", ended.stderr);
+}
+
+/// Runs a command until what it prints is as wanted.
+fn until(pool: &Pool, arguments: &[&str], wanted: impl Fn(&Ended) -> bool) -> Ended {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let ended = run(pool.path(), arguments);
+        if wanted(&ended) {
+            return ended;
+        }
+        assert!(Instant::now() < deadline, "{arguments:?}: {ended:?}");
+    }
+}
+
+#[test]
+fn an_operator_sees_what_is_open_why_and_what_has_ended() {
+    let pool = Pool::start("operator");
+    let targets = ["--target", "nobody", "--target", "helpers.echo", "--target", "bad@t.program"];
+    let others = ["--declare-missing", "--cid", "c-1", "--on-final", "helpers.input-logger"];
+    assert_eq!(pool.invoke(&[&targets[..], &others].concat()).exit, 0);
+    let ended = until(&pool, &["status"], |ended| ended.stdout.contains("2/3"));
+    assert_eq!((ended.exit, ended.stderr.as_str(), ended.stdout.lines().count()), (0, "", 2), "{ended:?}");
+    let row = ended.stdout.lines().nth(1).unwrap();
+    assert!(row.starts_with("c-1  ") && row.ends_with("waits for targets"), "{row}");
+    let status: Value = serde_json::from_str(&run(pool.path(), &["status", "--json"]).stdout).unwrap();
+    assert_eq!((&status["fan_outs"][0]["cid"], &status["fan_outs"][0]["failed"]), (&"c-1".into(), &1.into()));
+    assert_eq!(run(pool.path(), &["status", "--source", "other"]).stdout.lines().count(), 1);
+
+    let ended = run(pool.path(), &["explain", "c-1"]);
+    assert_eq!(ended.exit, 0, "{ended:?}");
+    for expected in [
+        "2 of 3 targets are done, 1 of them failed",
+        "  missing  nobody  nobody  waits for a worker",
+        "  failed  bad  t.program  ",
+        "-> no worker consumes `",
+        "start one, as with `fanfare worker --service nobody`",
+    ] {
+        assert!(ended.stdout.contains(expected), "{expected}: {}", ended.stdout);
+    }
+    let ended = run(pool.path(), &["explain", "c-2"]);
+    assert_eq!((ended.exit, ended.stdout.lines().count()), (1, 1), "{ended:?}");
+    assert!(ended.stdout.starts_with("-> no coordinator knows c-2"), "{}", ended.stdout);
+
+    let run_id = status["fan_outs"][0]["run"].as_str().unwrap();
+    let ended = run(pool.path(), &["cancel", "c-2", "--run", run_id]);
+    assert_eq!(ended.exit, 1, "{ended:?}");
+    assert!(ended.stderr.contains(&format!("run {run_id} has another CID")), "{}", ended.stderr);
+    assert_eq!(run(pool.path(), &["cancel", "c-1", "--run", run_id]).exit, 0);
+    let ended = until(&pool, &["status", "--ended"], |ended| ended.stdout.contains("c-1"));
+    assert!(ended.stdout.lines().nth(1).unwrap().ends_with("ago  cancel"), "{}", ended.stdout);
+}
+
+#[test]
+fn parked_messages_are_listed_shown_put_back_and_dropped() {
+    let pool = Pool::start("parked");
+    let none = run(pool.path(), &["parked", "list"]);
+    assert_eq!((none.exit, none.stdout.lines().count()), (0, 1), "{none:?}");
+    // A callback that fails.
+    let parallel = ["--parallel", "--target", "bad@helpers.echo", "--cid", "c-1", "--on-target", "t.program"];
+    assert_eq!(pool.invoke(&parallel).exit, 0);
+    let ended = until(&pool, &["parked", "list"], |ended| ended.stdout.lines().count() == 2);
+    let row = ended.stdout.lines().nth(1).unwrap();
+    assert!(row.contains("  t.program  c-1  t.program failed: "), "{row}");
+    let id = row.split(' ').next().unwrap();
+
+    let ended = run(pool.path(), &["parked", "show", id]);
+    assert_eq!(ended.exit, 0, "{ended:?}");
+    assert!(
+        ended.stdout.contains("type: fanfare.callback\n")
+            && ended.stdout.contains("\"target\":\"helpers.echo\"")
+    );
+    let shown: Value =
+        serde_json::from_str(&run(pool.path(), &["parked", "show", id, "--json"]).stdout).unwrap();
+    assert_eq!((&shown["parked"]["id"], &shown["body"]["target"]), (&id.into(), &"helpers.echo".into()));
+    let ended = run(pool.path(), &["parked", "show", "0"]);
+    assert_eq!(ended.exit, 1, "{ended:?}");
+    assert!(ended.stderr.contains("no parked message has the ID \"0\""), "{}", ended.stderr);
+
+    // It fails again, and is parked again.
+    let ended = run(pool.path(), &["parked", "replay", "--service", "t.program"]);
+    assert_eq!((ended.exit, ended.stderr.as_str()), (0, ""), "{ended:?}");
+    assert_eq!(ended.stdout, format!("{id} back in {}.service.t.program\n", pool.prefix));
+    until(&pool, &["parked", "list", "--json"], |ended| ended.stdout.contains("\"matching\":1,"));
+    let ended = run(pool.path(), &["parked", "purge", "--reason", "t.program failed"]);
+    assert_eq!((ended.exit, ended.stdout.lines().count()), (0, 1), "{ended:?}");
+    let ended = run(pool.path(), &["parked", "purge", "--all"]);
+    assert_eq!((ended.exit, ended.stdout.as_str()), (1, ""), "there is none any more: {ended:?}");
 }
 
 #[test]

@@ -9,15 +9,10 @@ use fanfare_protocol::{
 };
 
 use crate::samples::{
-    aggregation, cid, key, manifest, metadata, reply, request, result, run, service, time, written,
+    aggregation, check, cid, key, manifest, metadata, reply, request, result, run, service, time, written,
 };
 
 const RESULT: &str = r#"{"source":"fanout1.my-service","target":"my.service1","response":"My response","req_ts_utc":"2025-01-19 19:55:45","resp_ts_utc":"2025-01-19 19:55:46","ok":true,"exception":null,"cid":"63e7c3a2ba616badecb125ce"}"#;
-
-#[track_caller]
-fn check(message: &fanfare_protocol::Message, expected: &str) {
-    assert_eq!(written(message), expected);
-}
 
 #[test]
 fn a_request() {
@@ -444,12 +439,15 @@ fn what_workers_are_told_of_a_cancelled_fan_out() {
 
 #[test]
 fn a_parked_message_keeps_everything_and_says_why() {
-    let message = request().encode().parked("fanfare.service.x", &"because ".repeat(1000));
+    let message =
+        request().encode().parked("fanfare.service.x", &"because ".repeat(1000), time("2025-01-19 19:55:45"));
     let mut without = message.clone();
     assert_eq!(message.text("fanfare-reason").unwrap().chars().count(), 1000);
     assert_eq!(message.text("fanfare-parked-from"), Some("fanfare.service.x"));
-    without.headers.remove("fanfare-reason");
-    without.headers.remove("fanfare-parked-from");
+    assert_eq!(message.text("fanfare-parked-at"), Some("2025-01-19 19:55:45"));
+    for name in ["fanfare-reason", "fanfare-parked-from", "fanfare-parked-at"] {
+        without.headers.remove(name);
+    }
     assert_eq!(without, request().encode());
 }
 
@@ -457,10 +455,18 @@ fn a_parked_message_keeps_everything_and_says_why() {
 fn a_parked_message_tells_in_a_header_whose_it_was_and_claims_to_be_nobody_s() {
     let mut message = request().encode();
     message.properties.user_id = Some("shop".to_owned());
-    let parked = message.clone().parked("fanfare.service.x", "because");
+    let parked = message.clone().parked("fanfare.service.x", "because", time("2025-01-19 19:55:45"));
     assert_eq!(parked.text("fanfare-parked-user"), Some("shop"));
     assert_eq!(parked.properties, request().encode().properties);
     assert_eq!(message.without_user(), request().encode());
+}
+
+#[test]
+fn a_parked_message_is_published_again_as_it_was_before_its_attempts() {
+    let mut failed = request().encode().retried(3);
+    failed.properties.user_id = Some("shop".to_owned());
+    let parked = failed.parked("fanfare.service.x", "because", time("2025-01-19 19:55:45"));
+    assert_eq!(parked.with_header("x-delivery-count", 3).unparked(), request().encode());
 }
 
 #[test]

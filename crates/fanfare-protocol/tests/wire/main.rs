@@ -4,6 +4,7 @@
 mod arbitrary;
 mod golden;
 mod limits;
+mod operator;
 mod queues;
 mod refused;
 mod samples;

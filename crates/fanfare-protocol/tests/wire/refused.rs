@@ -6,7 +6,7 @@ use fanfare_protocol::{
     ManifestTarget, Message, Metadata, QueueNames, TargetResult,
 };
 
-use crate::samples::{aggregation, cid, key, manifest, request, result, run, service};
+use crate::samples::{aggregation, cid, key, manifest, request, result, run, service, time};
 
 fn refused_request(change: impl FnOnce(&mut Message)) -> (String, bool) {
     let mut message = request().encode();
@@ -230,9 +230,10 @@ fn metadata_beyond_its_limits_is_refused_in_requests_and_manifests_too() {
 fn a_parked_message_can_be_sent_whatever_headers_it_had() {
     let text = |bytes: usize| HeaderValue::Text("x".repeat(bytes));
     let message = Message::default().with_header("small", "s").with_header("large", text(30_000));
-    let parked = message.clone().parked("queue", "why");
-    assert_eq!(parked.headers.len(), 4, "what fits is kept");
-    let parked = message.with_header("huge", text(100_000)).parked("queue", "why");
+    let parked = message.clone().parked("queue", "why", time("2025-01-19 19:55:45"));
+    assert_eq!(parked.headers.len(), 5, "what fits is kept");
+    let parked =
+        message.with_header("huge", text(100_000)).parked("queue", "why", time("2025-01-19 19:55:45"));
     assert_eq!(parked.text("fanfare-reason"), Some("why; its largest headers are left out"));
     assert_eq!((parked.text("small"), parked.headers.contains_key("huge")), (Some("s"), false));
 }

@@ -6,6 +6,15 @@ use fanfare_protocol::{
     ReplyAddress, Request, RunId, ServiceName, Source, TargetKey, TargetOf, TargetResult, WireTime,
 };
 
+#[track_caller]
+pub(crate) fn check(message: &Message, expected: &str) {
+    assert_eq!(written(message), expected);
+}
+
+pub(crate) fn source() -> Source {
+    Source::new("fanout1.my-service").unwrap()
+}
+
 pub(crate) fn cid() -> Cid {
     Cid::new("63e7c3a2ba616badecb125ce").unwrap()
 }

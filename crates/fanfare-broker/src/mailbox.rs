@@ -1,0 +1,71 @@
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fanfare_protocol::{Message, QueueSpec};
+
+use crate::{Broker, BrokerError, Consumer, ConsumerChannel};
+
+/// How long removing a queue that was waited on may take. It goes with its connection at the latest.
+const REMOVAL_LIMIT: Duration = Duration::from_secs(10);
+
+/// The queue of one caller who waits for answers. It is removed when the mailbox is dropped.
+pub struct Mailbox {
+    queue: String,
+    open: Option<(Arc<dyn ConsumerChannel>, Consumer)>,
+}
+
+impl Mailbox {
+    /// Declares an exclusive queue, and consumes it.
+    ///
+    /// # Errors
+    /// As of the operations that this takes.
+    pub async fn open(broker: &dyn Broker, queue: &QueueSpec) -> Result<Self, BrokerError> {
+        let channel = broker.open().await?;
+        channel.declare_exclusive(queue).await?;
+        let consumer = channel.consume(&queue.name, 1).await?;
+        Ok(Self { queue: queue.name.clone(), open: Some((channel, consumer)) })
+    }
+
+    /// The queue's name.
+    #[must_use]
+    pub fn queue(&self) -> &str {
+        &self.queue
+    }
+
+    /// Waits for a message.
+    ///
+    /// # Errors
+    /// Where the queue or its connection is lost; none where the queue was taken away.
+    pub async fn next(&mut self) -> Result<Message, Option<BrokerError>> {
+        let (_, consumer) = self.open.as_mut().expect("a mailbox is open until it is dropped");
+        let delivery = consumer.next().await.ok_or(None)??;
+        delivery.receipt.ack().await;
+        Ok(delivery.message)
+    }
+}
+
+impl fmt::Debug for Mailbox {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mailbox").field("queue", &self.queue).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Mailbox {
+    /// An exclusive queue lives as long as its connection, which others share; so it is deleted, whoever drops the wait.
+    fn drop(&mut self) {
+        let queue = std::mem::take(&mut self.queue);
+        let (Some((channel, mut consumer)), Ok(runtime)) =
+            (self.open.take(), tokio::runtime::Handle::try_current())
+        else {
+            return;
+        };
+        runtime.spawn(tokio::time::timeout(REMOVAL_LIMIT, async move {
+            if channel.delete(&queue).await.is_ok() {
+                // The broker's own cancel is awaited: one of ours for a deleted queue could end the connection.
+                while let Some(Ok(_)) = consumer.next().await {}
+            }
+            channel.close().await;
+        }));
+    }
+}

@@ -1,0 +1,287 @@
+//! `fanfare status`: which fan-outs are open, or have ended lately.
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use fanfare::{
+    AskError, EndedBy, Environment, FanOutState, FanOutStatus, Fanfare, ServiceName, Sort, Source, Status,
+    StatusQuery, System, WireTime,
+};
+
+use crate::durations;
+use crate::exit::{self, Exit, Failure, print, say};
+use crate::settings::Settings;
+use crate::signals::Signals;
+use crate::table;
+
+/// Clears a terminal.
+const CLEAR: &str = "\x1b[2J\x1b[H";
+
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Asks all coordinators, which have 3 s. Where one that the broker knows does not answer, the line
+on standard error says so: what it holds is missing. Fan-outs that wait for a coordinator are
+known to none; `fanfare doctor` counts them.
+
+Examples:
+  fanfare status
+  fanfare status --sort failed --min-age 10m --service image.resize
+  fanfare status --watch
+  fanfare status --ended --source orders.intake --json
+
+Exit codes: 0 told; 1 no coordinator tells; 2 bad input; 3 no broker")]
+pub(crate) struct StatusArguments {
+    /// Those that have ended lately, the latest first, in place of those that are open: each coordinator remembers 1000
+    #[arg(long)]
+    ended: bool,
+
+    /// Only those that this source invoked
+    #[arg(long, value_name = "NAME")]
+    source: Option<Source>,
+
+    /// Only those whose CID begins so
+    #[arg(long, value_name = "PREFIX")]
+    cid: Option<String>,
+
+    /// Only those with a target of this service
+    #[arg(long, value_name = "NAME")]
+    service: Option<ServiceName>,
+
+    /// Only those that were invoked so long ago, or longer
+    #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
+    min_age: Option<Duration>,
+
+    /// Which come first
+    #[arg(long, value_enum, default_value_t = SortBy::Age, value_name = "BY")]
+    sort: SortBy,
+
+    /// How many are shown, 1000 at the most
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    limit: u16,
+
+    /// Shows it again and again, this far apart
+    #[arg(
+        long,
+        value_name = "DURATION",
+        num_args = 0..=1,
+        default_missing_value = "2s",
+        value_parser = durations::parse
+    )]
+    watch: Option<Duration>,
+
+    /// Prints one line of JSON in place of the table
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum SortBy {
+    /// The oldest, and with --ended the latest to end
+    Age,
+    /// Those that wait for most targets
+    Missing,
+    /// Those with most failed targets
+    Failed,
+    /// Those whose deadline comes first
+    Deadline,
+    /// By source, the oldest first
+    Source,
+    /// By CID
+    Cid,
+}
+
+impl From<SortBy> for Sort {
+    fn from(by: SortBy) -> Self {
+        match by {
+            SortBy::Age => Self::Age,
+            SortBy::Missing => Self::Missing,
+            SortBy::Failed => Self::Failed,
+            SortBy::Deadline => Self::Deadline,
+            SortBy::Source => Self::Source,
+            SortBy::Cid => Self::Cid,
+        }
+    }
+}
+
+pub(crate) async fn run(arguments: StatusArguments, settings: &Settings) -> Result<Exit, Failure> {
+    let StatusArguments { ended, source, cid, service, min_age, sort, limit, watch, json } = arguments;
+    let query = StatusQuery {
+        ended,
+        source,
+        cid_prefix: cid,
+        service,
+        min_age_s: min_age.map(|age| age.as_secs()),
+        sort: sort.into(),
+        limit: limit.into(),
+    };
+    let fanfare = settings.fanfare("status")?;
+    let outcome = match watch {
+        None => tell(&fanfare, &query, json, "").await,
+        Some(pause) => tokio::select! {
+            () = Signals::listen()?.first() => Ok(Exit::Done),
+            ended = keep_telling(&fanfare, &query, json, pause) => ended,
+        },
+    };
+    fanfare.close().await;
+    outcome
+}
+
+async fn keep_telling(
+    fanfare: &Fanfare,
+    query: &StatusQuery,
+    json: bool,
+    pause: Duration,
+) -> Result<Exit, Failure> {
+    let before = if !json && io::stdout().is_terminal() { CLEAR } else { "" };
+    loop {
+        // A coordinator may be restarted while somebody watches.
+        match tell(fanfare, query, json, before).await {
+            Err(failure) if failure.exit == Exit::BadInput => return Err(failure),
+            Err(failure) => _ = failure.report(),
+            Ok(_) => {}
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+async fn tell(fanfare: &Fanfare, query: &StatusQuery, json: bool, before: &str) -> Result<Exit, Failure> {
+    let status = match fanfare.operator().status(query).await {
+        Ok(status) => status,
+        Err(error) => return Err(not_told(fanfare, error).await),
+    };
+    if json {
+        print(serde_json::to_string(&status).map_err(|error| Failure::new(Exit::Failed, error))?)?;
+    } else {
+        let now = WireTime::from(System.now());
+        print(format_args!("{before}{}", shown(&status, query.ended, now).join("\n")))?;
+    }
+    if let Some(shortfall) = status.coordinators.shortfall() {
+        say(format_args!("warning: {shortfall}: what they hold is missing here"));
+    }
+    Ok(Exit::Done)
+}
+
+/// Why an operator was told nothing.
+pub(crate) async fn not_told(fanfare: &Fanfare, error: AskError) -> Failure {
+    if error.is_unreachable() {
+        let failure = exit::without_broker(fanfare).await;
+        return failure.unwrap_or_else(|| Failure::new(Exit::NoBroker, error));
+    }
+    Failure::new(Exit::Failed, error)
+}
+
+fn shown(status: &Status, ended: bool, now: WireTime) -> Vec<String> {
+    let last = if ended { ["ENDED", "BY"] } else { ["DEADLINE", "STATE"] };
+    let header = ["CID", "RUN", "SOURCE", "AGE", "DONE", "FAILED"].into_iter().chain(last);
+    let rows: Vec<Vec<String>> = std::iter::once(header.map(str::to_owned).collect())
+        .chain(status.fan_outs.iter().map(|fan_out| row(fan_out, now)))
+        .collect();
+    let mut lines = table::lines(&rows);
+    match status.matching.saturating_sub(status.fan_outs.len()) {
+        0 => {}
+        more => lines.push(format!("and {more} more")),
+    }
+    lines
+}
+
+fn row(fan_out: &FanOutStatus, now: WireTime) -> Vec<String> {
+    let FanOutStatus { cid, run, source, req_ts_utc, targets, done, failed, deadline_utc, state } = fan_out;
+    let since = |time: WireTime| (now.to_utc() - time.to_utc()).to_std().unwrap_or_default();
+    let last = match state {
+        FanOutState::Ended { ended_utc, ended_by, .. } => [
+            format!("{} ago", table::rounded(since(*ended_utc))),
+            ended_by.map_or_else(|| "all targets".to_owned(), |by: EndedBy| by.to_string()),
+        ],
+        state => {
+            let left = deadline_utc.map(|at| (at.to_utc() - now.to_utc()).to_std().ok());
+            let deadline = match left {
+                Some(Some(left)) => format!("in {}", table::rounded(left)),
+                Some(None) => "passed".to_owned(),
+                None => "none".to_owned(),
+            };
+            [deadline, state_shown(state).to_owned()]
+        }
+    };
+    let first = [
+        cid.to_string(),
+        run.to_string(),
+        source.to_string(),
+        table::rounded(since(*req_ts_utc)),
+        format!("{done}/{targets}"),
+        failed.to_string(),
+    ];
+    first.into_iter().chain(last).collect()
+}
+
+/// What a fan-out waits for, in a word.
+pub(crate) const fn state_shown(state: &FanOutState) -> &'static str {
+    match state {
+        FanOutState::Opening => "waits for its queue",
+        FanOutState::Gathering => "waits for targets",
+        FanOutState::Calling => "publishes callbacks",
+        FanOutState::Ending => "ends",
+        FanOutState::Ended { .. } => "ended",
+        _ => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use fanfare::{Cid, Coordinators};
+
+    use super::*;
+
+    fn time(seconds: u64) -> WireTime {
+        WireTime::from_timestamp(seconds).unwrap()
+    }
+
+    fn status(fan_outs: Vec<FanOutStatus>, matching: usize) -> Status {
+        let coordinators = Coordinators { answered: 1, refused: 0, silent: None };
+        Status { matching, fan_outs, coordinators }
+    }
+
+    fn fan_out(state: FanOutState, deadline: Option<u64>) -> FanOutStatus {
+        FanOutStatus {
+            cid: Cid::new("c-1").unwrap(),
+            run: "0123456789abcdef0123456789abcdef".parse().unwrap(),
+            source: Source::new("shop").unwrap(),
+            req_ts_utc: time(1_000),
+            targets: 3,
+            done: 2,
+            failed: 1,
+            deadline_utc: deadline.map(time),
+            state,
+        }
+    }
+
+    #[test]
+    fn open_fan_outs_are_a_table_and_those_left_out_are_counted() {
+        let fan_outs = vec![
+            fan_out(FanOutState::Gathering, Some(1_150)),
+            fan_out(FanOutState::Calling, Some(1_000)),
+            fan_out(FanOutState::Opening, None),
+        ];
+        assert_eq!(
+            shown(&status(fan_outs, 5), false, time(1_090)),
+            [
+                "CID  RUN                               SOURCE  AGE      DONE  FAILED  DEADLINE  STATE",
+                "c-1  0123456789abcdef0123456789abcdef  shop    1m 30s  2/3   1       in 1m     waits for targets",
+                "c-1  0123456789abcdef0123456789abcdef  shop    1m 30s  2/3   1       passed    publishes callbacks",
+                "c-1  0123456789abcdef0123456789abcdef  shop    1m 30s  2/3   1       none      waits for its queue",
+                "and 2 more",
+            ]
+            .map(|line| line.replace("AGE      ", "AGE     "))
+        );
+    }
+
+    #[test]
+    fn those_that_have_ended_tell_when_and_by_what() {
+        let ended = |by| FanOutState::Ended { ended_utc: time(1_060), missing: 1, ended_by: by };
+        let fan_outs = vec![fan_out(ended(Some(EndedBy::Deadline)), None), fan_out(ended(None), None)];
+        let lines = shown(&status(fan_outs, 2), true, time(1_090));
+        assert!(lines[0].ends_with("FAILED  ENDED    BY"), "{lines:?}");
+        assert!(lines[1].ends_with("1       30s ago  deadline"), "{lines:?}");
+        assert!(lines[2].ends_with("1       30s ago  all targets"), "{lines:?}");
+    }
+}

@@ -1,0 +1,215 @@
+//! Tells operators of the fan-outs that are open here, or have ended here lately.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fanfare_fanin::FanIn;
+use fanfare_protocol::{
+    ExplainAnswer, ExplainRequest, Explained, FailedTarget, FanOutState, FanOutStatus, Malformed, Manifest,
+    ManifestTarget, Message, MissingTarget, RunId, StatusAnswer, StatusQuery, StatusRequest, TargetResult,
+    WireTime, header, limits,
+};
+use futures_util::future::join_all;
+use tokio::sync::{Semaphore, oneshot};
+use tokio::time::timeout;
+
+use crate::coordinator::Open;
+use crate::delivery::Tag;
+use crate::fan_out::Word;
+use crate::messenger::Messenger;
+use crate::records::{Record, Records};
+use crate::trust::Trust;
+
+/// Questions that are being answered, beyond which no more are: whoever asks does so again.
+const MOST_AT_A_TIME: usize = 16;
+/// How long a fan-out's task has for its part of an answer. One that is held up by the broker for longer is left out.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Answers what operators ask.
+#[derive(Debug)]
+pub(crate) struct Inquiries {
+    messenger: Messenger,
+    trust: Trust,
+    room: Arc<Semaphore>,
+}
+
+/// Something that somebody wants to know of a fan-out, which its task puts to its machine.
+pub(crate) struct Question(Box<dyn FnOnce(&FanIn<Tag>) + Send>);
+
+impl Question {
+    /// Asks something, and hands over what is answered, unless it is nothing.
+    fn new<T: Send + 'static>(
+        ask: impl FnOnce(&FanIn<Tag>) -> Option<T> + Send + 'static,
+    ) -> (Self, oneshot::Receiver<T>) {
+        let (sender, receiver) = oneshot::channel();
+        let question = move |machine: &FanIn<Tag>| {
+            if let Some(answer) = ask(machine) {
+                let _ = sender.send(answer);
+            }
+        };
+        (Self(Box::new(question)), receiver)
+    }
+
+    pub(crate) fn put(self, machine: &FanIn<Tag>) {
+        (self.0)(machine);
+    }
+}
+
+impl fmt::Debug for Question {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Question")
+    }
+}
+
+impl Inquiries {
+    pub(crate) fn new(messenger: Messenger, trust: Trust) -> Self {
+        Self { messenger, trust, room: Arc::new(Semaphore::new(MOST_AT_A_TIME)) }
+    }
+
+    /// Takes a question that is put to all coordinators.
+    pub(crate) fn take(&self, message: &Message, open: &BTreeMap<RunId, Open>, records: &Records) {
+        let taken = match message.kind() {
+            header::TYPE_STATUS => self.status(message, open, records),
+            header::TYPE_EXPLAIN => self.explain(message, open, records),
+            kind => return tracing::debug!(kind, "not a request that a coordinator knows"),
+        };
+        if let Err(reason) = taken {
+            tracing::debug!(kind = message.kind(), %reason, "a malformed question");
+        }
+    }
+
+    fn status(
+        &self,
+        message: &Message,
+        open: &BTreeMap<RunId, Open>,
+        records: &Records,
+    ) -> Result<(), Malformed> {
+        let outbox = &self.messenger.outbox;
+        let StatusRequest { id, reply_to, query } = StatusRequest::decode(message, &outbox.names)?;
+        let (coordinator, refused) = (self.messenger.coordinator(), self.trust.check(message).err());
+        let now = WireTime::from(outbox.environment.now());
+        let query = Arc::new(query);
+        let open = open.values().filter(|_| refused.is_none() && !query.ended);
+        let asked = ask(open, || {
+            let query = Arc::clone(&query);
+            move |machine| status_if_wanted(machine, &query, now)
+        });
+        let ended = records.iter().filter(|_| refused.is_none() && query.ended);
+        let wanted = |record: &&Record| {
+            let serves = query.service.as_ref().is_none_or(|service| record.invokes(service));
+            serves && query.matches(&record.explained.status, now)
+        };
+        let ended: Vec<_> = ended.filter(wanted).map(|record| record.explained.status.clone()).collect();
+        self.answer(reply_to, async move {
+            let mut fan_outs = gather(asked).await;
+            fan_outs.extend(ended);
+            let matching = fan_outs.len();
+            query.select(&mut fan_outs);
+            StatusAnswer { coordinator, refused, matching, fan_outs }.encode(&id)
+        });
+        Ok(())
+    }
+
+    fn explain(
+        &self,
+        message: &Message,
+        open: &BTreeMap<RunId, Open>,
+        records: &Records,
+    ) -> Result<(), Malformed> {
+        let names = &self.messenger.outbox.names;
+        let ExplainRequest { cid, run, reply_to, limit } = ExplainRequest::decode(message, names)?;
+        let (coordinator, refused) = (self.messenger.coordinator(), self.trust.check(message).err());
+        let trusted = refused.is_none();
+        let is_meant = |of: &RunId| trusted && run.is_none_or(|run| run == *of);
+        let open = open.iter().filter(|(of, open)| is_meant(of) && open.cid == cid);
+        let asked = ask(open.map(|(_, open)| open), || move |machine| Some(explain(machine, limit)));
+        let of_cid = |record: &&Record| {
+            let status = &record.explained.status;
+            is_meant(&status.run) && status.cid == cid
+        };
+        let ended: Vec<_> = records.iter().filter(of_cid).map(|record| record.explained.clone()).collect();
+        self.answer(reply_to, async move {
+            let mut fan_outs = gather(asked).await;
+            fan_outs.extend(ended);
+            let matching = fan_outs.len();
+            fan_outs.truncate(limits::EXPLAINED);
+            ExplainAnswer { coordinator, refused, matching, fan_outs }.encode(&cid)
+        });
+        Ok(())
+    }
+
+    fn answer(&self, reply_to: String, answer: impl Future<Output = Message> + Send + 'static) {
+        let Ok(room) = Arc::clone(&self.room).try_acquire_owned() else {
+            return tracing::debug!("too many questions at a time: one is not answered");
+        };
+        self.messenger.tell(reply_to, async move {
+            let _room = room;
+            answer.await
+        });
+    }
+}
+
+/// Puts a question to the tasks of fan-outs.
+fn ask<'a, T: Send + 'static, Q: FnOnce(&FanIn<Tag>) -> Option<T> + Send + 'static>(
+    open: impl Iterator<Item = &'a Open>,
+    question: impl Fn() -> Q,
+) -> Vec<oneshot::Receiver<T>> {
+    open.map(|open| {
+        let (question, answer) = Question::new(question());
+        let _ = open.inbox.send(Word::Question(question));
+        answer
+    })
+    .collect()
+}
+
+/// What the tasks answer. Those that have just ended answer nothing.
+async fn gather<T>(asked: Vec<oneshot::Receiver<T>>) -> Vec<T> {
+    let answers = join_all(asked.into_iter().map(|answer| timeout(PATIENCE, answer))).await;
+    answers.into_iter().filter_map(|answer| answer.ok()?.ok()).collect()
+}
+
+fn status_if_wanted(machine: &FanIn<Tag>, query: &StatusQuery, now: WireTime) -> Option<FanOutStatus> {
+    let mut invoked = machine.manifest().targets.iter().map(|target| &target.service);
+    let serves = query.service.as_ref().is_none_or(|service| invoked.any(|invoked| invoked == service));
+    serves.then(|| status(machine, machine.state())).filter(|status| query.matches(status, now))
+}
+
+/// How far a fan-out has come.
+pub(crate) fn status(machine: &FanIn<Tag>, state: FanOutState) -> FanOutStatus {
+    let Manifest { cid, run, source, req_ts_utc, targets, deadline_utc, .. } = machine.manifest();
+    FanOutStatus {
+        cid: cid.clone(),
+        run: *run,
+        source: source.clone(),
+        req_ts_utc: *req_ts_utc,
+        targets: targets.len(),
+        done: machine.responded(),
+        failed: machine.failures().count(),
+        deadline_utc: *deadline_utc,
+        state,
+    }
+}
+
+fn explain(machine: &FanIn<Tag>, limit: usize) -> Explained {
+    let missing = machine.missing().take(limit.min(limits::TOLD)).map(|place| {
+        let ManifestTarget { key, service } = machine.manifest().targets[place].clone();
+        MissingTarget { place, key, service }
+    });
+    let missing = missing.collect();
+    let failures = failures(machine);
+    Explained { status: status(machine, machine.state()), missing, failures }
+}
+
+/// The first of the targets that have failed.
+pub(crate) fn failures(machine: &FanIn<Tag>) -> Vec<FailedTarget> {
+    let failures = machine.failures().take(limits::FAILURES_TOLD).map(|(place, answer)| {
+        let ManifestTarget { key, service } = machine.manifest().targets[place].clone();
+        let result = TargetResult::from_body(&answer.body);
+        let exception = result.ok().and_then(|result| result.exception).unwrap_or_default();
+        let exception = exception.chars().take(limits::EXCEPTION_TOLD_CHARS).collect();
+        FailedTarget { key, service, exception }
+    });
+    failures.collect()
+}

@@ -1,0 +1,156 @@
+//! What an explanation comes down to, and what to do, in plain words.
+
+use std::collections::BTreeMap;
+
+use fanfare_protocol::{FanOutState, QueueNames, ServiceName, header};
+
+use crate::explain::{MissingFrom, ServiceQueue};
+use crate::{Explanation, Told, Whereabouts};
+
+impl Explanation {
+    /// What stands in the way, a sentence each, with what to do about it. Nothing, where there is nothing to wait for.
+    #[must_use]
+    pub fn advice(&self, names: &QueueNames) -> Vec<String> {
+        let mut advice = Vec::new();
+        advice.extend(self.coordinators.shortfall().map(|shortfall| {
+            format!("{shortfall}: what they hold is missing here; ask again, and see that they run")
+        }));
+        if let Some(reason) = &self.workers_unasked {
+            advice.push(format!("what runs at workers is not known here: {reason}"));
+        }
+        if self.fan_outs.is_empty() {
+            advice.extend(self.of_nothing(names));
+        }
+        for fan_out in &self.fan_outs {
+            advice.extend(of_state(fan_out));
+            advice.extend(self.of_missing(fan_out, names));
+        }
+        advice.extend(self.of_parked());
+        advice
+    }
+
+    /// No coordinator knows a fan-out with this CID.
+    fn of_nothing(&self, names: &QueueNames) -> Option<String> {
+        let cid = &self.cid;
+        let is_manifest = |kind: &str| kind == header::TYPE_MANIFEST;
+        if self.parked.iter().any(|parked| is_manifest(&parked.kind)) {
+            // What is parked is told of below.
+            return None;
+        }
+        Some(match self.manifests_waiting {
+            Some(waiting @ 1..) => format!(
+                "{waiting} fan-outs wait in `{}` until a coordinator has room, and {cid} may be one of them: start another \
+                 coordinator, or raise --channels",
+                names.fanin().name
+            ),
+            _ => format!(
+                "no coordinator knows {cid}: it has ended longer ago than coordinators remember, or it was never accepted; see \
+                 that CID and --prefix are right"
+            ),
+        })
+    }
+
+    fn of_missing(&self, fan_out: &Told, names: &QueueNames) -> Vec<String> {
+        let mut services: BTreeMap<&ServiceName, Vec<&MissingFrom>> = BTreeMap::new();
+        for target in &fan_out.missing {
+            services.entry(&target.target.service).or_default().push(target);
+        }
+        let advice = services.into_iter().flat_map(|(service, targets)| {
+            let queue = self.queues.get(service).copied().flatten();
+            let name = names.service(service).name;
+            self.of_service(service, &name, queue, &targets)
+        });
+        advice.collect()
+    }
+
+    fn of_service(
+        &self,
+        service: &ServiceName,
+        name: &str,
+        queue: Option<ServiceQueue>,
+        targets: &[&MissingFrom],
+    ) -> Vec<String> {
+        let count = |wanted: fn(&Whereabouts) -> bool| {
+            targets.iter().filter(|target| wanted(&target.whereabouts)).count()
+        };
+        let mut advice = Vec::new();
+        let ServiceQueue { waiting, consumers, .. } =
+            queue.unwrap_or(ServiceQueue { there: false, waiting: 0, consumers: 0 });
+        match count(|at| *at == Whereabouts::Queued) {
+            0 => {}
+            missing if consumers == 0 => advice.push(format!(
+                "no worker consumes `{name}`, where {waiting} messages wait ({missing} missing targets): start one, as with \
+                 `fanfare worker --service {service}`"
+            )),
+            missing => advice.push(format!(
+                "{waiting} messages wait in `{name}` for {consumers} consumers ({missing} missing targets): they come to their \
+                 turn; if that takes too long, start more workers or raise their concurrency"
+            )),
+        }
+        match count(|at| *at == Whereabouts::NoQueue) {
+            0 => {}
+            missing => advice.push(format!(
+                "`{name}` is gone, and {missing} requests with it: they fail at the deadline; `fanfare cancel` ends the fan-out \
+                 before"
+            )),
+        }
+        match count(|at| *at == Whereabouts::Handed) {
+            0 => {}
+            missing => advice.push(format!(
+                "{missing} targets of {service} were handed to one of {consumers} consumers of `{name}`, and none says that it \
+                 runs them: they wait there for their turn, run at a worker that does not tell, are among the {} messages that \
+                 wait for another attempt, or are lost; what is lost fails at the deadline, and `fanfare cancel` ends the \
+                 fan-out before",
+                self.retries_waiting.unwrap_or_default()
+            )),
+        }
+        match count(|at| *at == Whereabouts::Unknown) {
+            0 => {}
+            missing => advice.push(format!(
+                "`{name}` cannot be looked at, where {missing} targets may wait: see that its node runs, and that this user may \
+                 configure it, which RabbitMQ 4.3 wants for a look"
+            )),
+        }
+        match count(|at| matches!(at, Whereabouts::Running { .. })) {
+            0 => {}
+            running => advice.push(format!(
+                "{running} targets of {service} run: wait for them, or see the log of their workers"
+            )),
+        }
+        match count(|at| matches!(at, Whereabouts::Retrying { .. })) {
+            0 => {}
+            retrying => advice.push(format!(
+                "{retrying} targets of {service} have failed, and are run again by themselves: mend what their exception says"
+            )),
+        }
+        advice
+    }
+
+    fn of_parked(&self) -> Option<String> {
+        let (parked, cid) = (self.parked.len(), &self.cid);
+        (parked > 0).then(|| {
+            format!(
+                "{parked} messages of it are parked: `fanfare parked list --cid {cid}` tells why; mend that, and put them back \
+                 with `fanfare parked replay --cid {cid}`"
+            )
+        })
+    }
+}
+
+fn of_state(fan_out: &Told) -> Option<String> {
+    let run = fan_out.status.run;
+    Some(match fan_out.status.state {
+        FanOutState::Opening => format!(
+            "run {run} waits for its aggregation queue: another coordinator may be letting go of it, or the queue's node is down \
+             (rabbitmqctl cluster_status)"
+        ),
+        FanOutState::Calling => format!(
+            "all targets of run {run} are done, and its callbacks are on their way: if that lasts, see the coordinator's log, and \
+             whether the broker is in alarm (rabbitmq-diagnostics alarms)"
+        ),
+        FanOutState::Gathering if fan_out.status.deadline_utc.is_none() => {
+            format!("run {run} has no deadline: it waits for its targets for as long as that takes")
+        }
+        _ => return None,
+    })
+}

@@ -1,0 +1,45 @@
+use std::time::Duration;
+
+use fanfare_broker::{BrokerError, PublishError};
+use fanfare_protocol::Prefix;
+
+/// What an operator asked was not answered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AskError {
+    /// There is no queue for the answers, or it was lost. To ask again is harmless.
+    #[error("there is no queue for the answers")]
+    NoMailbox(#[source] BrokerError),
+    /// The question could not be sent.
+    #[error("nobody could be asked")]
+    NotSent(#[source] PublishError),
+    /// No coordinator listens.
+    #[error("no coordinator runs under the prefix `{prefix}`: start one, and ask again")]
+    NoCoordinator {
+        /// How its queues' names would begin.
+        prefix: Prefix,
+    },
+    /// Coordinators answer certain users only.
+    #[error("coordinators do not tell: {0}")]
+    Refused(String),
+    /// Coordinators that listen have not answered.
+    #[error(
+        "no coordinator has answered within {waited:?}: they may be of a version that cannot, or the broker may be slow; ask again"
+    )]
+    NoAnswer {
+        /// How long they had.
+        waited: Duration,
+    },
+}
+
+impl AskError {
+    /// Whether there was no connection to the broker.
+    #[must_use]
+    pub const fn is_unreachable(&self) -> bool {
+        let cause = match self {
+            Self::NoMailbox(cause) | Self::NotSent(PublishError::NotSent(cause)) => cause,
+            _ => return false,
+        };
+        matches!(cause, BrokerError::Unreachable(_))
+    }
+}

@@ -1,0 +1,362 @@
+//! What was parked for a person: looked at, put back, or dropped.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use fanfare_broker::{
+    Backoff, BrokerError, Consumer, ConsumerChannel, Delivery, PublishError, QueueState, Receipt,
+};
+use fanfare_protocol::{Cid, Message, QueueNames, RunId, ServiceName, WireTime, header};
+use serde::Serialize;
+use tokio::time::timeout;
+
+use crate::Operator;
+
+/// Parked messages that are looked at in one go. All of them are held at once, so that they go back in their order.
+const MOST: u16 = 10_000;
+/// How long the next of them may take to come. One that does not come is held by another who looks.
+const NEXT: Duration = Duration::from_secs(5);
+/// How long it is waited for what goes back, which takes the broker a moment.
+const BACK: Duration = Duration::from_secs(2);
+
+/// A parked message, without its body.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Parked {
+    /// By which it can be chosen: a digest of all that it is. Only exact copies share one.
+    pub id: String,
+    /// Why it is there.
+    pub reason: String,
+    /// Since when, where whoever parked it said so.
+    pub parked_at: Option<WireTime>,
+    /// The queue that it was read from or meant for, to which it can go back.
+    pub from: Option<String>,
+    /// The service of that queue.
+    pub service: Option<ServiceName>,
+    /// Its `type`.
+    pub kind: String,
+    /// Its correlation ID.
+    pub cid: Option<Cid>,
+    /// The run of its fan-out.
+    pub run: Option<RunId>,
+    /// Its `message_id`.
+    pub message_id: Option<String>,
+    /// Bytes of its body.
+    pub bytes: usize,
+}
+
+/// Which parked messages are meant. What is left out leaves none out.
+#[derive(Debug, Clone, Default)]
+pub struct ParkedQuery {
+    /// Those with these [IDs](Parked::id), each once.
+    pub ids: BTreeSet<String>,
+    /// Those from the queue of this service.
+    pub service: Option<ServiceName>,
+    /// Those whose reason has these words in it.
+    pub reason: Option<String>,
+    /// Those with this correlation ID.
+    pub cid: Option<Cid>,
+    /// Those that were parked so long ago, or longer. One that does not say when is not meant.
+    pub min_age: Option<Duration>,
+}
+
+/// What is parked.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ParkedMessages {
+    /// How many match the query.
+    pub matching: usize,
+    /// How many were not looked at: those behind the first 10,000, and those that another holds at the moment.
+    pub unseen: usize,
+    /// The first of those that match, in the queue's order.
+    pub messages: Vec<Parked>,
+}
+
+/// A parked message that was to be put back.
+#[derive(Debug)]
+pub struct Replayed {
+    /// It.
+    pub parked: Parked,
+    /// Whether it is in its queue, and no longer parked. Where it is not, it still is.
+    pub outcome: Result<(), ReplayError>,
+}
+
+/// A parked message cannot be put back.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplayError {
+    /// It does not say where it was, or names a queue that is none of this system's for services, manifests or its own results.
+    #[error(
+        "it comes from {}, where nothing is put back: purge it, or publish it by hand",
+        .0.as_deref().map_or_else(|| "nowhere".to_owned(), |queue| format!("`{queue}`"))
+    )]
+    Origin(Option<String>),
+    /// Its body was left out when it was parked.
+    #[error("its body was too large to be kept: invoke it anew, and purge it")]
+    WithoutBody,
+    /// Its queue does not take it.
+    #[error("its queue did not take it: {}", .0.with_cause())]
+    Publish(#[from] PublishError),
+}
+
+impl Parked {
+    fn of(message: &Message, names: &QueueNames) -> Self {
+        let from = message.text(header::PARKED_FROM).map(str::to_owned);
+        Self {
+            id: digest(message),
+            reason: message.text(header::REASON).unwrap_or_default().to_owned(),
+            parked_at: message.text(header::PARKED_AT).and_then(|at| at.parse().ok()),
+            service: from.as_deref().and_then(|queue| names.service_of(queue)),
+            from,
+            kind: message.kind().to_owned(),
+            cid: message.cid().ok(),
+            run: message.run().ok(),
+            message_id: message.properties.message_id.clone(),
+            bytes: message.body.len(),
+        }
+    }
+}
+
+impl ParkedQuery {
+    fn matches(&self, parked: &Parked, now: WireTime) -> bool {
+        let is_old = |age: Duration| {
+            parked.parked_at.is_some_and(|at| (now.to_utc() - at.to_utc()).to_std().is_ok_and(|is| is >= age))
+        };
+        (self.ids.is_empty() || self.ids.contains(&parked.id))
+            && self.service.as_ref().is_none_or(|service| parked.service.as_ref() == Some(service))
+            && self.reason.as_ref().is_none_or(|words| parked.reason.contains(words.as_str()))
+            && self.cid.as_ref().is_none_or(|cid| parked.cid.as_ref() == Some(cid))
+            && self.min_age.is_none_or(is_old)
+    }
+}
+
+impl Operator {
+    /// What is parked: the first so many of those that match, and how many there are.
+    ///
+    /// All that is looked at is held, and nothing of it answered; then the channel is closed, and the broker puts everything
+    /// back where it was. Whoever else looks meanwhile sees the rest.
+    ///
+    /// # Errors
+    /// Where the queue cannot be consumed.
+    pub async fn parked(&self, query: &ParkedQuery, limit: usize) -> Result<ParkedMessages, BrokerError> {
+        let (mut matching, mut messages) = (0, Vec::new());
+        let mut look = Look::begin(self, query).await?;
+        while let Some((parked, _)) = look.next().await? {
+            matching += 1;
+            if messages.len() < limit {
+                messages.push(parked);
+            }
+        }
+        Ok(ParkedMessages { matching, unseen: look.end().await, messages })
+    }
+
+    /// The whole of a parked message.
+    ///
+    /// # Errors
+    /// As [`parked`](Self::parked).
+    pub async fn parked_message(&self, id: &str) -> Result<Option<(Parked, Message)>, BrokerError> {
+        let query = ParkedQuery { ids: [id.to_owned()].into(), ..ParkedQuery::default() };
+        let mut look = Look::begin(self, &query).await?;
+        let found = look.next().await?;
+        look.end().await;
+        Ok(found.map(|(parked, delivery)| (parked, delivery.message)))
+    }
+
+    /// Puts parked messages back where they came from, as they were before their first attempt.
+    ///
+    /// Each is published once, and acked among the parked ones when its queue has confirmed it. If this process dies in
+    /// between, it is in both places: `message_id` and run tell that it is the same. A manifest is published in the name of
+    /// [`Config::user_id`](crate::Config::user_id), who answers for it where coordinators accept certain users only.
+    ///
+    /// # Errors
+    /// Where the queue cannot be consumed to its end: what was put back by then is in the log.
+    pub async fn replay(&self, query: &ParkedQuery) -> Result<Vec<Replayed>, BrokerError> {
+        let mut replayed = Vec::new();
+        let mut look = Look::begin(self, query).await?;
+        while let Some((parked, Delivery { message, receipt, .. })) = look.next().await? {
+            let outcome = self.put_back(&parked, message).await;
+            if outcome.is_ok() {
+                look.settle(&receipt).await;
+                let (id, from) = (&parked.id, parked.from.as_deref());
+                tracing::info!(id, from, message_id = parked.message_id, "a parked message is put back");
+            }
+            replayed.push(Replayed { parked, outcome });
+        }
+        look.end().await;
+        Ok(replayed)
+    }
+
+    /// Drops parked messages for good, and returns which.
+    ///
+    /// # Errors
+    /// Where the queue cannot be consumed to its end: what was dropped by then is in the log.
+    pub async fn purge(&self, query: &ParkedQuery) -> Result<Vec<Parked>, BrokerError> {
+        let mut purged = Vec::new();
+        let mut look = Look::begin(self, query).await?;
+        while let Some((parked, delivery)) = look.next().await? {
+            look.settle(&delivery.receipt).await;
+            tracing::info!(id = parked.id, reason = parked.reason, "a parked message is dropped");
+            purged.push(parked);
+        }
+        look.end().await;
+        Ok(purged)
+    }
+
+    async fn put_back(&self, parked: &Parked, message: Message) -> Result<(), ReplayError> {
+        let names = &self.config.names;
+        let is_manifest = parked.from.as_ref() == Some(&names.fanin().name);
+        let own = parked.cid.as_ref().zip(parked.run).map(|(cid, run)| names.aggregation(cid, run).name);
+        let from = parked
+            .from
+            .clone()
+            .filter(|from| is_manifest || parked.service.is_some() || own.as_ref() == Some(from))
+            .ok_or_else(|| ReplayError::Origin(parked.from.clone()))?;
+        if message.body.is_empty() {
+            return Err(ReplayError::WithoutBody);
+        }
+        let mut message = message.unparked();
+        if is_manifest {
+            message.properties.user_id = self.config.user_id.clone();
+        }
+        Ok(self.broker.publish(&from, message).await?)
+    }
+}
+
+/// One walk through the queue.
+struct Look<'a> {
+    operator: &'a Operator,
+    query: &'a ParkedQuery,
+    now: WireTime,
+    /// Chosen by their ID, and seen.
+    seen: BTreeSet<String>,
+    /// None where nothing is parked.
+    open: Option<(Arc<dyn ConsumerChannel>, Consumer)>,
+    /// As many as were there at the beginning, and are still to come.
+    left: u64,
+    /// As many as are to go back.
+    held: u64,
+    unseen: u64,
+}
+
+impl<'a> Look<'a> {
+    async fn begin(operator: &'a Operator, query: &'a ParkedQuery) -> Result<Self, BrokerError> {
+        let queue = operator.config.names.parked().name;
+        let now = operator.environment.now().into();
+        let there = operator.broker.inspect(&queue).await?.map_or(0, |queue| queue.messages);
+        let window = u16::try_from(there).unwrap_or(MOST).min(MOST);
+        let mut look = Self {
+            operator,
+            query,
+            now,
+            seen: BTreeSet::new(),
+            open: None,
+            left: window.into(),
+            held: 0,
+            unseen: 0,
+        };
+        look.unseen = there - look.left;
+        if window > 0 {
+            let channel = operator.broker.open().await?;
+            // One consumer, which is handed all of them and acks what is settled: the broker puts the others back in their order.
+            let consumer = channel.consume(&queue, window).await?;
+            look.open = Some((channel, consumer));
+        }
+        Ok(look)
+    }
+
+    /// The next that is meant.
+    async fn next(&mut self) -> Result<Option<(Parked, Delivery)>, BrokerError> {
+        while self.left > 0
+            && let Some((_, consumer)) = &mut self.open
+        {
+            let Ok(next) = timeout(NEXT, consumer.next()).await else { break };
+            let Some(delivery) = next.transpose()? else { break };
+            self.left -= 1;
+            self.held += 1;
+            let parked = Parked::of(&delivery.message, &self.operator.config.names);
+            let is_chosen = self.query.ids.contains(&parked.id);
+            if self.query.matches(&parked, self.now) && !(is_chosen && !self.seen.insert(parked.id.clone())) {
+                return Ok(Some((parked, delivery)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The message is parked no more.
+    async fn settle(&mut self, receipt: &Receipt) {
+        receipt.ack().await;
+        self.held -= 1;
+    }
+
+    /// Puts back what was not settled, and returns how many were not seen. Whoever looks next is to see all, so it returns when
+    /// they are there, unless somebody else has taken them.
+    async fn end(self) -> usize {
+        if let Some((channel, consumer)) = self.open {
+            channel.close().await;
+            drop(consumer);
+            let (broker, queue) = (&self.operator.broker, self.operator.config.names.parked().name);
+            let back = async {
+                let mut backoff = Backoff::default();
+                let is_back =
+                    |state: Option<QueueState>| state.is_none_or(|state| state.messages >= self.held);
+                while !broker.inspect(&queue).await.is_ok_and(is_back) {
+                    backoff.wait(&*self.operator.environment).await;
+                }
+            };
+            let _ = timeout(BACK, back).await;
+        }
+        usize::try_from(self.unseen + self.left).unwrap_or(usize::MAX)
+    }
+}
+
+/// FNV-1a over all that a message is, but for what a broker says of the delivery at hand.
+fn digest(message: &Message) -> String {
+    let headers = message.headers.iter().filter(|(name, _)| !header::is_of_delivery(name));
+    let text = format!("{:?}{:?}", message.properties, headers.collect::<Vec<_>>());
+    let bytes = text.bytes().chain(message.body.iter().copied());
+    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    format!("{hash:016x}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(body: &'static str) -> Message {
+        let at = WireTime::from_timestamp(1_000).unwrap();
+        let message = Message { body: body.into(), ..Message::default() };
+        message.parked("fanfare.service.price.quote", "price.quote failed: no price", at)
+    }
+
+    #[test]
+    fn the_id_of_a_message_is_the_same_however_often_it_was_looked_at() {
+        let looked_at = message("1").with_header("x-delivery-count", 7);
+        assert_eq!(digest(&message("1")), digest(&looked_at));
+        assert_ne!(digest(&message("1")), digest(&message("2")));
+        // It is written down, and used with a later version.
+        assert_eq!(digest(&Message { body: "1".into(), ..Message::default() }).len(), 16);
+    }
+
+    #[test]
+    fn each_part_of_a_query_leaves_out_what_does_not_match() {
+        let parked = Parked::of(&message("1"), &QueueNames::default());
+        assert_eq!(parked.service, ServiceName::new("price.quote").ok());
+        let now = WireTime::from_timestamp(1_060).unwrap();
+        let matches = |change: &dyn Fn(&mut ParkedQuery)| {
+            let mut query = ParkedQuery::default();
+            change(&mut query);
+            query.matches(&parked, now)
+        };
+        assert!(matches(&|_| {}));
+        assert!(matches(&|query| query.ids = [parked.id.clone()].into()));
+        assert!(!matches(&|query| query.ids = ["other".to_owned()].into()));
+        assert!(matches(&|query| query.service = ServiceName::new("price.quote").ok()));
+        assert!(!matches(&|query| query.service = ServiceName::new("price").ok()));
+        assert!(matches(&|query| query.reason = Some("no price".to_owned())));
+        assert!(!matches(&|query| query.reason = Some("timed out".to_owned())));
+        assert!(!matches(&|query| query.cid = Cid::new("c").ok()));
+        assert!(matches(&|query| query.min_age = Some(Duration::from_secs(60))));
+        assert!(!matches(&|query| query.min_age = Some(Duration::from_secs(61))));
+    }
+}

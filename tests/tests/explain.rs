@@ -1,0 +1,236 @@
+//! What an operator is told of a fan-out that does not end.
+
+use std::time::Duration;
+
+use fanfare_operator::{Explanation, Operator, Told, Whereabouts};
+use fanfare_protocol::{Cid, FanOutState, RunId};
+use fanfare_publisher::{Accepted, Fanout, Publisher, Target};
+use fanfare_tests::{PATIENCE, Stack, eventually, on_both_brokers, services};
+use fanfare_worker::{Context, Registration, Retry, service};
+use serde_json::Value;
+use std::sync::Mutex;
+
+on_both_brokers!(
+    each_missing_target_is_told_of_with_where_it_is,
+    a_target_that_waits_for_another_attempt_is_told_of_with_its_exception,
+    missing_targets_beyond_the_limit_are_counted,
+    a_fan_out_that_has_ended_is_told_of_with_its_failures,
+    a_fan_out_that_waits_for_a_coordinator_is_told_from_one_that_is_not_known,
+    a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of,
+    only_the_run_that_is_meant_is_told_of,
+);
+
+/// Long enough for those who answer, and short where nobody does.
+const SHORT: Duration = Duration::from_secs(2);
+
+/// Runs until it is told to end.
+fn holding() -> Registration {
+    let holding = service("my.holding", |context: Context, _: Value| async move {
+        context.cancellation().cancelled().await;
+        Ok(())
+    });
+    holding.concurrency(1).prefetch(1)
+}
+
+async fn invoke(fanout: Fanout) -> Accepted {
+    fanout.on_final("my.done").invoke().await.expect("accepted")
+}
+
+/// Waits until what is told is as wanted.
+async fn explained(
+    operator: &Operator,
+    cid: &Cid,
+    run: Option<RunId>,
+    wanted: impl Fn(&Explanation) -> bool,
+) -> Explanation {
+    let latest = Mutex::new(None);
+    eventually("what is told is as wanted", || async {
+        let explanation = operator.explain(cid, run, 10).await.ok();
+        let is_wanted = explanation.as_ref().is_some_and(&wanted);
+        *latest.lock().expect("nobody panics") = explanation;
+        is_wanted
+    })
+    .await;
+    latest.into_inner().expect("nobody panics").expect("something is told")
+}
+
+fn one(explanation: &Explanation) -> &Told {
+    let [fan_out] = &explanation.fan_outs[..] else { panic!("{explanation:?}") };
+    fan_out
+}
+
+fn at<'a>(fan_out: &'a Told, key: &str) -> &'a Whereabouts {
+    let mut missing = fan_out.missing.iter();
+    &missing.find(|target| target.target.key.as_str() == key).expect("it is missing").whereabouts
+}
+
+#[track_caller]
+fn advises(explanation: &Explanation, stack: &Stack, words: &[&str]) {
+    let advice = explanation.advice(stack.names()).join("\n");
+    for words in words {
+        assert!(advice.contains(words), "{words:?} is not in: {advice}");
+    }
+}
+
+async fn each_missing_target_is_told_of_with_where_it_is(stack: Stack) {
+    let _done = stack.record("my.done").await;
+    let _worker = stack.worker([services::echo(), holding()]).await;
+    stack.exchange_is_heard(&stack.names().workers()).await;
+    stack.declare_service("nobody").await;
+    let _coordinators = [stack.coordinator(), stack.coordinator()];
+    let keyed = |key: &str| Target::new("my.holding", ()).key(key);
+    let publisher = stack.publisher();
+    let fanout = publisher.fanout("my.source").target("test.echo", 1).target("nobody", 1);
+    let accepted = invoke(fanout.add(keyed("runs"))).await;
+    let waits = invoke(publisher.fanout("my.source").add(keyed("waits"))).await;
+
+    let operator = stack.operator(SHORT);
+    let explanation = explained(&operator, &accepted.cid, None, |explanation| {
+        explanation.fan_outs.iter().any(|fan_out| {
+            fan_out.status.done == 1
+                && fan_out.missing.iter().any(|it| matches!(it.whereabouts, Whereabouts::Running { .. }))
+        })
+    })
+    .await;
+    let fan_out = one(&explanation);
+    assert_eq!((fan_out.status.run, fan_out.status.targets, fan_out.missing.len()), (accepted.run, 3, 2));
+    let Whereabouts::Running { since_utc, attempt: 1, .. } = at(fan_out, "runs") else {
+        panic!("{fan_out:?}")
+    };
+    assert!(*since_utc >= fan_out.status.req_ts_utc);
+    assert_eq!(at(fan_out, "nobody"), &Whereabouts::Queued);
+    let nobody =
+        format!("no worker consumes `{}.service.nobody`, where 1 messages wait", stack.names().prefix());
+    advises(&explanation, &stack, &[&nobody, "1 targets of my.holding run"]);
+
+    // The worker holds one at a time.
+    let explanation = explained(&operator, &waits.cid, Some(waits.run), |it| it.matching == 1).await;
+    assert_eq!(at(one(&explanation), "waits"), &Whereabouts::Queued);
+    advises(&explanation, &stack, &["1 messages wait in", "for 1 consumers"]);
+    for accepted in [accepted, waits] {
+        publisher.cancel(&accepted).await.expect("it is cancelled");
+    }
+}
+
+async fn a_target_that_waits_for_another_attempt_is_told_of_with_its_exception(stack: Stack) {
+    stack.note_retries();
+    let _done = stack.record("my.done").await;
+    let moody = service("moody", |_: Context, _: Value| async { Err::<(), _>("not today".into()) });
+    let retry = Retry::exponential(3).first_delay(Duration::from_secs(200));
+    let _worker = stack.worker([moody.retry(retry)]).await;
+    stack.exchange_is_heard(&stack.names().workers()).await;
+    let _coordinator = stack.coordinator();
+    let publisher = stack.publisher();
+    let accepted = invoke(publisher.fanout("my.source").target("moody", 1)).await;
+    let explanation = explained(&stack.operator(SHORT), &accepted.cid, None, |explanation| {
+        let missing = explanation.fan_outs.iter().flat_map(|fan_out| &fan_out.missing);
+        missing.clone().any(|it| matches!(it.whereabouts, Whereabouts::Retrying { .. }))
+    })
+    .await;
+    let fan_out = one(&explanation);
+    let Whereabouts::Retrying { until_utc, attempt: 1, exception } = at(fan_out, "moody") else {
+        panic!("{fan_out:?}")
+    };
+    assert_eq!(exception, "not today");
+    assert!(until_utc.timestamp() > fan_out.status.req_ts_utc.timestamp() + 100);
+    advises(&explanation, &stack, &["1 targets of moody have failed, and are run again by themselves"]);
+    publisher.cancel(&accepted).await.expect("it is cancelled");
+}
+
+async fn missing_targets_beyond_the_limit_are_counted(stack: Stack) {
+    let _done = stack.record("my.done").await;
+    stack.declare_service("nobody").await;
+    let _coordinator = stack.coordinator();
+    let publisher = stack.publisher();
+    let keyed = |n: usize| Target::new("nobody", 1).key(n.to_string());
+    let accepted = invoke((0..25).map(keyed).fold(publisher.fanout("my.source"), Fanout::add)).await;
+    let operator = stack.operator(PATIENCE);
+    let explanation =
+        explained(&operator, &accepted.cid, None, |explanation| explanation.matching == 1).await;
+    let fan_out = one(&explanation);
+    assert_eq!((fan_out.missing.len(), fan_out.status.targets, fan_out.status.done), (10, 25, 0));
+    publisher.cancel(&accepted).await.expect("it is cancelled");
+}
+
+async fn a_fan_out_that_has_ended_is_told_of_with_its_failures(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let _worker = stack.worker([services::echo(), services::fail()]).await;
+    let _coordinator = stack.coordinator();
+    let fanout = stack.publisher().fanout("my.source").target("test.echo", 1).target("test.fail", "why");
+    let accepted = invoke(fanout).await;
+    done.next_final().await;
+    let explanation = explained(&stack.operator(SHORT), &accepted.cid, None, |explanation| {
+        explanation.fan_outs.iter().any(|it| matches!(it.status.state, FanOutState::Ended { .. }))
+    })
+    .await;
+    let fan_out = one(&explanation);
+    let [failed] = &fan_out.failures[..] else { panic!("{fan_out:?}") };
+    assert_eq!(
+        (failed.key.as_str(), failed.service.as_str(), &failed.exception[..]),
+        ("test.fail", "test.fail", "why")
+    );
+    assert_eq!((fan_out.status.done, fan_out.status.failed, fan_out.missing.len()), (2, 1, 0));
+    assert_eq!(explanation.advice(stack.names()), Vec::<String>::new());
+}
+
+async fn a_fan_out_that_waits_for_a_coordinator_is_told_from_one_that_is_not_known(stack: Stack) {
+    let _done = stack.record("my.done").await;
+    stack.declare_service("nobody").await;
+    let config = fanfare_coordinator::Config { prefetch: 1, most_channels: 1, ..stack.coordinator_config() };
+    let _coordinator = stack.coordinator_with(config);
+    stack.exchange_is_heard(&stack.names().coordinators()).await;
+    let operator = stack.operator(PATIENCE);
+    let unknown: Cid = "unknown".parse().expect("a CID");
+    let none = operator.explain(&unknown, None, 1).await.expect("it is told");
+    assert_eq!((none.matching, none.manifests_waiting), (0, Some(0)));
+    advises(&none, &stack, &["no coordinator knows unknown: it has ended longer ago"]);
+
+    let publisher = stack.publisher();
+    let open = invoke(publisher.fanout("my.source").target("nobody", 1)).await;
+    let queue = stack.names().aggregation(&open.cid, open.run).name;
+    stack.queue_has(&queue, "a consumer", |state| state.consumers == 1).await;
+    let waits = invoke(publisher.fanout("my.source").target("nobody", 1)).await;
+    let explanation = operator.explain(&waits.cid, None, 1).await.expect("it is told");
+    assert_eq!((explanation.matching, explanation.manifests_waiting), (0, Some(1)));
+    advises(&explanation, &stack, &["until a coordinator has room"]);
+    for accepted in [open, waits] {
+        explained(&operator, &accepted.cid, None, |explanation| explanation.matching == 1).await;
+        publisher.cancel(&accepted).await.expect("it is cancelled");
+    }
+}
+
+async fn a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let nobody = stack.declare_service("nobody").await;
+    let _coordinator = stack.coordinator();
+    let publisher = stack.publisher();
+    let accepted = invoke(publisher.fanout("my.source").target("nobody", 1).on_target("nobody")).await;
+    stack.bystander().delete(&nobody).await.expect("it is deleted");
+    let operator = stack.operator(PATIENCE);
+    let gone = explained(&operator, &accepted.cid, None, |explanation| explanation.matching == 1).await;
+    assert_eq!(at(one(&gone), "nobody"), &Whereabouts::NoQueue);
+    advises(&gone, &stack, &["is gone, and 1 requests with it"]);
+    // Its on-target callback has no queue either.
+    publisher.cancel(&accepted).await.expect("it is cancelled");
+    done.next_final().await;
+    let parked = explained(&operator, &accepted.cid, None, |explanation| explanation.parked.len() == 1).await;
+    assert_eq!(parked.parked[0].run, Some(accepted.run));
+    advises(&parked, &stack, &["1 messages of it are parked", "fanfare parked replay --cid"]);
+}
+
+async fn only_the_run_that_is_meant_is_told_of(stack: Stack) {
+    let _done = stack.record("my.done").await;
+    stack.declare_service("nobody").await;
+    let _coordinator = stack.coordinator();
+    let publisher: Publisher = stack.publisher();
+    let fanout = || publisher.fanout("my.source").cid("mine").target("nobody", 1);
+    let [first, second] = [invoke(fanout()).await, invoke(fanout()).await];
+    let operator = stack.operator(PATIENCE);
+    let both = explained(&operator, &first.cid, None, |explanation| explanation.matching == 2).await;
+    assert_eq!(both.fan_outs.len(), 2);
+    for accepted in [first, second] {
+        let one_of_them = operator.explain(&accepted.cid, Some(accepted.run), 1).await.expect("it is told");
+        assert_eq!(one(&one_of_them).status.run, accepted.run);
+        publisher.cancel(&accepted).await.expect("it is cancelled");
+    }
+}

@@ -1,0 +1,229 @@
+//! Parked messages are looked at without changing anything, put back once, and dropped only where that is asked for.
+
+use std::sync::Arc;
+
+use fanfare_broker::{Broker, System};
+use fanfare_operator::{Config, Operator, ParkedQuery, ReplayError};
+use fanfare_protocol::{Message, ServiceName, WireTime, header};
+use fanfare_tests::{Death, Mortal, PATIENCE, Stack, Step, on_both_brokers, services};
+use fanfare_worker::{Context, Retry, service};
+use serde_json::Value;
+
+on_both_brokers!(
+    to_look_loses_nothing_and_keeps_the_order,
+    what_is_parked_is_told_with_why_since_when_and_where_from,
+    a_callback_that_failed_is_run_again_when_it_is_put_back,
+    a_manifest_that_was_parked_goes_on_when_it_is_put_back,
+    the_order_of_those_that_stay_is_kept,
+    what_has_no_queue_to_go_back_to_stays_parked_and_says_why,
+    an_origin_that_is_no_queue_of_this_system_is_not_believed,
+    a_replay_that_dies_leaves_each_message_in_a_queue,
+    two_who_look_at_a_time_hinder_nobody,
+);
+
+/// Parks a message from a queue, numbered by its body.
+async fn park(stack: &Stack, from: &str, number: usize) -> Message {
+    let mut message = Message { body: number.to_string().into(), ..Message::default() };
+    message.properties.message_id = Some(format!("c/{number}"));
+    message.properties.correlation_id = Some("c".to_owned());
+    message.properties.kind = Some(header::TYPE_CALLBACK.to_owned());
+    let at = WireTime::from_timestamp(1_000).expect("a time");
+    let parked = message.clone().parked(from, &format!("reason {number}"), at);
+    stack.bystander().declare(&stack.names().parked()).await.expect("it is declared");
+    stack.publish(&stack.names().parked().name, parked).await;
+    message
+}
+
+fn service_queue(stack: &Stack, name: &str) -> String {
+    stack.names().service(&ServiceName::new(name).expect("a proper name")).name
+}
+
+fn numbers(messages: &[Message]) -> Vec<String> {
+    messages.iter().map(|message| String::from_utf8_lossy(&message.body).into_owned()).collect()
+}
+
+async fn left(stack: &Stack) -> Vec<String> {
+    numbers(&stack.record_parked().await.rest().await)
+}
+
+async fn to_look_loses_nothing_and_keeps_the_order(stack: Stack) {
+    for number in 0..40 {
+        park(&stack, "elsewhere", number).await;
+    }
+    let operator = stack.operator(PATIENCE);
+    for _ in 0..3 {
+        let seen = operator.parked(&ParkedQuery::default(), 5).await.expect("it can be looked at");
+        assert_eq!((seen.matching, seen.unseen, seen.messages.len()), (40, 0, 5));
+        let ids: Vec<_> = seen.messages.iter().map(|parked| parked.message_id.as_deref()).collect();
+        assert_eq!(ids, [Some("c/0"), Some("c/1"), Some("c/2"), Some("c/3"), Some("c/4")]);
+        let (_, one) =
+            operator.parked_message(&seen.messages[3].id).await.expect("it can be looked at").expect("there");
+        assert_eq!(one.body, "3");
+    }
+    let expected: Vec<String> = (0..40).map(|number| number.to_string()).collect();
+    assert_eq!(left(&stack).await, expected);
+}
+
+async fn what_is_parked_is_told_with_why_since_when_and_where_from(stack: Stack) {
+    let operator = stack.operator(PATIENCE);
+    let none =
+        operator.parked(&ParkedQuery::default(), 5).await.expect("nothing is parked, nor is there a queue");
+    assert_eq!((none.matching, none.messages.len()), (0, 0));
+    let failing = service("my.failing", |_: Context, _: Value| async { Err::<(), _>("no luck".into()) })
+        .retry(Retry::exponential(1));
+    let _worker = stack.worker([failing]).await;
+    let sent = stack.publisher().send("my.source", "my.failing", 1).await.expect("it is sent");
+    stack.queue_has(&stack.names().parked().name, "a message", |queue| queue.messages == 1).await;
+    let seen = operator.parked(&ParkedQuery::default(), 5).await.expect("it can be looked at");
+    let [parked] = &seen.messages[..] else { panic!("{seen:?}") };
+    assert_eq!(
+        (&parked.reason[..], &parked.cid, parked.run),
+        ("my.failing failed: no luck", &Some(sent.cid), Some(sent.run))
+    );
+    assert_eq!(parked.from, Some(service_queue(&stack, "my.failing")));
+    assert_eq!((parked.service.as_ref().map(ServiceName::as_str), parked.bytes), (Some("my.failing"), 1));
+    assert!(parked.parked_at.is_some());
+}
+
+async fn a_callback_that_failed_is_run_again_when_it_is_put_back(stack: Stack) {
+    let failing = service("my.done", |_: Context, _: Value| async { Err::<(), _>("no luck".into()) })
+        .retry(Retry::exponential(1));
+    let worker = stack.worker([services::echo(), failing]).await;
+    let coordinator = stack.coordinator();
+    let fanout = stack.publisher().fanout("my.source").target("test.echo", 7).on_final("my.done");
+    let accepted = fanout.invoke().await.expect("accepted");
+    stack.queue_has(&stack.names().parked().name, "a message", |queue| queue.messages == 1).await;
+    worker.stop().await;
+    let mut mended = stack.record("my.done").await;
+    let query = ParkedQuery { service: ServiceName::new("my.done").ok(), ..ParkedQuery::default() };
+    let replayed = stack.operator(PATIENCE).replay(&query).await.expect("it can be put back");
+    assert!(matches!(&replayed[..], [one] if one.outcome.is_ok()), "{replayed:?}");
+    let again = mended.next().await;
+    assert_eq!(again.properties.message_id, Some(format!("{}/on-final/my.done", accepted.cid)));
+    assert_eq!(again.run(), Ok(accepted.run));
+    assert!(again.headers.keys().all(|name| !name.starts_with("fanfare-parked") && name != header::REASON));
+    let payload: fanfare_protocol::FinalPayload =
+        serde_json::from_slice(&again.body).expect("a final payload");
+    assert_eq!(payload.get::<u32>("test.echo").expect("it has responded"), 7);
+    stack.ended([&accepted], coordinator).await;
+    assert_eq!(mended.rest().await, []);
+    assert_eq!(left(&stack).await, Vec::<String>::new());
+}
+
+async fn a_manifest_that_was_parked_goes_on_when_it_is_put_back(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let _worker = stack.worker([services::echo()]).await;
+    let config = || fanfare_coordinator::Config {
+        accepted_users: Some([].into()),
+        user_id: Some(stack.user().to_owned()),
+        ..stack.coordinator_config()
+    };
+    let coordinator = stack.coordinator_with(config());
+    // It does not say whose it is.
+    let fanout = stack.publisher().fanout("my.source").target("test.echo", 7).on_final("my.done");
+    let accepted = fanout.invoke().await.expect("accepted");
+    stack.queue_has(&stack.names().parked().name, "a message", |queue| queue.messages == 1).await;
+    let query = ParkedQuery { cid: Some(accepted.cid.clone()), ..ParkedQuery::default() };
+    let replayed = stack.operator_of(stack.user()).replay(&query).await.expect("it can be put back");
+    assert!(matches!(&replayed[..], [one] if one.outcome.is_ok()), "{replayed:?}");
+    assert_eq!(done.next_final().await.failures().count(), 0);
+    stack.ended([&accepted], coordinator).await;
+    assert_eq!(done.rest().await, []);
+}
+
+async fn the_order_of_those_that_stay_is_kept(stack: Stack) {
+    let mut there = stack.record("there").await;
+    let queue = service_queue(&stack, "there");
+    for number in 0..12 {
+        park(&stack, &queue, number).await;
+    }
+    let operator = stack.operator(PATIENCE);
+    let all = operator.parked(&ParkedQuery::default(), 100).await.expect("it can be looked at").messages;
+    let chosen = |places: &[usize]| ParkedQuery {
+        ids: places.iter().map(|&place| all[place].id.clone()).collect(),
+        ..ParkedQuery::default()
+    };
+    let replayed = operator.replay(&chosen(&[3, 7])).await.expect("they can be put back");
+    assert_eq!(replayed.iter().filter(|one| one.outcome.is_ok()).count(), 2);
+    assert_eq!(numbers(&there.rest().await), ["3", "7"]);
+    let purged = operator.purge(&chosen(&[0, 11])).await.expect("they can be dropped");
+    assert_eq!(purged.len(), 2);
+    let by_reason = ParkedQuery { reason: Some("reason 5".to_owned()), ..ParkedQuery::default() };
+    assert_eq!(operator.purge(&by_reason).await.expect("it can be dropped").len(), 1);
+    assert_eq!(operator.purge(&by_reason).await.expect("there is none").len(), 0);
+    assert_eq!(left(&stack).await, ["1", "2", "4", "6", "8", "9", "10"]);
+}
+
+async fn what_has_no_queue_to_go_back_to_stays_parked_and_says_why(stack: Stack) {
+    park(&stack, &service_queue(&stack, "gone"), 1).await;
+    let replayed = stack.operator(PATIENCE).replay(&ParkedQuery::default()).await.expect("it can be tried");
+    let [one] = &replayed[..] else { panic!("{replayed:?}") };
+    let error = one.outcome.as_ref().expect_err("there is no queue").to_string();
+    assert!(error.contains("no queue") && error.contains(".service.gone"), "{error}");
+    assert_eq!(left(&stack).await, ["1"]);
+}
+
+async fn an_origin_that_is_no_queue_of_this_system_is_not_believed(stack: Stack) {
+    let elsewhere = format!("{}-elsewhere", stack.names().prefix());
+    let foreign = stack.names().aggregation(
+        &"other".parse().expect("a CID"),
+        "0123456789abcdef0123456789abcdef".parse().expect("a run"),
+    );
+    for (number, from) in [&elsewhere, &stack.names().dead().name, &foreign.name].into_iter().enumerate() {
+        park(&stack, from, number).await;
+    }
+    let replayed = stack.operator(PATIENCE).replay(&ParkedQuery::default()).await.expect("it can be tried");
+    for one in &replayed {
+        assert!(matches!(one.outcome, Err(ReplayError::Origin(Some(_)))), "{one:?}");
+    }
+    assert_eq!((replayed.len(), left(&stack).await.len()), (3, 3));
+}
+
+async fn a_replay_that_dies_leaves_each_message_in_a_queue(stack: Stack) {
+    let mut there = stack.record("there").await;
+    let queue = service_queue(&stack, "there");
+    // It publishes and acks each of three, in turn.
+    for (step, nth, takes_effect) in [
+        (Step::Publish, 2, false),
+        (Step::Publish, 2, true),
+        (Step::Settle, 1, false),
+        (Step::Settle, 1, true),
+    ] {
+        for number in 0..3 {
+            park(&stack, &queue, number).await;
+        }
+        let mortal = Mortal::new(stack.connect());
+        let names = stack.names().clone();
+        let config = Config { names, ..Config::default() };
+        let operator = Operator::new(Arc::clone(&mortal) as Arc<dyn Broker>, Arc::new(System), config);
+        mortal.dies_at(Death { nth, of: Some(step), takes_effect });
+        let replay = tokio::spawn(async move { operator.replay(&ParkedQuery::default()).await.map(drop) });
+        mortal.dead().await;
+        mortal.close().await;
+        replay.abort();
+        let _ = replay.await;
+        let (back, mut left) = (numbers(&there.rest().await), left(&stack).await);
+        left.sort_unstable();
+        let twice = left.iter().filter(|number| back.contains(number)).count();
+        let all = ["0", "1", "2"].iter().all(|&number| back.iter().chain(&left).any(|of| of == number));
+        assert!(all && twice <= 1, "{step:?} {nth} {takes_effect}: back {back:?}, left {left:?}");
+    }
+}
+
+async fn two_who_look_at_a_time_hinder_nobody(stack: Stack) {
+    let mut there = stack.record("there").await;
+    let queue = service_queue(&stack, "there");
+    for number in 0..20 {
+        park(&stack, &queue, number).await;
+    }
+    let (one, other) = (stack.operator(PATIENCE), stack.operator(PATIENCE));
+    let all = ParkedQuery::default();
+    let (seen, replayed) = tokio::join!(one.parked(&all, 100), other.replay(&all));
+    seen.expect("it can be looked at");
+    replayed.expect("it can be put back");
+    other.replay(&all).await.expect("it can be put back");
+    let mut back = numbers(&there.rest().await);
+    back.sort_by_key(|number| number.parse::<usize>().expect("a number"));
+    assert_eq!(back, (0..20).map(|number| number.to_string()).collect::<Vec<_>>(), "each once");
+    assert_eq!(left(&stack).await, Vec::<String>::new());
+}
