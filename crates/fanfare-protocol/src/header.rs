@@ -61,6 +61,8 @@ pub const TYPE_PROGRESS: &str = "fanfare.progress";
 pub const TYPE_CHECKPOINT: &str = "fanfare.checkpoint";
 /// `type` of a fence.
 pub const TYPE_FENCE: &str = "fanfare.fence";
+/// `type` of the record, in a shard, that fan-outs have ended.
+pub const TYPE_ENDED: &str = "fanfare.ended";
 /// `type` of a request to cancel a fan-out.
 pub const TYPE_CANCEL: &str = "fanfare.cancel";
 /// `type` of what a coordinator answers to that.

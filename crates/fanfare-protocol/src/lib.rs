@@ -10,7 +10,7 @@
 //! - [`Request`], [`Callback`]: what a service queue holds; [`Invocation`] is either of them, decoded.
 //! - [`TargetResult`]: what a target answered; [`FinalPayload`]: what a final callback receives.
 //! - [`Manifest`]: the message that commits a fan-out, with the [`CompletionPolicy`] that it may have.
-//! - [`Checkpoint`], [`Fence`]: what coordinators write for one another.
+//! - [`Checkpoint`], [`Fence`], [`Ended`]: what coordinators write for one another.
 //! - [`CancelRequest`], [`CancelAnswer`], [`Cancelled`]: how a fan-out is cancelled.
 #![doc(test(attr(deny(warnings))))]
 
@@ -19,6 +19,7 @@ mod cancel;
 mod channel;
 mod completion;
 mod coordination;
+mod crc32;
 pub mod header;
 mod invocation;
 pub mod limits;
@@ -38,7 +39,7 @@ pub use callback::{Callback, CallbackKind};
 pub use cancel::{CancelAnswer, CancelRequest, CancelState, Cancelled};
 pub use channel::{Channel, UnknownChannel};
 pub use completion::{Cancellation, CompletionPolicy, EndedBy, Ending, InvalidPolicy};
-pub use coordination::{Checkpoint, CheckpointEntry, Fence};
+pub use coordination::{Checkpoint, CheckpointEntry, Ended, EndedRun, Fence};
 pub use invocation::{Invocation, MalformedInvocation, ReplyAddress};
 pub use manifest::{Manifest, ManifestTarget};
 pub use message::{HeaderValue, Headers, Message, Properties};
