@@ -173,7 +173,11 @@ fn heard_while_deleting(
 }
 
 /// Opens a channel and consumes the queue on it. `None` where the queue is proven not to exist; an outage is waited for.
-async fn consume(outbox: Outbox, queue: String, window: u16) -> Option<(Arc<dyn ConsumerChannel>, Consumer)> {
+pub(crate) async fn consume(
+    outbox: Outbox,
+    queue: String,
+    window: u16,
+) -> Option<(Arc<dyn ConsumerChannel>, Consumer)> {
     let mut backoff = Backoff::default();
     let mut refused = false;
     loop {

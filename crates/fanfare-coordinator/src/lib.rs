@@ -18,17 +18,21 @@
 //! # }
 //! ```
 
+mod addressing;
 mod aggregation_queue;
 mod config;
 mod coordinator;
 mod dead_letters;
+mod deadline;
 mod delivery;
 mod ended;
 mod fan_out;
 mod messenger;
 mod outbox;
+mod shard;
+mod shards;
 mod trust;
 
-pub use config::{Config, Error};
+pub use config::{Config, Error, ShardSettings};
 pub use coordinator::Coordinator;
 pub use fanfare_fanin::Limits;

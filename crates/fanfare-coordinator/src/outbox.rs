@@ -115,7 +115,8 @@ impl Outbox {
     }
 
     async fn declare_own(&self, queue: &str) {
-        for spec in [self.names.fanin(), self.names.parked()] {
+        let shard = self.names.shard_number(queue).map(|number| self.names.shard(number));
+        for spec in [self.names.fanin(), self.names.parked()].into_iter().chain(shard) {
             if spec.name == queue
                 && let Err(error) = self.broker.declare(&spec).await
             {

@@ -80,6 +80,18 @@ impl Manifest {
         message
     }
 
+    /// Whether it shares its queue with other fan-outs.
+    #[must_use]
+    pub fn is_shared(&self, names: &QueueNames) -> bool {
+        names.shard_number(&self.reply_to).is_some()
+    }
+
+    /// The name of the queue that it goes to itself: the shard, or the one for manifests.
+    #[must_use]
+    pub fn queue(&self, names: &QueueNames) -> String {
+        if self.is_shared(names) { self.reply_to.clone() } else { names.fanin().name }
+    }
+
     /// Whether a coordinator published this message to renew a manifest.
     #[must_use]
     pub fn is_renewed(message: &Message) -> bool {

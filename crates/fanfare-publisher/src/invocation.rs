@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fanfare_broker::{Backoff, BrokerError, PublishError, absence};
-use fanfare_protocol::{Cid, Metadata, QueueSpec, Request, RunId, Source, WireTime};
+use fanfare_protocol::{Cid, Metadata, Request, RunId, Source, WireTime};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,7 +14,7 @@ use crate::error::pressed;
 use crate::known_queues::Unprepared;
 use crate::plan::Plan;
 use crate::publisher::Shared;
-use crate::{Failure, InvokeError, QueueType, Target};
+use crate::{Aggregation, Failure, InvokeError, Target};
 
 /// Requests of one fan-out that are under way to the broker at the same time.
 const REQUESTS_IN_FLIGHT: usize = 256;
@@ -134,7 +134,7 @@ impl Commitment {
             Some(Err(error)) => Some(Err(error)),
             None => None,
         };
-        if matches!(outcome, None | Some(Err(InvokeError::NotAccepted { .. }))) {
+        if matches!(outcome, None | Some(Err(InvokeError::NotAccepted { .. }))) && !self.is_shared() {
             self.delete_aggregation_queue().await;
         }
         outcome
@@ -150,9 +150,16 @@ impl Commitment {
 
     async fn declare_queues(&self) -> Result<(), Failure> {
         let until = self.shared.preparation_end();
-        let aggregation = self.aggregation_queue();
+        let queue = &self.plan.queue;
+        if self.is_shared() {
+            return self.shared.ensure_declared(queue, until).await;
+        }
         self.shared.ensure_declared(&self.shared.config.names.fanin(), until).await?;
-        self.shared.through_outages(until, || self.shared.broker.declare(&aggregation)).await
+        self.shared.through_outages(until, || self.shared.broker.declare(queue)).await
+    }
+
+    fn is_shared(&self) -> bool {
+        matches!(self.shared.config.aggregation, Aggregation::Shared { .. })
     }
 
     async fn publish_requests(&self, until: Instant) -> Result<(), Failure> {
@@ -182,7 +189,7 @@ impl Commitment {
     /// Writes the manifest, once, and not later than the time limit allows. Only where it never left is there another try.
     async fn publish_manifest(&self, until: Instant) -> Result<Accepted, InvokeError> {
         let shared = &self.shared;
-        let queue = shared.config.names.fanin().name;
+        let queue = self.plan.manifest.queue(&shared.config.names);
         let requests_sent = !self.plan.bodies.is_empty();
         let mut backoff = Backoff::default();
         loop {
@@ -219,8 +226,8 @@ impl Commitment {
     }
 
     async fn delete_aggregation_queue(&self) {
-        let queue = self.aggregation_queue().name;
-        let deleted = tokio::time::timeout(CLEAN_UP_LIMIT, self.shared.broker.delete(&queue)).await;
+        let queue = &self.plan.queue.name;
+        let deleted = tokio::time::timeout(CLEAN_UP_LIMIT, self.shared.broker.delete(queue)).await;
         let trouble = match deleted {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),
@@ -231,15 +238,6 @@ impl Commitment {
             trouble,
             "the queue of a fan-out that was given up is left to expire by itself"
         );
-    }
-
-    fn aggregation_queue(&self) -> QueueSpec {
-        let names = &self.shared.config.names;
-        let Accepted { cid, run } = &self.accepted;
-        match self.shared.config.queue_type {
-            QueueType::Classic => names.aggregation(cid, *run),
-            QueueType::Quorum => names.replicated_aggregation(cid, *run),
-        }
     }
 }
 
