@@ -9,7 +9,7 @@ use fanfare_broker::{Broker, QueueState, System};
 use fanfare_coordinator::Coordinator;
 use fanfare_protocol::queue::DELAY_STEPS;
 use fanfare_protocol::{ExchangeSpec, Message, Prefix, QueueNames, ServiceName};
-use fanfare_publisher::{Accepted, Publisher};
+use fanfare_publisher::{Accepted, Aggregation, Publisher};
 use fanfare_worker::{Registration, Worker};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -22,6 +22,8 @@ use crate::{Doomed, Mortal, Node, Recorder, Running};
 pub struct Stack {
     on: On,
     names: QueueNames,
+    /// Shards that all fan-outs are gathered in; 0 where each has a queue of its own.
+    shards: u32,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -77,7 +79,13 @@ impl Stack {
     fn new(on: On) -> Self {
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let prefix = Prefix::new(format!("test-{}", &unique[..12])).expect("a proper prefix");
-        Self { on, names: QueueNames::new(prefix), shared: Arc::default() }
+        Self { on, names: QueueNames::new(prefix), shards: 0, shared: Arc::default() }
+    }
+
+    /// The same, with fan-outs that are gathered in so many shards.
+    #[must_use]
+    pub fn sharing(self, shards: u32) -> Self {
+        Self { shards, ..self }
     }
 
     /// The names of this stack's queues.
@@ -164,7 +172,11 @@ impl Stack {
     }
 
     fn publisher_config(&self) -> fanfare_publisher::Config {
-        fanfare_publisher::Config { names: self.names.clone(), ..Default::default() }
+        let aggregation = match self.shards {
+            0 => Aggregation::PerCid,
+            shards => Aggregation::Shared { shards },
+        };
+        fanfare_publisher::Config { names: self.names.clone(), aggregation, ..Default::default() }
     }
 
     /// A coordinator's configuration for this stack, with waits that suit tests.
@@ -172,6 +184,7 @@ impl Stack {
     pub fn coordinator_config(&self) -> fanfare_coordinator::Config {
         fanfare_coordinator::Config {
             names: self.names.clone(),
+            shards: self.shards,
             absence_pause: Duration::from_millis(300),
             ..Default::default()
         }
@@ -269,12 +282,24 @@ impl Stack {
     /// Waits until these fan-outs have ended, stops the coordinator, and sees to it that nothing of them is left: neither
     /// their queues nor a manifest. Whatever callbacks were to come have come then.
     pub async fn ended<'a>(&self, fan_outs: impl IntoIterator<Item = &'a Accepted>, coordinator: Running) {
+        self.shards_are_empty(&coordinator).await;
         for Accepted { cid, run } in fan_outs {
             self.queue_is_gone(&self.names.aggregation(cid, *run).name).await;
         }
         coordinator.stop().await;
         let manifests = self.record_queue(&self.names.fanin().name).await.rest().await;
         assert!(manifests.is_empty(), "manifests are left: {manifests:?}");
+    }
+
+    /// Waits until nothing is left in any shard, and the coordinator holds nothing.
+    pub async fn shards_are_empty(&self, coordinator: &Running) {
+        for shard in 0..self.shards {
+            self.queue_has(&self.names.shard(shard).name, "no message", |state| state.messages == 0).await;
+        }
+        if self.shards > 0 {
+            crate::eventually("the coordinator holds nothing", async || coordinator.mortal().held() == 0)
+                .await;
+        }
     }
 
     /// Waits until what a broker tells about a queue is as wanted; nothing, where there is no such queue.
@@ -333,6 +358,7 @@ impl Stack {
         let broker = self.connect();
         let services = services.iter().filter_map(|name| ServiceName::new(name.as_str()).ok());
         let mut queues: Vec<String> = services.map(|service| self.names.service(&service).name).collect();
+        queues.extend((0..self.shards).map(|shard| self.names.shard(shard).name));
         queues.extend([self.names.fanin(), self.names.dead(), self.names.parked()].map(|queue| queue.name));
         for queue in queues {
             let _ = broker.delete(&queue).await;
