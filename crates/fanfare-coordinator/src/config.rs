@@ -67,11 +67,14 @@ pub struct ShardSettings {
     /// How long a result waits for its manifest before it counts as late. 120 s: twice the time limit of the publishers, or
     /// more.
     pub patience: Duration,
+    /// How long it is recorded in the shard that a fan-out has ended which was renewed or taken over: a stray copy of its manifest
+    /// is recognised by that after a crash. 1 h.
+    pub recorded: Duration,
 }
 
 impl Default for ShardSettings {
     fn default() -> Self {
-        Self { window: 40_000, patience: Duration::from_secs(120) }
+        Self { window: 40_000, patience: Duration::from_secs(120), recorded: Duration::from_secs(60 * 60) }
     }
 }
 

@@ -70,7 +70,7 @@ impl Outbox {
                 (PublishError::Unroutable(_), Absence::Declares) => self.declare_own(queue).await,
                 (PublishError::TooLarge { most, .. }, _) => {
                     let message_id = message.properties.message_id.as_deref();
-                    tracing::error!(queue, message_id, %error, "a message is too large for this broker: raise its max_message_size");
+                    tracing::error!(queue, message_id, %error, "a message is too large for this broker: raise its max_message_msize");
                     return Outcome::TooLarge(*most);
                 }
                 _ => {}

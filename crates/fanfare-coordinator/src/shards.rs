@@ -39,6 +39,7 @@ impl Shards {
         let limits = ShardLimits {
             window: config.shard_limits.window,
             patience: config.shard_limits.patience,
+            recorded: config.shard_limits.recorded,
             fan_out: config.limits,
         };
         Self {

@@ -28,6 +28,8 @@ pub struct ShardLimits {
     /// How long a result waits for its manifest before one is looked for at the shard's end. It must be at least twice the
     /// time limit of the publishers, from a fan-out's first request to its manifest.
     pub patience: Duration,
+    /// How long it is recorded that a fan-out has ended of whose manifest another copy may exist.
+    pub recorded: Duration,
     /// Of each fan-out. Its window is what it may hold before the shard's fence is read.
     pub fan_out: Limits,
 }
@@ -84,7 +86,7 @@ impl<T: Clone> Shard<T> {
             timeouts: BTreeSet::new(),
             fences: Fences::new(token),
             unclaimed: Unclaimed::new(),
-            records: Records::new(token),
+            records: Records::new(token, limits.recorded),
             memory,
             unknown: Vec::new(),
             again: BTreeMap::new(),

@@ -148,8 +148,8 @@ pub struct Ended {
 pub struct EndedRun {
     /// The run.
     pub run: RunId,
-    /// Seconds that it had ended before, when this was written.
-    pub age_s: u64,
+    /// Milliseconds that it had ended before, when this was written.
+    pub age_ms: u64,
 }
 
 impl Ended {

@@ -82,7 +82,8 @@ impl Mischief {
         let names = &self.shared.names;
         let services = TARGETS.iter().chain(&CALLBACKS);
         let services = services.map(|name| names.service(&ServiceName::new(*name).expect("a proper name")));
-        [names.fanin(), names.dead(), names.parked()].into_iter().chain(services).collect()
+        let shards = (0..self.scenario.shards).map(|shard| names.shard(shard));
+        [names.fanin(), names.dead(), names.parked()].into_iter().chain(shards).chain(services).collect()
     }
 
     /// Queues in which retries wait, as far as there are any.

@@ -182,7 +182,7 @@ impl<T: Clone> FanIn<T> {
                 } else {
                     let reason = format!(
                         "the final payload has {} bytes without any response, and {most} is the most that this broker takes; \
-                         raise its max_message_size and replay this manifest",
+                         raise its max_message_msize and replay this manifest",
                         body.len()
                     );
                     // In a shard they would wait in everybody's way.

@@ -7,8 +7,6 @@ use fanfare_protocol::{Ended, EndedRun, RunId};
 
 use crate::Time;
 
-/// How long a fan-out is recorded after its end. A stray copy of its manifest is read long before.
-const KEPT_FOR: Duration = Duration::from_secs(60 * 60);
 /// Fan-outs in one record: some 600 KB.
 const MOST_RUNS: usize = 10_000;
 /// Records held beyond which they are written anew as fewer.
@@ -19,6 +17,8 @@ const MOST_HELD: usize = 100;
 #[derive(Debug)]
 pub(super) struct Records<T> {
     token: RunId,
+    /// How long a fan-out is recorded after its end. A stray copy of its manifest is read long before.
+    kept_for: Duration,
     next: u64,
     /// Fan-outs that end once they are recorded.
     wanted: VecDeque<RunId>,
@@ -45,8 +45,8 @@ struct Held<T> {
 }
 
 impl<T> Records<T> {
-    pub(super) const fn new(token: RunId) -> Self {
-        Self { token, next: 0, wanted: VecDeque::new(), writing: None, held: VecDeque::new() }
+    pub(super) const fn new(token: RunId, kept_for: Duration) -> Self {
+        Self { token, kept_for, next: 0, wanted: VecDeque::new(), writing: None, held: VecDeque::new() }
     }
 
     /// A fan-out waits to be recorded.
@@ -61,8 +61,8 @@ impl<T> Records<T> {
 
     /// A record is in the queue, unacked.
     pub(super) fn read(&mut self, tag: T, record: &Ended, now: Time) {
-        let until =
-            |run: &EndedRun| (run.run, (now + KEPT_FOR).saturating_sub(Duration::from_secs(run.age_s)));
+        let latest = now + self.kept_for;
+        let until = |run: &EndedRun| (run.run, latest.saturating_sub(Duration::from_millis(run.age_ms)));
         self.held.push_back(Held { tag, since: now, runs: record.ended.iter().map(until).collect() });
     }
 
@@ -79,7 +79,7 @@ impl<T> Records<T> {
             return (None, needless);
         }
         let newly: Vec<RunId> = self.wanted.drain(..self.wanted.len().min(MOST_RUNS)).collect();
-        let mut ended: Vec<EndedRun> = newly.iter().map(|&run| EndedRun { run, age_s: 0 }).collect();
+        let mut ended: Vec<EndedRun> = newly.iter().map(|&run| EndedRun { run, age_ms: 0 }).collect();
         let mut replaces = Vec::new();
         let many = self.held.len() > MOST_HELD;
         while let Some(oldest) = self.held.front_mut() {
@@ -93,8 +93,10 @@ impl<T> Records<T> {
                 needless.push(tag);
                 continue;
             }
-            let age_s = |until: Time| (now + KEPT_FOR).saturating_sub(until).as_secs();
-            ended.extend(runs.into_iter().map(|(run, until)| EndedRun { run, age_s: age_s(until) }));
+            let age_ms = |until: Time| {
+                u64::try_from((now + self.kept_for).saturating_sub(until).as_millis()).unwrap_or(u64::MAX)
+            };
+            ended.extend(runs.into_iter().map(|(run, until)| EndedRun { run, age_ms: age_ms(until) }));
             replaces.push(tag);
         }
         if ended.is_empty() {

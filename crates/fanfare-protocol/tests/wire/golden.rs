@@ -374,7 +374,7 @@ fn a_record_of_fan_outs_that_have_ended() {
     let ended = Ended {
         coordinator: "fedcba9876543210fedcba9876543210".parse().unwrap(),
         number: 2,
-        ended: vec![EndedRun { run: run(), age_s: 0 }, EndedRun { run: run().after(1), age_s: 600 }],
+        ended: vec![EndedRun { run: run(), age_ms: 0 }, EndedRun { run: run().after(1), age_ms: 600 }],
     };
     let message = ended.encode("fanfare.shard.3");
     check(
@@ -385,8 +385,8 @@ fn a_record_of_fan_outs_that_have_ended() {
          type: fanfare.ended\n\
          fanfare-version = 1\n\
          {\"coordinator\":\"fedcba9876543210fedcba9876543210\",\"number\":2,\"ended\":[\
-         {\"run\":\"0123456789abcdef0123456789abcdef\",\"age_s\":0},\
-         {\"run\":\"0123456789abcdef0123456789abcdf0\",\"age_s\":600}]}",
+         {\"run\":\"0123456789abcdef0123456789abcdef\",\"age_ms\":0},\
+         {\"run\":\"0123456789abcdef0123456789abcdf0\",\"age_ms\":600}]}",
     );
     assert_eq!(Ended::decode(&message), Ok(ended));
 }
