@@ -3,7 +3,7 @@ use std::sync::Arc;
 
 use fanfare_broker::{Backoff, Broker, Delivery, Environment, Subscription, SubscriptionOptions};
 use fanfare_fanin::{FanIn, Hold};
-use fanfare_protocol::{CancelRequest, CancelState, Cid, Manifest, RunId};
+use fanfare_protocol::{CancelRequest, CancelState, Cid, Manifest, Message, Presence, RunId, header};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -120,11 +120,11 @@ impl Coordinator {
                 biased;
                 () = &mut shutdown => break,
                 Some(conclusion) = self.tasks.join_next() => self.conclude(conclusion).await,
-                () = self.shards.next() => {}
+                () = self.shards.run() => {}
                 Some(letter) = dead_letters.next() => {
                     self.parking.spawn(dead_letters::settle(self.outbox.clone(), self.trust.clone(), letter));
                 }
-                Some(request) = asked.next() => self.cancel(request).await,
+                Some(word) = asked.next() => self.hear(word).await,
                 delivery = manifests.next() => match delivery {
                     Some(delivery) => self.take(delivery).await,
                     None => break,
@@ -219,17 +219,31 @@ impl Coordinator {
         self.tell_whether_full();
     }
 
-    /// Takes a request to cancel a fan-out, which all coordinators are handed. Those who ask do so again until they are told.
-    async fn cancel(&self, delivery: Delivery) {
+    /// Takes what all coordinators are told. Nobody relies on it.
+    async fn hear(&mut self, delivery: Delivery) {
         let Delivery { message, receipt, .. } = delivery;
         receipt.ack().await;
-        let CancelRequest { cid, run, reply_to } = match CancelRequest::decode(&message, &self.config.names) {
+        if message.kind() != header::TYPE_PRESENCE {
+            return self.cancel(&message);
+        }
+        match (self.trust.check(&message), Presence::decode(&message)) {
+            (Ok(()), Ok(presence)) => self.shards.heard(presence),
+            (Err(reason), _) => tracing::warn!(reason, "what another coordinator tells of itself is ignored"),
+            (_, Err(reason)) => {
+                tracing::debug!(%reason, "what another coordinator tells of itself is ignored")
+            }
+        }
+    }
+
+    /// Takes a request to cancel a fan-out. Those who ask do so again until they are told.
+    fn cancel(&self, message: &Message) {
+        let CancelRequest { cid, run, reply_to } = match CancelRequest::decode(message, &self.config.names) {
             Ok(request) => request,
             Err(reason) => {
                 return tracing::debug!(kind = message.kind(), %reason, "not a request that a coordinator knows");
             }
         };
-        if let Err(reason) = self.trust.check(&message) {
+        if let Err(reason) = self.trust.check(message) {
             tracing::warn!(%cid, reason, "a request to cancel is refused");
             return self.messenger.answer(&cid, reply_to, CancelState::Refused { reason });
         }

@@ -27,6 +27,7 @@ mod deadline;
 mod delivery;
 mod ended;
 mod fan_out;
+mod members;
 mod messenger;
 mod outbox;
 mod shard;

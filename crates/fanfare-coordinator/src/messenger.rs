@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fanfare_broker::Backoff;
-use fanfare_protocol::{CancelAnswer, CancelState, Cancelled, Cid, RunId};
+use fanfare_protocol::{CancelAnswer, CancelState, Cancelled, Cid, Message, RunId};
 use tokio_util::task::TaskTracker;
 
 use crate::outbox::{Absence, Outbox};
@@ -19,7 +19,7 @@ const MOST_UNDER_WAY: usize = 1_000;
 pub(crate) struct Messenger {
     pub(crate) outbox: Outbox,
     /// What tells this coordinator from others.
-    coordinator: RunId,
+    pub(crate) coordinator: RunId,
     under_way: TaskTracker,
 }
 
@@ -52,6 +52,21 @@ impl Messenger {
                     break;
                 }
                 backoff.wait(&*outbox.environment).await;
+            }
+        });
+    }
+
+    /// Tells all coordinators of this one. There is one try: the next word says the same.
+    pub(crate) fn tell_coordinators(&self, message: Message) {
+        let outbox = self.outbox.clone();
+        self.send(async move {
+            let coordinators = outbox.names.coordinators().name;
+            if let Err(error) = outbox.broker.publish_through(&coordinators, "", message).await {
+                tracing::debug!(
+                    exchange = coordinators,
+                    error = error.with_cause(),
+                    "coordinators are not told of this one"
+                );
             }
         });
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fanfare_broker::{Backoff, BrokerError, Consumer, ConsumerChannel, Delivery, PublishError};
 use fanfare_fanin::{
@@ -34,7 +35,7 @@ mod acks;
 const AT_ONE_GO: usize = 256;
 
 /// A channel that lasted this long ends the growth of the waits between one and the next.
-const LASTING: std::time::Duration = std::time::Duration::from_secs(30);
+const LASTING: Duration = Duration::from_secs(30);
 
 /// Somebody asks for the cancel of what a shard may hold.
 #[derive(Debug)]
@@ -62,6 +63,8 @@ pub(crate) struct ShardTask {
     pub(crate) inbox: mpsc::UnboundedReceiver<CancelWord>,
     pub(crate) started: Instant,
     pub(crate) leave: CancellationToken,
+    /// How long it may take to leave, before what is open is let go as it is.
+    pub(crate) leave_within: Duration,
     pub(crate) known: Known,
 }
 
@@ -145,16 +148,21 @@ impl ShardTask {
 impl Hold<'_> {
     /// Serves the shard until its channel is lost, or it is left.
     async fn serve(&mut self, mut consumer: Consumer) {
-        let mut stopping = false;
+        let mut stopping = None;
         let mut consuming = true;
         while consuming && !self.machine.is_done() {
             let timeout = self.machine.next_timeout().map(|at| self.task.started + at);
             tokio::select! {
                 // The queue comes last: a flood of results must not keep anything else from happening.
                 biased;
-                () = self.task.leave.cancelled(), if !stopping => {
-                    stopping = true;
+                () = self.task.leave.cancelled(), if stopping.is_none() => {
+                    stopping = Some(Instant::now() + self.task.leave_within);
                     self.handle(ShardEvent::Stop);
+                }
+                () = sleep_until(stopping) , if stopping.is_some() => {
+                    let (queue, open) = (&self.task.queue.name, self.machine.open());
+                    tracing::warn!(queue, open, "a shard is left as it is: what is open could not be brought to rest in time");
+                    break;
                 }
                 Some((id, outcome)) = self.publishing.next() => self.published(id, outcome),
                 Some(()) = self.parking.next() => {}

@@ -11,6 +11,7 @@
 //! - [`TargetResult`]: what a target answered; [`FinalPayload`]: what a final callback receives.
 //! - [`Manifest`]: the message that commits a fan-out, with the [`CompletionPolicy`] that it may have.
 //! - [`Checkpoint`], [`Fence`], [`Ended`]: what coordinators write for one another.
+//! - [`Presence`]: what a coordinator tells the others of itself.
 //! - [`CancelRequest`], [`CancelAnswer`], [`Cancelled`]: how a fan-out is cancelled.
 #![doc(test(attr(deny(warnings))))]
 
@@ -29,6 +30,7 @@ mod metadata;
 pub mod name;
 mod nesting;
 mod payload;
+mod presence;
 mod progress;
 pub mod queue;
 mod request;
@@ -47,6 +49,7 @@ pub use metadata::{InvalidMetadata, Metadata};
 pub use name::{Cid, InvalidName, Prefix, RunId, ServiceName, Source, TargetKey};
 pub use nesting::nesting;
 pub use payload::{FinalPayload, FinalPayloadBuilder, PayloadError, TargetFailure};
+pub use presence::Presence;
 pub use progress::Progress;
 pub use queue::{ExchangeSpec, QueueNames, QueueSpec};
 pub use request::{Request, TargetOf};

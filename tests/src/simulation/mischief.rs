@@ -198,7 +198,10 @@ impl Mischief {
             }
             self.processes.start_all();
             tokio::time::sleep(LOOK).await;
-            if !self.has_ended().await || std::mem::replace(&mut steps, self.shared.steps()) != steps {
+            // Coordinators that share shards are never quite silent.
+            let silent =
+                std::mem::replace(&mut steps, self.shared.steps()) == steps || self.scenario.shards > 0;
+            if !self.has_ended().await || !silent {
                 quiet_since = Instant::now();
             } else if quiet_since.elapsed() > stalled + LOOK {
                 return;

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use fanfare_protocol::{
     Callback, CallbackKind, CancelAnswer, CancelRequest, CancelState, Cancellation, Cancelled, Channel,
     Checkpoint, CheckpointEntry, CompletionPolicy, Ended, EndedBy, EndedRun, Ending, Fence, FinalPayload,
-    FinalPayloadBuilder, Invocation, Manifest, Metadata, Progress, QueueNames, Request, TargetOf,
+    FinalPayloadBuilder, Invocation, Manifest, Metadata, Presence, Progress, QueueNames, Request, TargetOf,
     TargetResult,
 };
 
@@ -389,6 +389,23 @@ fn a_record_of_fan_outs_that_have_ended() {
          {\"run\":\"0123456789abcdef0123456789abcdf0\",\"age_ms\":600}]}",
     );
     assert_eq!(Ended::decode(&message), Ok(ended));
+}
+
+#[test]
+fn a_presence() {
+    let coordinator = "fedcba9876543210fedcba9876543210".parse().unwrap();
+    let presence = Presence { coordinator, shards: 8, leaving: false };
+    let message = presence.encode();
+    check(
+        &message,
+        "content_type: application/json\n\
+         correlation_id: fedcba9876543210fedcba9876543210\n\
+         message_id: fedcba9876543210fedcba9876543210/presence\n\
+         type: fanfare.presence\n\
+         fanfare-version = 1\n\
+         {\"coordinator\":\"fedcba9876543210fedcba9876543210\",\"shards\":8,\"leaving\":false}",
+    );
+    assert_eq!(Presence::decode(&message), Ok(presence));
 }
 
 #[test]
