@@ -4,7 +4,7 @@ use std::sync::Arc;
 use fanfare_broker::Broker;
 use fanfare_coordinator::{Config as CoordinatorConfig, Coordinator};
 use fanfare_protocol::{Cancellation, QueueNames, RunId};
-use fanfare_publisher::{Accepted, CancelError, Fanout, InvokeError, Publisher};
+use fanfare_publisher::{Accepted, Aggregation, CancelError, Fanout, InvokeError, Publisher};
 use fanfare_worker::{Config as WorkerConfig, Worker};
 use serde::Serialize;
 
@@ -143,10 +143,15 @@ impl Fanfare {
         self.coordinator_with(CoordinatorConfig::default())
     }
 
-    /// A coordinator with limits of its own. The names of its queues are always those of this handle.
+    /// A coordinator with limits of its own. The names of its queues are always those of this handle; and so are its shards,
+    /// where this handle shares them.
     #[must_use]
     pub fn coordinator_with(&self, config: CoordinatorConfig) -> Coordinator {
-        let config = CoordinatorConfig { names: self.names().clone(), ..config };
+        let shards = match self.publisher.config().aggregation {
+            Aggregation::Shared { shards } => shards,
+            Aggregation::PerCid => config.shards,
+        };
+        let config = CoordinatorConfig { names: self.names().clone(), shards, ..config };
         Coordinator::new(Arc::clone(self.broker()), Arc::clone(self.publisher.environment()), config)
     }
 

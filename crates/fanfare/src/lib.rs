@@ -60,8 +60,8 @@ pub use fanfare_protocol::{
     Prefix, QueueNames, RunId, ServiceName, Source, TargetFailure, TargetKey, TargetResult, WireTime,
 };
 pub use fanfare_publisher::{
-    Accepted, CancelError, Completion, Config as PublisherConfig, Failure, Fanout, IntoNames, Invalid,
-    InvokeError, Publisher, QueueType, Target, WaitError,
+    Accepted, Aggregation, CancelError, Completion, Config as PublisherConfig, Failure, Fanout, IntoNames,
+    Invalid, InvokeError, Publisher, QueueType, Target, WaitError,
 };
 pub use fanfare_services as services;
 pub use fanfare_worker::{
