@@ -6,7 +6,7 @@ use std::time::Duration;
 use fanfare_broker::amqp::{self, AmqpBroker};
 use fanfare_broker::memory::MemoryBroker;
 use fanfare_broker::{Broker, QueueState, System};
-use fanfare_coordinator::Coordinator;
+use fanfare_coordinator::{Coordinator, ShardSettings};
 use fanfare_protocol::queue::DELAY_STEPS;
 use fanfare_protocol::{ExchangeSpec, Message, Prefix, QueueNames, ServiceName};
 use fanfare_publisher::{Accepted, Aggregation, Publisher};
@@ -185,6 +185,7 @@ impl Stack {
         fanfare_coordinator::Config {
             names: self.names.clone(),
             shards: self.shards,
+            shard_limits: ShardSettings { recorded: Duration::from_millis(500), ..Default::default() },
             absence_pause: Duration::from_millis(300),
             ..Default::default()
         }
@@ -291,11 +292,15 @@ impl Stack {
         assert!(manifests.is_empty(), "manifests are left: {manifests:?}");
     }
 
-    /// Waits until nothing is left in any shard, and the coordinator holds nothing.
-    pub async fn shards_are_empty(&self, coordinator: &Running) {
+    /// Waits until all is read that was in any shard.
+    pub async fn shards_are_read(&self) {
         for shard in 0..self.shards {
             self.queue_has(&self.names.shard(shard).name, "no message", |state| state.messages == 0).await;
         }
+    }
+
+    async fn shards_are_empty(&self, coordinator: &Running) {
+        self.shards_are_read().await;
         if self.shards > 0 {
             crate::eventually("the coordinator holds nothing", async || coordinator.mortal().held() == 0)
                 .await;

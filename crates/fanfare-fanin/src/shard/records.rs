@@ -68,7 +68,9 @@ impl<T> Records<T> {
 
     /// When time alone makes something due.
     pub(super) fn due(&self, renewal: Duration) -> Option<Time> {
-        self.held.front().filter(|_| self.writing.is_none()).map(|held| held.since + renewal)
+        let oldest = self.held.front().filter(|_| self.writing.is_none())?;
+        let forgotten = oldest.runs.iter().map(|(_, until)| *until).max();
+        Some(forgotten.unwrap_or_default().min(oldest.since + renewal))
     }
 
     /// The next record to write, if one is due: of what has ended since the last one, and of what would be held for too long.
