@@ -32,7 +32,6 @@ in_shards!(
     what_runs_is_told_to_end_and_what_waits_is_not_begun_with,
     to_cancel_again_succeeds_and_changes_nothing,
     to_cancel_what_has_completed_changes_nothing,
-    what_cannot_be_cancelled_is_told_with_the_reason,
     a_cancel_outlives_the_coordinator_that_confirmed_it,
     an_inner_fan_out_goes_on_when_the_outer_one_is_cancelled,
     who_waits_is_handed_what_there_is,

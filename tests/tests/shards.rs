@@ -33,6 +33,7 @@ with_shards!(
     a_fan_out_wider_than_the_window_ends_though_its_results_come_before_its_manifest: 1,
     many_fan_outs_are_held_open_and_survive_a_crash: 2,
     what_no_fan_out_claims_is_dropped: 1,
+    a_shard_that_is_deleted_ends_its_fan_outs_with_what_is_missing_failed: 1,
     a_manifest_that_was_parked_goes_to_its_shard_from_where_manifests_go: 1,
 );
 
@@ -178,10 +179,33 @@ async fn a_manifest_that_was_parked_goes_to_its_shard_from_where_manifests_go(st
     let manifest = shard.next().await;
     drop(shard);
     let coordinator = stack.coordinator();
-    stack.publish(&stack.names().fanin().name, manifest).await;
+    let fanin = stack.names().fanin().name;
+    stack.queue_has(&fanin, "a consumer", |state| state.consumers == 1).await;
+    stack.publish(&fanin, manifest).await;
     let request = target.next().await;
     fanfare_tests::answer(&stack, &request, Some("an answer")).await;
     done.next_final().await;
     stack.ended([&accepted], coordinator).await;
+    assert_eq!(done.rest().await, []);
+}
+
+async fn a_shard_that_is_deleted_ends_its_fan_outs_with_what_is_missing_failed(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let mut target = stack.record("my.target").await;
+    let coordinator = stack.coordinator();
+    let fanout = stack.publisher().fanout("my.source").on_final("my.done");
+    let fanout =
+        ["a", "b"].iter().fold(fanout, |fanout, key| fanout.add(Target::new("my.target", key).key(key)));
+    fanout.invoke().await.expect("accepted");
+    fanfare_tests::answer(&stack, &target.next().await, Some("an answer")).await;
+    eventually("manifest and result are held", async || coordinator.mortal().held() == 2).await;
+    let shard = stack.names().shard(0).name;
+    stack.bystander().delete(&shard).await.expect("it is deleted");
+    let payload = done.next_final().await;
+    assert_eq!(payload.get::<String>("a").expect("it answered"), "an answer");
+    assert!(payload.failures().any(|failure| failure.exception.contains("was deleted")), "{payload:?}");
+    // It is declared again, for others.
+    stack.queue_has(&shard, "a consumer", |state| state.consumers == 1).await;
+    stack.ended([], coordinator).await;
     assert_eq!(done.rest().await, []);
 }

@@ -187,6 +187,8 @@ impl Scene {
         let mut config = self.stack.coordinator_config();
         config.limits.calls_at_risk = 2;
         config.absence_pause = Duration::from_millis(50);
+        // No result is sent before its manifest is there. What waits for one is left from where a coordinator has died.
+        config.shard_limits.patience = Duration::from_millis(50);
         config
     }
 

@@ -2,6 +2,7 @@
 //! the broker.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,7 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::addressing::addressed;
-use crate::aggregation_queue::consume;
+use crate::aggregation_queue::{consume, is_gone_at_once};
 use crate::deadline::deadline;
 use crate::ended::LatelyEnded;
 use crate::fan_out::{MOST_ASKERS, PROGRESS_PAUSE, how_it_ended, sleep_until, tell};
@@ -83,6 +84,36 @@ struct Hold<'a> {
     telling: FuturesUnordered<BoxFuture<'static, (RunId, bool)>>,
 }
 
+/// Where deliveries come from.
+enum Source {
+    Consumer(Consumer),
+    /// The consumer has ended, which was not told yet; with an error where its channel did.
+    Ended(Option<BrokerError>),
+    /// There is nothing more.
+    Nothing,
+}
+
+impl Source {
+    async fn next(&mut self) -> Option<Result<Delivery, BrokerError>> {
+        match self {
+            Self::Consumer(consumer) => consumer.next().await,
+            Self::Ended(error) => error.take().map(Err),
+            Self::Nothing => pending().await,
+        }
+    }
+
+    /// One that is there already.
+    fn ready(&mut self) -> Option<Delivery> {
+        let Self::Consumer(consumer) = self else { return None };
+        match consumer.next().now_or_never()? {
+            Some(Ok(delivery)) => return Some(delivery),
+            Some(Err(error)) => *self = Self::Ended(Some(error)),
+            None => *self = Self::Ended(None),
+        }
+        None
+    }
+}
+
 struct Watched {
     waiter: String,
     manifest: Arc<Manifest>,
@@ -137,7 +168,7 @@ impl ShardTask {
             telling: FuturesUnordered::new(),
             task: self,
         };
-        hold.serve(consumer).await;
+        hold.serve(&*channel, consumer).await;
         let machine = hold.machine;
         tracing::debug!(queue = self.queue.name, open = machine.open(), "shard let go");
         self.known.memory = machine.into_memory();
@@ -146,11 +177,12 @@ impl ShardTask {
 }
 
 impl Hold<'_> {
-    /// Serves the shard until its channel is lost, or it is left.
-    async fn serve(&mut self, mut consumer: Consumer) {
+    /// Serves the shard until its channel is lost, or it is left. Where it was deleted, what is open is brought to its end.
+    async fn serve(&mut self, channel: &dyn ConsumerChannel, consumer: Consumer) {
         let mut stopping = None;
-        let mut consuming = true;
-        while consuming && !self.machine.is_done() {
+        let mut source = Source::Consumer(consumer);
+        let (outbox, queue) = (self.task.messenger.outbox.clone(), self.task.queue.name.clone());
+        while !self.machine.is_done() {
             let timeout = self.machine.next_timeout().map(|at| self.task.started + at);
             tokio::select! {
                 // The queue comes last: a flood of results must not keep anything else from happening.
@@ -159,23 +191,33 @@ impl Hold<'_> {
                     stopping = Some(Instant::now() + self.task.leave_within);
                     self.handle(ShardEvent::Stop);
                 }
-                () = sleep_until(stopping) , if stopping.is_some() => {
-                    let (queue, open) = (&self.task.queue.name, self.machine.open());
+                () = sleep_until(stopping), if stopping.is_some() => {
+                    let open = self.machine.open();
                     tracing::warn!(queue, open, "a shard is left as it is: what is open could not be brought to rest in time");
-                    break;
+                    return;
                 }
                 Some((id, outcome)) = self.publishing.next() => self.published(id, outcome),
                 Some(()) = self.parking.next() => {}
                 Some((run, heard)) = self.telling.next() => self.told(run, heard),
                 Some(word) = self.task.inbox.recv() => self.cancel(&word),
                 () = sleep_until(timeout) => self.handle(ShardEvent::TimePassed),
-                next = consumer.next() => consuming = self.read(next),
+                next = source.next() => match next {
+                    Some(Ok(delivery)) => self.read(delivery),
+                    Some(Err(_)) => return,
+                    None if is_gone_at_once(&outbox, &queue, channel).await => {
+                        let open = self.machine.open();
+                        tracing::error!(queue, open, "a shard was deleted; its fan-outs end without what is missing");
+                        source = Source::Nothing;
+                        self.handle(ShardEvent::Gone);
+                    }
+                    None => return,
+                },
             }
             for _ in 0..AT_ONE_GO {
                 if let Some(Some((id, outcome))) = self.publishing.next().now_or_never() {
                     self.published(id, outcome);
-                } else if consuming && let Some(next) = consumer.next().now_or_never() {
-                    consuming = self.read(next);
+                } else if let Some(delivery) = source.ready() {
+                    self.read(delivery);
                 } else {
                     break;
                 }
@@ -195,13 +237,11 @@ impl Hold<'_> {
         });
     }
 
-    /// Takes in what the consumer has. Returns whether there is more to come.
-    fn read(&mut self, next: Option<Result<Delivery, BrokerError>>) -> bool {
-        let Some(Ok(Delivery { message, redelivered, receipt })) = next else { return false };
+    fn read(&mut self, delivery: Delivery) {
+        let Delivery { message, redelivered, receipt } = delivery;
         if message.kind() != header::TYPE_MANIFEST {
             let tag = self.acks.tag(receipt, false);
-            self.handle(ShardEvent::Delivered { tag, redelivered, message });
-            return true;
+            return self.handle(ShardEvent::Delivered { tag, redelivered, message });
         }
         let tag = self.acks.tag(receipt, true);
         let outbox = &self.task.messenger.outbox;
@@ -224,7 +264,6 @@ impl Hold<'_> {
             }
             Err(reason) => self.effects.push(ShardEffect::Park { tag, message, reason }),
         }
-        true
     }
 
     /// Does what the machine wants.
