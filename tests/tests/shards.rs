@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fanfare_coordinator::Limits;
 use fanfare_protocol::{FinalPayload, QueueNames};
-use fanfare_publisher::{Accepted, Fanout, Publisher, Target};
+use fanfare_publisher::{Accepted, Failure, Fanout, InvokeError, Publisher, Target};
 use fanfare_tests::{Stack, eventually, services};
 
 /// Turns async functions that take a [`Stack`] into tests on both brokers, with so many shards.
@@ -32,6 +32,7 @@ with_shards!(
     fan_outs_end_once_while_coordinators_come_and_go: 4,
     a_fan_out_wider_than_the_window_ends_though_its_results_come_before_its_manifest: 1,
     many_fan_outs_are_held_open_and_survive_a_crash: 2,
+    a_publisher_is_refused_when_too_much_waits_in_its_shard: 1,
     what_no_fan_out_claims_is_dropped: 1,
     a_shard_that_is_deleted_ends_its_fan_outs_with_what_is_missing_failed: 1,
     a_manifest_that_was_parked_goes_to_its_shard_from_where_manifests_go: 1,
@@ -208,4 +209,25 @@ async fn a_shard_that_is_deleted_ends_its_fan_outs_with_what_is_missing_failed(s
     stack.queue_has(&shard, "a consumer", |state| state.consumers == 1).await;
     stack.ended([], coordinator).await;
     assert_eq!(done.rest().await, []);
+}
+
+async fn a_publisher_is_refused_when_too_much_waits_in_its_shard(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let _worker = stack.worker([services::echo()]).await;
+    let publisher = stack.publisher_bounded(1);
+    let shard = stack.names().shard(0).name;
+    let fanout = |width: usize| {
+        let targets = (0..width).map(|n| Target::new("test.echo", n).key(n.to_string()));
+        targets.fold(publisher.fanout("my.source"), Fanout::add).on_final("my.done")
+    };
+    let accepted = fanout(9).invoke().await.expect("accepted");
+    stack.queue_has(&shard, "ten messages", |state| state.messages == 10).await;
+    let refused = fanout(1).invoke().await;
+    let Err(InvokeError::NotAccepted { source, requests_sent: false, .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(matches!(source, Failure::Busy { waiting: 1, most: 1 }), "{source:?}");
+    let coordinator = stack.coordinator();
+    done.next_final().await;
+    stack.ended([&accepted], coordinator).await;
 }

@@ -37,7 +37,10 @@ pub struct Accepted {
 /// Invokes a fan-out: looks at queues, sends the requests, and commits the whole with the manifest.
 pub(crate) async fn invoke(shared: Arc<Shared>, plan: Plan) -> Result<Accepted, InvokeError> {
     let accepted = Accepted { cid: plan.manifest.cid.clone(), run: plan.manifest.run };
-    shared.ensure_room(plan.nested).await.map_err(|failure| accepted.not_accepted(failure, false))?;
+    shared
+        .ensure_room(&plan.manifest, plan.nested)
+        .await
+        .map_err(|failure| accepted.not_accepted(failure, false))?;
     shared
         .ensure_served(plan.services(), plan.declare_missing)
         .await

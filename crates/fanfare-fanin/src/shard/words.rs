@@ -8,6 +8,10 @@ use crate::{Publication, PublicationId, Summary, Time};
 
 /// Something happened that a shard has to know of. `T` is what a delivery is acked with.
 #[derive(Debug)]
+#[expect(
+    clippy::large_enum_variant,
+    reason = "nearly all are deliveries, and a box for each would cost more than it saves"
+)]
 pub enum ShardEvent<T> {
     /// A manifest, which names this shard.
     Manifest {
