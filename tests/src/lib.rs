@@ -51,6 +51,27 @@ macro_rules! on_both_brokers {
     };
 }
 
+/// Turns async functions that take a [`Stack`] into tests on both brokers, with fan-outs that share two shards.
+#[macro_export]
+macro_rules! in_shards {
+    ($($name:ident),+ $(,)?) => {
+        mod in_shards {
+            mod in_memory {
+                $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    $crate::run($crate::Stack::in_memory().sharing(2), super::super::$name).await;
+                })+
+            }
+            mod on_rabbitmq {
+                $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    $crate::run($crate::Stack::on_rabbitmq().sharing(2), super::super::$name).await;
+                })+
+            }
+        }
+    };
+}
+
 /// Turns async functions that take a [`Stack`] into tests on RabbitMQ.
 #[macro_export]
 macro_rules! on_rabbitmq {

@@ -94,6 +94,7 @@ impl Node {
         }
         let child = Command::new(program)
             .args(["--broker", stack.url(), "--prefix", stack.names().prefix().as_str()])
+            .arg(format!("--shards={}", stack.shards()))
             .args(arguments)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

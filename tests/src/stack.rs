@@ -6,11 +6,11 @@ use std::time::Duration;
 use fanfare_broker::amqp::{self, AmqpBroker};
 use fanfare_broker::memory::MemoryBroker;
 use fanfare_broker::{Broker, QueueState, System};
-use fanfare_coordinator::Coordinator;
+use fanfare_coordinator::{Coordinator, ShardSettings};
 use fanfare_operator::{Config as OperatorConfig, Operator};
 use fanfare_protocol::queue::DELAY_STEPS;
-use fanfare_protocol::{ExchangeSpec, Message, Prefix, QueueNames, ServiceName};
-use fanfare_publisher::{Accepted, Publisher};
+use fanfare_protocol::{Ended, ExchangeSpec, Message, Prefix, QueueNames, RunId, ServiceName};
+use fanfare_publisher::{Accepted, Aggregation, Publisher};
 use fanfare_worker::{Registration, Worker};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -23,6 +23,8 @@ use crate::{Doomed, Mortal, Node, Recorder, Running};
 pub struct Stack {
     on: On,
     names: QueueNames,
+    /// Shards that all fan-outs are gathered in; 0 where each has a queue of its own.
+    shards: u32,
     shared: Arc<Mutex<Shared>>,
 }
 
@@ -78,7 +80,17 @@ impl Stack {
     fn new(on: On) -> Self {
         let unique = uuid::Uuid::new_v4().simple().to_string();
         let prefix = Prefix::new(format!("test-{}", &unique[..12])).expect("a proper prefix");
-        Self { on, names: QueueNames::new(prefix), shared: Arc::default() }
+        Self { on, names: QueueNames::new(prefix), shards: 0, shared: Arc::default() }
+    }
+
+    /// The same, with fan-outs that are gathered in so many shards.
+    #[must_use]
+    pub fn sharing(self, shards: u32) -> Self {
+        Self { shards, ..self }
+    }
+
+    pub(crate) fn shards(&self) -> u32 {
+        self.shards
     }
 
     /// The names of this stack's queues.
@@ -183,7 +195,11 @@ impl Stack {
     }
 
     fn publisher_config(&self) -> fanfare_publisher::Config {
-        fanfare_publisher::Config { names: self.names.clone(), ..Default::default() }
+        let aggregation = match self.shards {
+            0 => Aggregation::PerCid,
+            shards => Aggregation::Shared { shards },
+        };
+        fanfare_publisher::Config { names: self.names.clone(), aggregation, ..Default::default() }
     }
 
     /// A coordinator's configuration for this stack, with waits that suit tests.
@@ -191,6 +207,8 @@ impl Stack {
     pub fn coordinator_config(&self) -> fanfare_coordinator::Config {
         fanfare_coordinator::Config {
             names: self.names.clone(),
+            shards: self.shards,
+            shard_limits: ShardSettings { recorded: Duration::from_millis(500), ..Default::default() },
             absence_pause: Duration::from_millis(300),
             ..Default::default()
         }
@@ -288,12 +306,36 @@ impl Stack {
     /// Waits until these fan-outs have ended, stops the coordinator, and sees to it that nothing of them is left: neither
     /// their queues nor a manifest. Whatever callbacks were to come have come then.
     pub async fn ended<'a>(&self, fan_outs: impl IntoIterator<Item = &'a Accepted>, coordinator: Running) {
+        self.shards_are_empty(&coordinator).await;
         for Accepted { cid, run } in fan_outs {
             self.queue_is_gone(&self.names.aggregation(cid, *run).name).await;
         }
         coordinator.stop().await;
         let manifests = self.record_queue(&self.names.fanin().name).await.rest().await;
         assert!(manifests.is_empty(), "manifests are left: {manifests:?}");
+    }
+
+    /// Waits until all is read that was in any shard. What a coordinator has let go is back there some time later, but before
+    /// what is published now.
+    pub async fn shards_are_read(&self) {
+        for shard in 0..self.shards {
+            let spec = self.names.shard(shard);
+            self.bystander().declare(&spec).await.expect("the queue can be declared");
+            let queue = spec.name;
+            // It says nothing, and is acked at once.
+            let coordinator = RunId::from(uuid::Uuid::new_v4());
+            let marker = Ended { coordinator, number: 0, ended: Vec::new() };
+            self.publish(&queue, marker.encode(&queue)).await;
+            self.queue_has(&queue, "no message", |state| state.messages == 0).await;
+        }
+    }
+
+    async fn shards_are_empty(&self, coordinator: &Running) {
+        self.shards_are_read().await;
+        if self.shards > 0 {
+            crate::eventually("the coordinator holds nothing", async || coordinator.mortal().held() == 0)
+                .await;
+        }
     }
 
     /// Waits until what a broker tells about a queue is as wanted; nothing, where there is no such queue.
@@ -352,6 +394,7 @@ impl Stack {
         let broker = self.connect();
         let services = services.iter().filter_map(|name| ServiceName::new(name.as_str()).ok());
         let mut queues: Vec<String> = services.map(|service| self.names.service(&service).name).collect();
+        queues.extend((0..self.shards).map(|shard| self.names.shard(shard).name));
         queues.extend([self.names.fanin(), self.names.dead(), self.names.parked()].map(|queue| queue.name));
         for queue in queues {
             let _ = broker.delete(&queue).await;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use fanfare_broker::System;
 use fanfare_protocol::{Cancellation, EndedBy, FinalPayload};
 use fanfare_publisher::{Accepted, CancelError, Publisher, Target};
-use fanfare_tests::{Death, Mortal, Recorder, Stack, Step, on_both_brokers, services};
+use fanfare_tests::{Death, Mortal, Recorder, Stack, Step, in_shards, on_both_brokers, services};
 use fanfare_worker::{Context, Registration, service};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -26,6 +26,15 @@ on_both_brokers!(
     an_outer_fan_out_goes_on_when_the_inner_one_is_cancelled,
     who_waits_is_handed_what_there_is,
     a_coordinator_of_certain_users_cancels_for_them_only,
+);
+
+in_shards!(
+    what_runs_is_told_to_end_and_what_waits_is_not_begun_with,
+    to_cancel_again_succeeds_and_changes_nothing,
+    to_cancel_what_has_completed_changes_nothing,
+    a_cancel_outlives_the_coordinator_that_confirmed_it,
+    an_inner_fan_out_goes_on_when_the_outer_one_is_cancelled,
+    who_waits_is_handed_what_there_is,
 );
 
 const LONG: Duration = Duration::from_secs(60);

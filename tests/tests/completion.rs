@@ -5,9 +5,17 @@ use std::sync::Arc;
 
 use fanfare_protocol::{EndedBy, FinalPayload, HeaderValue, Message};
 use fanfare_publisher::{Completion, Fanout, Target};
-use fanfare_tests::{Death, Mortal, Stack, Step, answer, on_both_brokers, services};
+use fanfare_tests::{Death, Mortal, Stack, Step, answer, in_shards, on_both_brokers, services};
 
 on_both_brokers!(
+    a_fan_out_is_complete_with_the_first_successes_and_names_what_was_missing,
+    a_fan_out_fails_fast_at_the_first_failure,
+    a_parallel_execution_calls_back_for_what_is_not_awaited,
+    a_coordinator_that_dies_while_it_completes_by_policy_is_made_good_by_the_next,
+    a_caller_who_waits_is_told_how_the_fan_out_completed,
+);
+
+in_shards!(
     a_fan_out_is_complete_with_the_first_successes_and_names_what_was_missing,
     a_fan_out_fails_fast_at_the_first_failure,
     a_parallel_execution_calls_back_for_what_is_not_awaited,

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
-use fanfare_tests::{Stack, on_both_brokers, services};
+use fanfare_tests::{Stack, in_shards, on_both_brokers, services};
 
 on_both_brokers!(targets_that_nobody_runs_fail_at_the_deadline);
+
+in_shards!(targets_that_nobody_runs_fail_at_the_deadline,);
 
 async fn targets_that_nobody_runs_fail_at_the_deadline(stack: Stack) {
     let mut done = stack.record("done").await;

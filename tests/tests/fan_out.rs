@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fanfare_protocol::{FinalPayload, HeaderValue, Headers, Message, Properties, WireTime};
 use fanfare_publisher::{Accepted, Target, WaitError};
-use fanfare_tests::{Recorder, Stack, answer, eventually, on_both_brokers, services};
+use fanfare_tests::{Recorder, Stack, answer, eventually, in_shards, on_both_brokers, services};
 use fanfare_worker::{Context, Registration, service};
 use serde_json::{Value, json};
 
@@ -25,6 +25,17 @@ on_both_brokers!(
     targets_as_a_map,
     keys_in_any_script_keep_the_callers_order,
     a_waiting_caller_needs_no_final_callback,
+    a_waiting_caller_and_a_final_callback_are_told_the_same,
+    a_wait_that_times_out_leaves_the_fan_out_to_its_end,
+);
+
+in_shards!(
+    two_targets_and_two_callbacks,
+    a_target_that_fails_at_once_does_not_hinder_the_others,
+    two_fan_outs_with_one_cid_end_with_their_own_results,
+    metadata_reaches_every_target_and_callback,
+    no_targets_end_at_once_with_empty_data,
+    one_service_fifty_times_by_key,
     a_waiting_caller_and_a_final_callback_are_told_the_same,
     a_wait_that_times_out_leaves_the_fan_out_to_its_end,
 );

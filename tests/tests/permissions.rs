@@ -138,16 +138,21 @@ async fn no_role_can_read_delete_or_configure_what_is_anothers() {
             admin.declare(&queue_of(&queue, kind)).await.expect("it is declared");
         }
         let service = service_queue("a");
-        let aggregation = "fanfare.agg.c.r";
+        let (aggregation, shard) = ("fanfare.agg.c.r", "fanfare.shard.0");
+        admin.declare(&QueueNames::default().shard(0)).await.expect("it is declared");
         let (fanin, dead, parked) = ("fanfare.fanin", "fanfare.dead", "fanfare.parked");
         let service = service.as_str();
         for (role, unreadable, untouchable) in [
             (
                 "publisher",
-                vec![service, aggregation, fanin, dead, parked],
-                vec![service, fanin, dead, parked],
+                vec![service, aggregation, shard, fanin, dead, parked],
+                vec![service, shard, fanin, dead, parked],
             ),
-            ("worker", vec![aggregation, fanin, dead, parked], vec![aggregation, fanin, dead, parked]),
+            (
+                "worker",
+                vec![aggregation, shard, fanin, dead, parked],
+                vec![aggregation, shard, fanin, dead, parked],
+            ),
             ("coordinator", vec![service, parked], vec![service]),
             ("operator", vec![service, aggregation, fanin, dead], vec![]),
         ] {
@@ -175,13 +180,13 @@ async fn no_role_can_read_delete_or_configure_what_is_anothers() {
                 );
             }
             // And yet everyone can tell whether there is a queue to write to.
-            for (queue, there) in [(fanin, role == "publisher"), (service, role != "worker")] {
+            for (queue, there) in [(fanin, role == "publisher"), (service, role != "worker"), (shard, true)] {
                 if there {
                     assert!(user.exists(queue).await.expect("it may be looked for"), "{role}: {queue}");
                 }
             }
         }
-        for queue in [service, aggregation, fanin, dead, parked] {
+        for queue in [service, aggregation, shard, fanin, dead, parked] {
             assert!(admin.exists(queue).await.expect("the broker answers"), "{queue} is still there");
         }
     })
@@ -189,7 +194,7 @@ async fn no_role_can_read_delete_or_configure_what_is_anothers() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn publishers_and_operators_ask_coordinators_and_coordinators_and_operators_tell_workers() {
+async fn coordinators_are_reached_by_all_but_workers_and_workers_by_coordinators_and_operators() {
     with_definitions(async |broker| {
         let names = QueueNames::default();
         let id = || RunId::from(System.unique());
@@ -197,7 +202,7 @@ async fn publishers_and_operators_ask_coordinators_and_coordinators_and_operator
         for (role, asks, tells) in [
             ("publisher", true, false),
             ("worker", false, false),
-            ("coordinator", false, true),
+            ("coordinator", true, true),
             ("operator", true, true),
         ] {
             let user = broker.of(role);

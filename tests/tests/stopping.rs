@@ -6,11 +6,13 @@ use std::time::Duration;
 use fanfare_protocol::FinalPayload;
 use fanfare_publisher::{Fanout, Target};
 use fanfare_tests::services::Report;
-use fanfare_tests::{Node, Stack, on_both_brokers, on_rabbitmq, services};
+use fanfare_tests::{Node, Stack, in_shards, on_both_brokers, on_rabbitmq, services};
 
 const NODE: &str = env!("CARGO_BIN_EXE_fanfare-test-node");
 
 on_both_brokers!(a_coordinator_that_stops_in_the_middle_repeats_no_callback);
+
+in_shards!(a_coordinator_that_stops_in_the_middle_repeats_no_callback,);
 
 mod processes {
     use super::*;

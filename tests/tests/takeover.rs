@@ -8,7 +8,9 @@ use bytes::Bytes;
 use fanfare_coordinator::Config;
 use fanfare_protocol::{FinalPayload, Manifest, Message, RunId};
 use fanfare_publisher::{Accepted, Publisher, Target};
-use fanfare_tests::{Death, Mortal, Recorder, Running, Stack, answer, eventually, on_both_brokers};
+use fanfare_tests::{
+    Death, Mortal, Recorder, Running, Stack, answer, eventually, in_shards, on_both_brokers,
+};
 
 on_both_brokers!(
     a_crash_before_any_step_is_made_good_by_the_next_coordinator,
@@ -16,6 +18,11 @@ on_both_brokers!(
     a_crash_before_any_step_is_made_good_by_a_standby,
     a_crash_after_any_step_is_made_good_by_a_standby,
     a_queue_that_comes_back_from_its_deletion_ends_no_fan_out_twice,
+);
+
+in_shards!(
+    a_crash_before_any_step_is_made_good_by_the_next_coordinator,
+    a_crash_after_any_step_is_made_good_by_the_next_coordinator,
 );
 
 /// Steps that a coordinator takes for the smallest fan-out of these tests at least: a run that took fewer is not what the
@@ -192,6 +199,8 @@ impl Scene {
         let mut config = self.stack.coordinator_config();
         config.limits.calls_at_risk = 2;
         config.absence_pause = Duration::from_millis(50);
+        // No result is sent before its manifest is there. What waits for one is left from where a coordinator has died.
+        config.shard_limits.patience = Duration::from_millis(50);
         config
     }
 
@@ -214,6 +223,7 @@ impl Scene {
     /// Returns when there is neither an aggregation queue nor a manifest, and this coordinator holds nothing.
     async fn nothing_left(&self, accepted: &Accepted, mortal: &Mortal) {
         self.stack.queue_is_gone(&self.aggregation(accepted)).await;
+        self.stack.shards_are_read().await;
         let fanin = self.stack.names().fanin().name;
         self.stack.queue_has(&fanin, "no manifest", |state| state.messages == 0).await;
         eventually("the coordinator holds nothing", async || mortal.held() == 0).await;

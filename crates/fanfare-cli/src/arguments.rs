@@ -6,11 +6,11 @@ use std::time::Duration;
 use clap::builder::PossibleValue;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::configuration::QueueType;
+use crate::configuration::{Aggregation, QueueType};
 use crate::exit::EXIT_CODES;
 use crate::logging::Format;
 use crate::{
-    bench, cancel, coordinator, demo, doctor, durations, explain, gc, invoke, parked, status, worker,
+    bench, cancel, coordinator, demo, doctor, durations, explain, gc, invoke, numbers, parked, status, worker,
 };
 
 /// Fan-out/fan-in on RabbitMQ: invoke many services in the background, and be called once when all are done.
@@ -59,6 +59,15 @@ pub(crate) struct Shared {
     #[arg(long, global = true, env = "FANFARE_QUEUE_TYPE", value_name = "TYPE")]
     pub(crate) queue_type: Option<QueueType>,
 
+    /// Where whoever invokes has results gathered [default: per-cid]
+    #[arg(long, global = true, env = "FANFARE_AGGREGATION", value_name = "HOW")]
+    pub(crate) aggregation: Option<Aggregation>,
+
+    /// How many shards there are for shared aggregation: the same number for whoever invokes and for all coordinators, which
+    /// serve them in any case [default: none]
+    #[arg(long, global = true, env = "FANFARE_SHARDS", value_name = "N", value_parser = numbers::parse::<u32>)]
+    pub(crate) shards: Option<u32>,
+
     /// For amqps://, the authorities that may have signed the broker's certificate, as PEM [default: the system's]
     #[arg(long, global = true, env = "FANFARE_CA_CERTIFICATE", value_name = "FILE")]
     pub(crate) ca_certificate: Option<PathBuf>,
@@ -101,6 +110,21 @@ impl ValueEnum for QueueType {
                 PossibleValue::new("classic").help("On one node: a fan-out waits while it is down")
             }
             Self::Quorum => PossibleValue::new("quorum").help("On a majority of a cluster's nodes"),
+        })
+    }
+}
+
+impl ValueEnum for Aggregation {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::PerCid, Self::Shared]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::PerCid => PossibleValue::new("per-cid").help("In a queue for each fan-out"),
+            Self::Shared => {
+                PossibleValue::new("shared").help("In shards, which all fan-outs share: for many small ones")
+            }
         })
     }
 }

@@ -23,6 +23,9 @@ pub(crate) struct Configuration {
     pub(crate) user_id: Option<String>,
     pub(crate) consumer_timeout: Option<Written>,
     pub(crate) queue_type: Option<QueueType>,
+    pub(crate) aggregation: Option<Aggregation>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
+    pub(crate) shards: Option<u32>,
     pub(crate) log: Option<String>,
     pub(crate) log_format: Option<Format>,
     #[serde(default)]
@@ -56,6 +59,16 @@ pub(crate) enum QueueType {
     Classic,
     /// On a majority of a cluster's nodes.
     Quorum,
+}
+
+/// Where results are gathered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Aggregation {
+    /// In a queue for each fan-out.
+    PerCid,
+    /// In a fixed number of queues that all fan-outs share.
+    Shared,
 }
 
 /// One URL, several divided by commas, or a list.

@@ -89,6 +89,7 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
         prefetch: arguments.prefetch.or(file.prefetch).unwrap_or(defaults.prefetch),
         most_channels: arguments.channels.or(file.channels).unwrap_or(defaults.most_channels),
         stop_within: stop_within.unwrap_or(defaults.stop_within),
+        shards: settings.shards,
         ..defaults
     };
     let fanfare = settings.fanfare("coordinator")?;

@@ -47,7 +47,7 @@ pub(crate) async fn run(arguments: DoctorArguments, settings: &Settings) -> Resu
     let fanfare = settings.fanfare("doctor")?;
     let renewal = settings.file.coordinator.renewal.map_or(CoordinatorLimits::default().renewal, |it| it.0);
     let consumer_timeout = settings.consumer_timeout.unwrap_or(consumer_timeout::DEFAULT);
-    let examination = Examination { fanfare: &fanfare, renewal, consumer_timeout };
+    let examination = Examination { fanfare: &fanfare, renewal, consumer_timeout, shards: settings.shards };
     let management =
         settings.broker_address()?.and_then(|broker| Management::of(&broker, arguments.management.as_ref()));
     let exit = examine(&examination, services, management.as_ref()).await;
@@ -70,6 +70,7 @@ async fn examine(
     }
     teller.tell_all(examination.permissions().await)?;
     teller.tell_all(examination.coordinators().await)?;
+    teller.tell_all(examination.shards().await)?;
     teller.tell_all(examination.cancelling().await)?;
     for service in services {
         teller.tell_all(examination.service(&service).await)?;

@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use fanfare::{
-    Builder, ClientCertificate, ConnectError, Fanfare, Prefix, PublisherConfig, QueueNames, QueueType, Tls,
+    Aggregation, Builder, ClientCertificate, ConnectError, Fanfare, Prefix, PublisherConfig, QueueNames,
+    QueueType, Tls,
 };
 use fanfare_broker::amqp::Address;
+use fanfare_protocol::limits;
 
 use crate::arguments::Shared;
 use crate::configuration::{self, Broker, Configuration, ConfigurationError};
@@ -30,6 +32,9 @@ pub(crate) struct Settings {
     pub(crate) broker: Option<String>,
     pub(crate) names: QueueNames,
     pub(crate) queue_type: QueueType,
+    pub(crate) aggregation: Aggregation,
+    /// Shards that coordinators serve; 0 for none.
+    pub(crate) shards: u32,
     pub(crate) log: Option<String>,
     pub(crate) log_format: Format,
     pub(crate) user_id: Option<String>,
@@ -58,8 +63,12 @@ impl Settings {
             None => file.prefix.clone(),
         };
         let written = file.broker.as_ref().map(Broker::urls);
+        let shards = flags.shards.or(file.shards).unwrap_or_default();
+        let aggregation = aggregation(flags.aggregation.or(file.aggregation), shards)?;
         Ok(Self {
             broker: flags.broker.or(written),
+            aggregation,
+            shards,
             names: prefix.map(QueueNames::new).unwrap_or_default(),
             queue_type: flags.queue_type.or(file.queue_type).map(queue_type).unwrap_or_default(),
             log: flags.log.or_else(|| file.log.clone()),
@@ -132,6 +141,7 @@ impl Settings {
             most_waiting: file.most_waiting.unwrap_or(defaults.most_waiting),
             user_id: self.user_id.clone(),
             queue_type: self.queue_type,
+            aggregation: self.aggregation,
             ..defaults
         }
     }
@@ -248,6 +258,21 @@ const fn queue_type(written: configuration::QueueType) -> QueueType {
     }
 }
 
+fn aggregation(written: Option<configuration::Aggregation>, shards: u32) -> Result<Aggregation, Failure> {
+    if shards > limits::SHARDS {
+        let most = limits::SHARDS;
+        return Err(Failure::bad_input(anyhow!("{shards} shards are too many: give 1 to {most}")));
+    }
+    match (written, shards) {
+        (Some(configuration::Aggregation::Shared), 0) => Err(Failure::bad_input(anyhow!(
+            "shared aggregation needs to know how many shards there are: give --shards, or shards in fanfare.toml, the \
+             number that the coordinators were told"
+        ))),
+        (Some(configuration::Aggregation::Shared), shards) => Ok(Aggregation::Shared { shards }),
+        (Some(configuration::Aggregation::PerCid) | None, _) => Ok(Aggregation::PerCid),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,6 +291,20 @@ mod tests {
         assert_eq!(settings.names.prefix().as_str(), "file");
         let settings = Settings::merge(Shared::default(), file("")).unwrap();
         assert_eq!((settings.broker.as_deref(), settings.names.prefix().as_str()), (None, "fanfare"));
+    }
+
+    #[test]
+    fn aggregation_reaches_the_publisher_and_needs_shards() {
+        let of = |text: &str| {
+            let fanfare = Settings::merge(Shared::default(), file(text))?.fanfare("invoke")?;
+            Ok::<_, Failure>(fanfare.publisher().config().aggregation)
+        };
+        assert_eq!(of("").unwrap(), Aggregation::PerCid);
+        assert_eq!(of("shards = 4").unwrap(), Aggregation::PerCid);
+        assert_eq!(of("aggregation = \"shared\"\nshards = 4").unwrap(), Aggregation::Shared { shards: 4 });
+        for wrong in ["aggregation = \"shared\"", "shards = 1025"] {
+            assert_eq!(of(wrong).unwrap_err().exit, Exit::BadInput);
+        }
     }
 
     #[test]

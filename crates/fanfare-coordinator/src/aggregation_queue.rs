@@ -71,7 +71,14 @@ impl AggregationQueue {
                 State::Consuming(consumer) => match consumer.next().await {
                     Some(Ok(delivery)) => return Heard::Delivery(Box::new(delivery)),
                     Some(Err(_)) => return self.closed(Heard::Lost),
-                    None => self.state = State::Cancelled(self.is_gone_at_once()),
+                    None => {
+                        let (outbox, name, channel) =
+                            (self.outbox.clone(), self.name.clone(), self.channel.clone());
+                        self.state = State::Cancelled(Box::pin(async move {
+                            let Some(channel) = channel else { return false };
+                            is_gone_at_once(&outbox, &name, &*channel).await
+                        }));
+                    }
                 },
                 State::Deleting { deletion, consumer } => match next_of_deletion(deletion, consumer).await {
                     Some(heard @ Heard::Delivery(_)) => return heard,
@@ -85,26 +92,6 @@ impl AggregationQueue {
                 State::Closed => pending().await,
             }
         }
-    }
-
-    /// Whether the queue has gone by the cancellation that was just heard. Where that can't be seen at once, or the channel
-    /// ends meanwhile, the queue's node may have been away instead: whoever consumed the queue after its return may have
-    /// completed the fan-out and deleted it, and its absence then proves nothing to who was cut off before.
-    fn is_gone_at_once(&self) -> BoxFuture<'static, bool> {
-        let (outbox, name, channel) = (self.outbox.clone(), self.name.clone(), self.channel.clone());
-        Box::pin(async move {
-            let ended = async {
-                match &channel {
-                    Some(channel) => channel.ended().await,
-                    None => pending().await,
-                }
-            };
-            tokio::select! {
-                biased;
-                () = ended => false,
-                gone = outbox.is_gone(&name) => gone,
-            }
-        })
     }
 
     fn closed(&mut self, heard: Heard) -> Heard {
@@ -131,6 +118,17 @@ impl AggregationQueue {
         if let Some(channel) = self.channel.take() {
             channel.close().await;
         }
+    }
+}
+
+/// Whether a queue has gone by the cancellation of its consumer that was just heard. Where that can't be seen at once, or the
+/// channel ends meanwhile, the queue's node may have been away instead: whoever consumed the queue after its return may have
+/// completed what was in it, and its absence then proves nothing to who was cut off before.
+pub(crate) async fn is_gone_at_once(outbox: &Outbox, name: &str, channel: &dyn ConsumerChannel) -> bool {
+    tokio::select! {
+        biased;
+        () = channel.ended() => false,
+        gone = outbox.is_gone(name) => gone,
     }
 }
 
@@ -173,7 +171,11 @@ fn heard_while_deleting(
 }
 
 /// Opens a channel and consumes the queue on it. `None` where the queue is proven not to exist; an outage is waited for.
-async fn consume(outbox: Outbox, queue: String, window: u16) -> Option<(Arc<dyn ConsumerChannel>, Consumer)> {
+pub(crate) async fn consume(
+    outbox: Outbox,
+    queue: String,
+    window: u16,
+) -> Option<(Arc<dyn ConsumerChannel>, Consumer)> {
     let mut backoff = Backoff::default();
     let mut refused = false;
     loop {

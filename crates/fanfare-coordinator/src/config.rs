@@ -4,6 +4,7 @@ use std::time::Duration;
 use fanfare_broker::{BrokerError, absence, consumer_timeout};
 use fanfare_fanin::Limits;
 use fanfare_protocol::QueueNames;
+use fanfare_protocol::limits::SHARDS;
 
 /// How a coordinator works. The defaults suit most.
 #[derive(Debug, Clone)]
@@ -22,6 +23,11 @@ pub struct Config {
     /// invoke: where all places of all coordinators are taken by fan-outs that wait for others, these come to their turn when
     /// a wait times out, a deadline passes, or another coordinator is started.
     pub most_channels: usize,
+    /// Shards of the prefix, in which fan-outs are gathered that are invoked with shared aggregation; 0 for none. Publishers have
+    /// to be told the same number, and it cannot be changed while there are fan-outs in them: 0 to 1024.
+    pub shards: u32,
+    /// What one shard may hold, and for how long.
+    pub shard_limits: ShardSettings,
     /// The users whose manifests are accepted, by the `user_id` that the broker has checked; manifests of others, and those
     /// without one, are parked. So are requests to cancel accepted, and else refused. None, which is the default, accepts all. Publishers must be told to set theirs before.
     pub accepted_users: Option<BTreeSet<String>>,
@@ -42,11 +48,33 @@ impl Default for Config {
             consumer_timeout: consumer_timeout::DEFAULT,
             prefetch: 100,
             most_channels: 100,
+            shards: 0,
+            shard_limits: ShardSettings::default(),
             accepted_users: None,
             user_id: None,
             absence_pause: absence::PAUSE,
             stop_within: Duration::from_secs(20),
         }
+    }
+}
+
+/// What one shard may hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ShardSettings {
+    /// Unacked messages of one shard: its prefetch. 40,000. Manifests, results and checkpoints of all its fan-outs count; when
+    /// it is nearly full, results are written into checkpoints.
+    pub window: u16,
+    /// How long a result waits for its manifest before it counts as late. 120 s: twice the time limit of the publishers, or
+    /// more.
+    pub patience: Duration,
+    /// How long it is recorded in the shard that a fan-out has ended which was renewed or taken over: a stray copy of its manifest
+    /// is recognised by that after a crash. 1 h.
+    pub recorded: Duration,
+}
+
+impl Default for ShardSettings {
+    fn default() -> Self {
+        Self { window: 40_000, patience: Duration::from_secs(120), recorded: Duration::from_secs(60 * 60) }
     }
 }
 
@@ -96,6 +124,17 @@ impl Config {
         if limits.results_held >= usize::from(limits.window) {
             let rule = "it must be smaller than limits.window, or no checkpoint is ever written";
             return setting("limits.results_held", limits.results_held.to_string(), rule);
+        }
+        if self.shards > SHARDS {
+            return setting(
+                "shards",
+                self.shards.to_string(),
+                "give 0 to 1024; as many as the broker has cores are plenty",
+            );
+        }
+        if self.shard_limits.window < limits.window {
+            let rule = "it must not be smaller than limits.window, which one fan-out may take of it";
+            return setting("shard_limits.window", self.shard_limits.window.to_string(), rule);
         }
         if limits.renewal < Duration::from_millis(100) {
             return setting(

@@ -1,10 +1,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use fanfare_broker::{Backoff, Broker, Delivery, Environment, Subscription, SubscriptionOptions};
-use fanfare_fanin::{Deadline, FanIn, Hold};
-use fanfare_protocol::{CancelRequest, CancelState, Cid, Manifest, Message, RunId, WireTime, header};
+use fanfare_fanin::{FanIn, Hold};
+use fanfare_protocol::{CancelRequest, CancelState, Cid, Manifest, Message, Presence, RunId, header};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -12,18 +11,18 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::dead_letters;
+use crate::deadline::deadline;
 use crate::delivery::Tag;
 use crate::ended::LatelyEnded;
 use crate::fan_out::{Conclusion, FanOut, Ties, Word};
 use crate::inquiry::Inquiries;
 use crate::messenger::Messenger;
-use crate::outbox::Outbox;
+use crate::outbox::{Absence, Outbox, Outcome};
 use crate::records::Records;
+use crate::shard::CancelWord;
+use crate::shards::Shards;
 use crate::trust::Trust;
 use crate::{Config, Error, Handle};
-
-/// How far the clocks of two coordinators may differ: a deadline that another has written down is given so much more.
-const CLOCK_SKEW: Duration = Duration::from_secs(5);
 
 /// Dead letters that one coordinator is handed at a time. There are none, unless an operator's policy makes some.
 const DEAD_LETTERS_AT_A_TIME: u16 = 100;
@@ -39,6 +38,7 @@ pub struct Coordinator {
     started: Instant,
     open: BTreeMap<RunId, Open>,
     tasks: JoinSet<Conclusion>,
+    shards: Shards,
     /// What is no manifest, on its way to the parked messages, dead letters on their way to where they belong, and what others
     /// are told.
     parking: TaskTracker,
@@ -71,14 +71,15 @@ impl Coordinator {
         let parking = TaskTracker::new();
         let (handle, pings) = Handle::new();
         let messenger = Messenger::new(outbox.clone(), parking.clone());
-        let trust = Trust::new(&config);
+        let (trust, started) = (Trust::new(&config), Instant::now());
         Self {
             inquiries: Inquiries::new(messenger.clone(), trust.clone()),
+            shards: Shards::new(&config, messenger.clone(), trust.clone(), started),
             messenger,
             outbox,
             trust,
             config,
-            started: Instant::now(),
+            started,
             open: BTreeMap::new(),
             tasks: JoinSet::new(),
             parking,
@@ -135,6 +136,7 @@ impl Coordinator {
             move |id| ears.coordinator(id),
         )
         .reporting_to(readiness.clone());
+        self.shards.start();
         self.handle.started();
         tracing::info!(queue = names.fanin().name, "coordinator started");
         loop {
@@ -144,10 +146,11 @@ impl Coordinator {
                 () = &mut shutdown => break,
                 Some(ping) = self.pings.recv() => drop(ping.send(())),
                 Some(conclusion) = self.tasks.join_next() => self.conclude(conclusion).await,
+                () = self.shards.run() => {}
                 Some(letter) = dead_letters.next() => {
                     self.parking.spawn(dead_letters::settle(self.outbox.clone(), self.trust.clone(), letter));
                 }
-                Some(request) = asked.next() => self.asked(request).await,
+                Some(word) = asked.next() => self.hear(word).await,
                 delivery = manifests.next() => match delivery {
                     Some(delivery) => self.take(delivery).await,
                     None => break,
@@ -166,7 +169,8 @@ impl Coordinator {
     /// Sees to it that the queues are there which every coordinator needs, and waits for as long as there is no broker.
     async fn ensure_queues(&self) -> Result<(), Error> {
         let names = &self.config.names;
-        for queue in [names.fanin(), names.parked(), names.dead()] {
+        let shards = (0..self.config.shards).map(|number| names.shard(number));
+        for queue in [names.fanin(), names.parked(), names.dead()].into_iter().chain(shards) {
             let mut backoff = Backoff::default();
             while let Err(error) = self.outbox.broker.ensure(&queue).await {
                 if !error.is_outage() {
@@ -188,6 +192,9 @@ impl Coordinator {
             Ok(manifest) => manifest,
             Err(reason) => return self.refuse(delivery, &reason.to_string()).await,
         };
+        if manifest.is_shared(&self.config.names) {
+            return self.forward(delivery, &manifest);
+        }
         let run = manifest.run;
         if self.ended.contains(&run) {
             tracing::debug!(cid = %manifest.cid, %run, "manifest of a fan-out that has ended");
@@ -204,8 +211,21 @@ impl Coordinator {
         self.open(manifest, tag, take_over);
     }
 
+    /// Brings a manifest to its shard. Someone has replayed it here.
+    fn forward(&self, delivery: Delivery, manifest: &Manifest) {
+        let shard = manifest.reply_to.clone();
+        tracing::info!(cid = %manifest.cid, run = %manifest.run, shard, "manifest brought to its shard");
+        let message = self.trust.sign(manifest.encode_renewed(manifest.deadline_utc));
+        let outbox = self.outbox.clone();
+        self.parking.spawn(async move {
+            if outbox.publish(&shard, message, Absence::Declares).await == Outcome::Safe {
+                delivery.receipt.ack().await;
+            }
+        });
+    }
+
     fn open(&mut self, mut manifest: Manifest, tag: Tag, take_over: bool) {
-        let deadline = self.deadline(&mut manifest);
+        let deadline = deadline(&mut manifest, &*self.outbox.environment, self.started);
         let now = self.started.elapsed();
         let (run, cid) = (manifest.run, manifest.cid.clone());
         let hold = Hold { token: self.outbox.environment.unique().into(), take_over };
@@ -221,13 +241,25 @@ impl Coordinator {
         self.tell_whether_full();
     }
 
-    /// Takes what all coordinators are asked. Those who ask do so again until they are told.
-    async fn asked(&self, delivery: Delivery) {
+    /// Takes what all coordinators are told or asked. Nobody relies on it: those who ask do so again until they are told.
+    async fn hear(&mut self, delivery: Delivery) {
         let Delivery { message, receipt, .. } = delivery;
         receipt.ack().await;
         match message.kind() {
             header::TYPE_CANCEL => self.cancel(&message),
+            header::TYPE_PRESENCE => self.meet(&message),
             _ => self.inquiries.take(&message, &self.open, &self.records),
+        }
+    }
+
+    /// Takes what another coordinator tells of itself.
+    fn meet(&mut self, message: &Message) {
+        match (self.trust.check(message), Presence::decode(message)) {
+            (Ok(()), Ok(presence)) => self.shards.heard(presence),
+            (Err(reason), _) => tracing::warn!(reason, "what another coordinator tells of itself is ignored"),
+            (_, Err(reason)) => {
+                tracing::debug!(%reason, "what another coordinator tells of itself is ignored")
+            }
         }
     }
 
@@ -249,7 +281,9 @@ impl Coordinator {
             // Where its task has just ended, the next request finds out how.
             let _ = open.inbox.send(Word::Cancel { reply_to: reply_to.clone() });
         }
-        if !found {
+        let asked = CancelWord { cid: cid.clone(), run, reply_to: reply_to.clone(), found };
+        // Whoever consumes the shard answers, also that it knows nothing.
+        if !self.shards.ask(asked) && !found {
             let state = match self.ended.find(&cid, run) {
                 Some((run, cancellation)) => CancelState::Ended { run, cancellation },
                 None => match run.filter(|run| self.is_of_another(&cid, run)) {
@@ -281,25 +315,6 @@ impl Coordinator {
         } else if open < most.div_ceil(2) {
             self.full = false;
         }
-    }
-
-    /// When what is missing is to fail. The first coordinator counts from now, and writes the time of day down for those
-    /// that the manifest is renewed to.
-    fn deadline(&self, manifest: &mut Manifest) -> Option<Deadline> {
-        let is_written = manifest.deadline_utc.is_some();
-        let now = self.outbox.environment.now();
-        let left = match (manifest.deadline_utc, manifest.deadline_ms) {
-            (Some(at), _) => (at.to_utc() - now).to_std().unwrap_or_default() + CLOCK_SKEW,
-            (None, Some(milliseconds)) => {
-                let left = Duration::from_millis(milliseconds);
-                let at = chrono::Duration::from_std(left).ok().and_then(|left| now.checked_add_signed(left));
-                manifest.deadline_utc = at.map(WireTime::from);
-                left
-            }
-            (None, None) => return None,
-        };
-        let at = self.started.elapsed().checked_add(left)?;
-        Some(Deadline { at, is_written })
     }
 
     /// Parks a message of the manifest queue that is not a manifest, or not one of an accepted user.
@@ -342,6 +357,7 @@ impl Coordinator {
 
     async fn stop(&mut self, deadline: Instant) {
         self.stop.cancel();
+        self.shards.leave_all();
         while let Ok(Some(conclusion)) = tokio::time::timeout_at(deadline, self.tasks.join_next()).await {
             self.conclude(conclusion).await;
         }
@@ -351,6 +367,9 @@ impl Coordinator {
                 "stopped with fan-outs open; another coordinator takes them up"
             );
             self.tasks.shutdown().await;
+        }
+        if tokio::time::timeout_at(deadline, self.shards.left()).await.is_err() {
+            tracing::warn!("stopped before all shards were let go; another coordinator takes them up");
         }
         self.parking.close();
         if tokio::time::timeout_at(deadline, self.parking.wait()).await.is_err() {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fanfare_broker::Delivery;
-use fanfare_protocol::{Invocation, Message, ReplyAddress, TargetResult, WireTime, header};
+use fanfare_protocol::{Invocation, Manifest, Message, ReplyAddress, TargetResult, WireTime, header};
 
 use crate::outbox::{Absence, Outbox, Outcome};
 use crate::telemetry;
@@ -36,7 +36,9 @@ pub(crate) async fn settle(outbox: Outbox, trust: Trust, delivery: Delivery) {
             return receipt.ack().await;
         }
         tokio::time::sleep(MANIFEST_PAUSE).await;
-        let manifests = outbox.names.fanin().name;
+        let manifest = Manifest::decode(&message, &outbox.names);
+        let manifests =
+            manifest.map_or_else(|_| outbox.names.fanin().name, |manifest| manifest.queue(&outbox.names));
         let back = outbox.publish(&manifests, trust.sign(message.clone().anew()), Absence::Declares).await;
         if matches!(back, Outcome::TooLarge(_)) {
             outbox.park(message, &from, &reason).await;

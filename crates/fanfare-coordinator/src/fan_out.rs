@@ -8,8 +8,7 @@ use std::time::Duration;
 use fanfare_broker::PublishError;
 use fanfare_fanin::{Effect, Event, FanIn, Item, Publication, PublicationId, Summary};
 use fanfare_protocol::{
-    Callback, CallbackKind, CancelState, Cancellation, EndedBy, Manifest, Message, Progress, ReplyAddress,
-    RunId, TargetResult,
+    CancelState, Cancellation, EndedBy, Manifest, Message, Progress, RunId, TargetResult,
 };
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::FuturesUnordered;
@@ -18,25 +17,26 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::addressing::addressed;
 use crate::aggregation_queue::{AggregationQueue, Heard};
 use crate::delivery::Tag;
 use crate::inquiry::Question;
 use crate::messenger::Messenger;
-use crate::outbox::{Absence, Outbox, Outcome};
+use crate::outbox::{Outbox, Outcome};
 use crate::records::Record;
 use crate::telemetry;
 use crate::trust::Trust;
 use crate::view::{Failure, Watched};
 
 /// From one word about progress to the next.
-const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
 
 /// Events that are handled before anything else is looked at.
 const MOST_AT_ONCE: usize = 256;
 
 /// Those who asked for a cancel and are told once it has come about. Others, of whom there are none unless somebody floods
 /// coordinators with requests, ask again.
-const MOST_ASKERS: usize = 1_000;
+pub(crate) const MOST_ASKERS: usize = 1_000;
 
 /// What a fan-out's task is told.
 #[derive(Debug)]
@@ -229,10 +229,11 @@ impl FanOut {
                 Some(false)
             }
             Effect::End(summary) => {
-                self.tell(&summary);
-                self.watched.ended(&summary, self.outbox.environment.now().into());
-                self.how = summary.completed.then(|| self.how_it_ended(&summary));
+                let manifest = self.machine.manifest();
+                tell(manifest, &summary);
+                self.how = summary.completed.then(|| how_it_ended(manifest, &summary));
                 let at = self.outbox.environment.now().into();
+                self.watched.ended(&summary, at);
                 self.record = summary.completed.then(|| Record::new(&self.machine, summary.ending, at));
                 // What is being parked went with the queue: nobody hands it out again.
                 while self.parking.next().await.is_some() {}
@@ -263,7 +264,7 @@ impl FanOut {
 
     /// Somebody asks for a cancel, for the first time or again.
     fn asked(&mut self, reply_to: String) -> Event<Tag> {
-        let Manifest { cid, run, .. } = self.machine.manifest();
+        let Manifest { cid, run, .. } = &**self.machine.manifest();
         self.messenger.answer(cid, reply_to.clone(), CancelState::Found { run: *run });
         if self.askers.len() < MOST_ASKERS {
             self.askers.insert(reply_to);
@@ -273,7 +274,7 @@ impl FanOut {
 
     /// The cancel cannot be undone any more: those are told who asked for it, and those who would work for nothing.
     fn cancelled(&mut self, cancellation: Cancellation) {
-        let Manifest { cid, run, .. } = self.machine.manifest();
+        let Manifest { cid, run, .. } = &**self.machine.manifest();
         for reply_to in std::mem::take(&mut self.askers) {
             self.messenger.answer(cid, reply_to, CancelState::Ended { run: *run, cancellation });
         }
@@ -282,30 +283,10 @@ impl FanOut {
         }
     }
 
-    fn how_it_ended(&self, summary: &Summary) -> Cancellation {
-        let missing = summary.ending.missing;
-        let responded = self.machine.manifest().targets.len() - missing;
-        Cancellation { responded, missing, ended_by: summary.ending.by }
-    }
-
-    fn tell(&self, summary: &Summary) {
-        let Manifest { cid, run, .. } = self.machine.manifest();
-        match summary.ending.by {
-            Some(by) => tracing::info!(
-                %cid,
-                %run,
-                %by,
-                missing = summary.ending.missing,
-                late = summary.late,
-                "fan-out ended before all targets had responded"
-            ),
-            None => tracing::debug!(%cid, %run, ?summary, "fan-out ended"),
-        }
-    }
-
     fn publish(&mut self, id: PublicationId, publication: Publication) {
         let kind = telemetry::kind_of(&publication);
-        let (queue, message, absence) = self.address(publication);
+        let (queue, message, absence) =
+            addressed(self.machine.manifest(), publication, &self.outbox, &self.trust);
         let outbox = self.outbox.clone();
         self.publishing.push(Box::pin(async move {
             let outcome = outbox.publish(&queue, message, absence).await;
@@ -314,58 +295,6 @@ impl FanOut {
             }
             (id, outcome)
         }));
-    }
-
-    /// Turns a publication into a message and the queue that it goes to.
-    fn address(&self, publication: Publication) -> (String, Message, Absence) {
-        let manifest = self.machine.manifest();
-        let names = &self.outbox.names;
-        match publication {
-            Publication::OnTarget { callback, place, body } => {
-                let callback = &manifest.on_target[callback];
-                let kind = CallbackKind::OnTarget { callback, place };
-                let message = Callback { manifest, kind, body }.encode();
-                (names.service(callback).name, message, Absence::Parks)
-            }
-            Publication::OnFinal { callback, body, ending } => {
-                let callback = &manifest.on_final[callback];
-                let kind = CallbackKind::OnFinal { callback: Some(callback), ending };
-                let message = Callback { manifest, kind, body }.encode().linked(&self.machine.links());
-                (names.service(callback).name, message, Absence::Parks)
-            }
-            Publication::Waiter { body, ending } => {
-                let waiter =
-                    manifest.waiter.clone().expect("the machine answers a waiter only where there is one");
-                let kind = CallbackKind::OnFinal { callback: None, ending };
-                (waiter, Callback { manifest, kind, body }.encode(), Absence::Drops)
-            }
-            Publication::Checkpoint(checkpoint) => {
-                (manifest.reply_to.clone(), checkpoint.encode(manifest), Absence::Waits)
-            }
-            Publication::Fence(fence) => (manifest.reply_to.clone(), fence.encode(manifest), Absence::Waits),
-            Publication::Missing { place, body } => {
-                let to = ReplyAddress {
-                    queue: manifest.reply_to.clone(),
-                    cid: manifest.cid.clone(),
-                    run: manifest.run,
-                    key: manifest.key_at(place).cloned(),
-                    message_id: format!("{}/{place}", manifest.cid),
-                };
-                let message = TargetResult::message(body, &to, self.outbox.environment.now().into());
-                (to.queue, message, Absence::Waits)
-            }
-            Publication::Renewal => {
-                let renewed = self.trust.sign(manifest.encode_renewed(manifest.deadline_utc));
-                (names.fanin().name, renewed, Absence::Declares)
-            }
-            Publication::ParkedManifest { reason } => {
-                telemetry::parked();
-                tracing::warn!(cid = %manifest.cid, run = %manifest.run, reason, "manifest parked");
-                let at = self.outbox.environment.now().into();
-                let message = manifest.encode().parked(&names.fanin().name, &reason, at);
-                (names.parked().name, message, Absence::Declares)
-            }
-        }
     }
 
     fn park(&mut self, tag: Tag, reason: String) {
@@ -384,6 +313,27 @@ fn event_of_publication((id, outcome): (PublicationId, Outcome)) -> Event<Tag> {
     match outcome {
         Outcome::Safe => Event::Confirmed(id),
         Outcome::TooLarge(most) => Event::TooLarge { id, most },
+    }
+}
+
+pub(crate) fn how_it_ended(manifest: &Manifest, summary: &Summary) -> Cancellation {
+    let missing = summary.ending.missing;
+    Cancellation { responded: manifest.targets.len() - missing, missing, ended_by: summary.ending.by }
+}
+
+/// Puts into the log how a fan-out has ended.
+pub(crate) fn tell(manifest: &Manifest, summary: &Summary) {
+    let Manifest { cid, run, .. } = manifest;
+    match summary.ending.by {
+        Some(by) => tracing::info!(
+            %cid,
+            %run,
+            %by,
+            missing = summary.ending.missing,
+            late = summary.late,
+            "fan-out ended before all targets had responded"
+        ),
+        None => tracing::debug!(%cid, %run, ?summary, "fan-out ended"),
     }
 }
 
@@ -420,7 +370,7 @@ fn log_malformed(message: &Message, item: &Item, machine: &FanIn<Tag>) {
     tracing::warn!(queue, key, reason, "malformed result: its target counts as failed");
 }
 
-async fn sleep_until(timeout: Option<Instant>) {
+pub(crate) async fn sleep_until(timeout: Option<Instant>) {
     match timeout {
         Some(at) => tokio::time::sleep_until(at).await,
         None => pending().await,

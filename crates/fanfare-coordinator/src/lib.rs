@@ -19,23 +19,28 @@
 //! # }
 //! ```
 
+mod addressing;
 mod aggregation_queue;
 mod config;
 mod coordinator;
 mod dead_letters;
+mod deadline;
 mod delivery;
 mod ended;
 mod fan_out;
 mod handle;
 mod inquiry;
+mod members;
 mod messenger;
 mod outbox;
 mod records;
+mod shard;
+mod shards;
 mod telemetry;
 mod trust;
 mod view;
 
-pub use config::{Config, Error};
+pub use config::{Config, Error, ShardSettings};
 pub use coordinator::Coordinator;
 pub use fanfare_fanin::Limits;
 pub use handle::Handle;

@@ -20,7 +20,7 @@ const MOST_UNDER_WAY: usize = 1_000;
 pub(crate) struct Messenger {
     pub(crate) outbox: Outbox,
     /// What tells this coordinator from others.
-    coordinator: RunId,
+    pub(crate) coordinator: RunId,
     under_way: TaskTracker,
 }
 
@@ -73,6 +73,21 @@ impl Messenger {
         let outbox = self.outbox.clone();
         self.under_way.spawn(async move {
             outbox.publish(&queue, note, Absence::Late).await;
+        });
+    }
+
+    /// Tells all coordinators of this one. There is one try: the next word says the same.
+    pub(crate) fn tell_coordinators(&self, message: Message) {
+        let outbox = self.outbox.clone();
+        self.send(async move {
+            let coordinators = outbox.names.coordinators().name;
+            if let Err(error) = outbox.broker.publish_through(&coordinators, "", message).await {
+                tracing::debug!(
+                    exchange = coordinators,
+                    error = error.with_cause(),
+                    "coordinators are not told of this one"
+                );
+            }
         });
     }
 

@@ -72,7 +72,7 @@ impl Outbox {
                 (PublishError::Unroutable(_), Absence::Declares) => self.declare_own(queue).await,
                 (PublishError::TooLarge { most, .. }, _) => {
                     let message_id = message.properties.message_id.as_deref();
-                    tracing::error!(queue, message_id, %error, "a message is too large for this broker: raise its max_message_size");
+                    tracing::error!(queue, message_id, %error, "a message is too large for this broker: raise its max_message_msize");
                     return Outcome::TooLarge(*most);
                 }
                 _ => {}
@@ -119,7 +119,8 @@ impl Outbox {
     }
 
     async fn declare_own(&self, queue: &str) {
-        for spec in [self.names.fanin(), self.names.parked()] {
+        let shard = self.names.shard_number(queue).map(|number| self.names.shard(number));
+        for spec in [self.names.fanin(), self.names.parked()].into_iter().chain(shard) {
             if spec.name == queue
                 && let Err(error) = self.broker.declare(&spec).await
             {

@@ -1,7 +1,7 @@
 //! Which results are written back to the aggregation queue, and when.
 //!
 //! A checkpoint lets go of deliveries: once it is confirmed, what it repeats is acked. One is written at a time, and for
-//! one of four reasons, in this order: a hold that has not passed its fence is about to fill its window; enough on-target
+//! one of five reasons, in this order: a shard needs room; a hold that has not passed its fence is about to fill its window; enough on-target
 //! callbacks are confirmed that a crash would repeat (or, where there are none, enough results are held); ten checkpoints
 //! of one level can be folded into one of the next; something has been held for long.
 
@@ -30,6 +30,8 @@ pub(crate) struct Checkpoints<T> {
     most_bytes: usize,
     /// Set where folding may have become possible since it was last looked at.
     fold: bool,
+    /// Set where a shard needs room: whatever is held is written, however little.
+    urgent: bool,
     next_sweep: Time,
 }
 
@@ -62,6 +64,7 @@ impl<T: Clone> Checkpoints<T> {
             writing: None,
             most_bytes: limits::CHECKPOINT_BYTES,
             fold: false,
+            urgent: false,
             next_sweep: now + sweep_every(limits.renewal),
         }
     }
@@ -95,7 +98,9 @@ impl<T: Clone> Checkpoints<T> {
         if self.writing.is_some() {
             return None;
         }
-        let (places, called, level) = if fenced {
+        let (places, called, level) = if let Some(plain) = self.make_room(gathered, fenced) {
+            plain
+        } else if fenced {
             self.window_is_filling(gathered)?
         } else if let Some(places) = self.enough_to_settle(gathered, manifest, stopping) {
             (places, true, 0)
@@ -105,6 +110,30 @@ impl<T: Clone> Checkpoints<T> {
             self.held_for_long(gathered, now)?
         };
         self.write(gathered, manifest, &places, called, level)
+    }
+
+    /// Writes all that is held, as soon as that is possible.
+    pub(crate) const fn hurry(&mut self) {
+        self.urgent = true;
+    }
+
+    fn make_room(&mut self, gathered: &Gathered<T>, fenced: bool) -> Option<(Vec<usize>, bool, u32)> {
+        /// Fewer are not worth a message of their own.
+        const FEWEST: usize = 2;
+        if !self.urgent {
+            return None;
+        }
+        for called in [true, false] {
+            let places = gathered.places(|entry| {
+                let is_called = !fenced && entry.calls == Calls::Confirmed;
+                matches!(entry.home, Home::Result { .. }) && !entry.pinned && is_called == called
+            });
+            if places.len() >= FEWEST {
+                return Some((places, called, 0));
+            }
+        }
+        self.urgent = false;
+        None
     }
 
     /// What makes room in the window before a fence is read. What a predecessor's called checkpoints have decided stays

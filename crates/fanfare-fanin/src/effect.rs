@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use fanfare_protocol::{Cancellation, Checkpoint, Ending, Fence};
+use fanfare_protocol::{Cancellation, Checkpoint, Ending, Fence, TraceParent};
 
 /// Something the coordinator has to do, in the order given.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,6 +61,8 @@ pub enum Publication {
         body: Bytes,
         /// How the fan-out came to its end.
         ending: Ending,
+        /// The spans of targets that its span links to.
+        links: Vec<TraceParent>,
     },
     /// To the caller who waits. If the queue is gone, so is the caller, and that counts as confirmed.
     Waiter {

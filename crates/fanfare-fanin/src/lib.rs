@@ -17,6 +17,8 @@
 //! - A hold that takes over publishes nothing but checkpoints and a fence until it has read that fence back.
 //! - The end comes in one order: final callbacks confirmed, queue deleted, deliveries acked, manifest acked.
 //!
+//! [`Shard`] holds the fan-outs that share one queue. It gives each what is meant for it, and adds what they share.
+//!
 //! Inside, `gathered` keeps the results and what they live in, `manifests` keeps the manifest's deliveries, `checkpoints`
 //! decides what is written back to the queue, `machine` takes the events in and lets out what has become due, and
 //! [`FanIn::read`] tells what a message of an aggregation queue is.
@@ -28,7 +30,9 @@ mod gathered;
 mod machine;
 mod manifests;
 mod read;
+mod shard;
 
 pub use effect::{Effect, Publication, PublicationId, Summary};
 pub use event::{Answer, Event, Item};
 pub use machine::{Deadline, FanIn, Hold, Limits, Time};
+pub use shard::{Memory, Shard, ShardEffect, ShardEvent, ShardLimits, ShardPublication, ShardPublicationId};

@@ -1,8 +1,10 @@
 mod closing;
 mod incoming;
 mod outgoing;
+mod sharing;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare_protocol::{Ending, FanOutState, Manifest, Message, RunId, TraceParent, WireTime, limits};
@@ -67,11 +69,12 @@ impl Default for Limits {
 /// The fan-in of one fan-out, as one coordinator sees it from the manifest's arrival to its last ack.
 #[derive(Debug)]
 pub struct FanIn<T> {
-    manifest: Manifest,
+    manifest: Arc<Manifest>,
     /// The place of each key.
     places: BTreeMap<String, usize>,
     hold: Hold,
     limits: Limits,
+    queue: Queue,
     phase: Phase,
     manifests: Manifests<T>,
     fence: FenceState,
@@ -99,6 +102,15 @@ pub struct FanIn<T> {
     summary: Summary,
 }
 
+/// Where the results are gathered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Queue {
+    /// In a queue that this fan-out has for itself, and that is deleted at its end.
+    Own,
+    /// In one that it shares with others. A fan-out of whose manifest another copy may exist is recorded before it ends.
+    Shard { record: bool },
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
     /// The aggregation queue is not consumed yet.
@@ -109,6 +121,8 @@ enum Phase {
     Finalizing(usize),
     /// The queue is being deleted.
     Deleting,
+    /// In a shard: that the fan-out has ended is being recorded.
+    Recording,
     /// A copy of the manifest is being parked: the fan-out cannot go on.
     GivingUp,
     /// Nothing is left to do.
@@ -121,6 +135,8 @@ enum FenceState {
     /// Published at the first delivery, which proves that no other consumer is active.
     Wanted,
     Sent(Time),
+    /// In a shard, whose fence counts for all that were there before.
+    Shards,
     Passed,
 }
 
@@ -146,11 +162,13 @@ impl<T: Clone> FanIn<T> {
     /// Takes a fan-out on. `tag` is that of the manifest's delivery.
     #[must_use]
     pub fn new(manifest: Manifest, tag: T, hold: Hold, limits: Limits, now: Time) -> Self {
+        let manifest = Arc::new(manifest);
         let targets = manifest.targets.iter().enumerate();
         let places = targets.map(|(place, target)| (target.key.to_string(), place)).collect();
         Self {
             hold,
             limits,
+            queue: Queue::Own,
             phase: Phase::Opening,
             manifests: Manifests::new(tag, now),
             fence: if hold.take_over { FenceState::Wanted } else { FenceState::NotNeeded },
@@ -186,7 +204,7 @@ impl<T: Clone> FanIn<T> {
 
     /// The manifest.
     #[must_use]
-    pub const fn manifest(&self) -> &Manifest {
+    pub const fn manifest(&self) -> &Arc<Manifest> {
         &self.manifest
     }
 
@@ -256,7 +274,7 @@ impl<T: Clone> FanIn<T> {
     /// When to report [`Event::TimePassed`] if nothing else happens before.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Time> {
-        if matches!(self.phase, Phase::Done | Phase::Deleting | Phase::GivingUp) {
+        if matches!(self.phase, Phase::Done | Phase::Deleting | Phase::Recording | Phase::GivingUp) {
             return None;
         }
         let renewal = self.manifests.renewal_due(self.renewal);
@@ -273,27 +291,31 @@ impl<T: Clone> FanIn<T> {
     /// Takes an event in, and tells what to do, in order.
     #[must_use]
     pub fn handle(&mut self, event: Event<T>, now: Time) -> Vec<Effect<T>> {
-        let mut out = Vec::new();
-        if self.phase == Phase::Done {
-            return out;
-        }
-        match event {
-            Event::Opened => self.opened(),
-            Event::NeverOpened => self.never_opened(&mut out),
+        self.step(now, |machine, out| match event {
+            Event::Opened => machine.opened(),
+            Event::NeverOpened => machine.never_opened(out),
             Event::Delivered { tag, redelivered, item } => {
-                self.delivered(tag, redelivered, item, now, &mut out)
+                machine.delivered(tag, redelivered, item, now, out);
             }
-            Event::ManifestArrived { tag } => self.manifest_arrived(tag, now, &mut out),
-            Event::Confirmed(id) => self.confirmed(id, now, &mut out),
-            Event::TooLarge { id, most } => self.too_large(id, most, now, &mut out),
-            Event::QueueGone => self.lose_queue(&mut out),
-            Event::Deleted => self.deleted(&mut out),
-            Event::ChannelLost => self.abandon(&mut out),
-            Event::Cancel { at } => self.cancel(at),
-            Event::Stop => self.stopping = true,
+            Event::ManifestArrived { tag } => machine.manifest_arrived(tag, now, out),
+            Event::Confirmed(id) => machine.confirmed(id, now, out),
+            Event::TooLarge { id, most } => machine.too_large(id, most, now, out),
+            Event::QueueGone => machine.lose_queue(out),
+            Event::Deleted => machine.deleted(out),
+            Event::ChannelLost => machine.abandon(out),
+            Event::Cancel { at } => machine.cancel(at),
+            Event::Stop => machine.stopping = true,
             Event::TimePassed => {}
+        })
+    }
+
+    /// Takes something in, and does what has become due by it.
+    fn step(&mut self, now: Time, take_in: impl FnOnce(&mut Self, &mut Vec<Effect<T>>)) -> Vec<Effect<T>> {
+        let mut out = Vec::new();
+        if self.phase != Phase::Done {
+            take_in(self, &mut out);
+            self.advance(now, &mut out);
         }
-        self.advance(now, &mut out);
         out
     }
 
@@ -312,7 +334,7 @@ impl<T: Clone> FanIn<T> {
                 self.finalize(out);
             }
         }
-        if matches!(self.phase, Phase::Gathering | Phase::Finalizing(_)) {
+        if matches!(self.phase, Phase::Gathering | Phase::Finalizing(1..)) {
             self.write_checkpoint(now, out);
         }
         if matches!(self.phase, Phase::Opening | Phase::Gathering | Phase::Finalizing(_)) {

@@ -25,10 +25,14 @@ impl<T> Manifests<T> {
         self.newest.replace((tag, now)).map(|(before, _)| before)
     }
 
+    /// Since when the delivery is held that could be renewed now.
+    pub(crate) fn since(&self) -> Option<Time> {
+        self.newest.as_ref().filter(|_| self.renewing.is_none()).map(|(_, since)| *since)
+    }
+
     /// When the newest delivery has to be renewed, unless another is being renewed: that comes first.
     pub(crate) fn renewal_due(&self, renewal: Duration) -> Option<Time> {
-        let (_, since) = self.newest.as_ref().filter(|_| self.renewing.is_none())?;
-        Some(*since + renewal)
+        self.since().map(|since| since + renewal)
     }
 
     pub(crate) fn begin_renewal(&mut self) {

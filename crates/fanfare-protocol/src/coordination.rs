@@ -3,7 +3,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use crate::message::{HeaderValue, Message};
-use crate::name::{RunId, TargetKey};
+use crate::name::{Cid, RunId, TargetKey};
 use crate::{Malformed, Manifest, TraceParent, header};
 
 /// Results that a coordinator wrote back to the aggregation queue in one message, so that it can ack the originals.
@@ -121,6 +121,16 @@ impl Fence {
         message
     }
 
+    /// The message as a shard takes it: a mark for all fan-outs in it.
+    ///
+    /// # Panics
+    /// Where `shard` is not the name of a shard.
+    #[must_use]
+    pub fn encode_in_shard(&self, shard: &str) -> Message {
+        let id = format!("{shard}/fence/{}", self.token);
+        Message::of(header::TYPE_FENCE, &of_shard(shard), id, crate::result::to_json(self))
+    }
+
     /// Decodes the body of a fence.
     ///
     /// # Errors
@@ -144,4 +154,50 @@ impl EndNote {
         message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(manifest.run.to_string()));
         message
     }
+}
+
+/// The record, in a shard, that fan-outs have ended: all their callbacks are confirmed. It is there before their manifests are
+/// acked, so that a stray copy of one is recognised.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ended {
+    /// The hold on the shard in which it was written.
+    pub coordinator: RunId,
+    /// Counts the records of that hold, from 0.
+    pub number: u64,
+    /// The fan-outs, in the order in which they ended.
+    pub ended: Vec<EndedRun>,
+}
+
+/// A fan-out that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EndedRun {
+    /// The run.
+    pub run: RunId,
+    /// Milliseconds that it had ended before, when this was written.
+    pub age_ms: u64,
+}
+
+impl Ended {
+    /// The message as a shard takes it.
+    ///
+    /// # Panics
+    /// Where `shard` is not the name of a shard.
+    #[must_use]
+    pub fn encode(&self, shard: &str) -> Message {
+        let id = format!("{shard}/ended/{}/{}", self.coordinator, self.number);
+        Message::of(header::TYPE_ENDED, &of_shard(shard), id, crate::result::to_json(self))
+    }
+
+    /// Decodes the body of a record.
+    ///
+    /// # Errors
+    /// Where it is malformed.
+    pub fn decode(message: &Message) -> Result<Self, Malformed> {
+        crate::result::from_json("record", &message.body)
+    }
+}
+
+/// What stands for the CID in messages that belong to a whole shard.
+fn of_shard(shard: &str) -> Cid {
+    Cid::new(shard).expect("the name of a shard keeps the rules for a CID")
 }

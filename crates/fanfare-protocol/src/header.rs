@@ -69,6 +69,10 @@ pub const TYPE_CHECKPOINT: &str = "fanfare.checkpoint";
 pub const TYPE_FENCE: &str = "fanfare.fence";
 /// `type` of a note that a fan-out has ended.
 pub const TYPE_END_NOTE: &str = "fanfare.end-note";
+/// `type` of the record, in a shard, that fan-outs have ended.
+pub const TYPE_ENDED: &str = "fanfare.ended";
+/// `type` of what a coordinator tells the others of itself.
+pub const TYPE_PRESENCE: &str = "fanfare.presence";
 /// `type` of a request to cancel a fan-out.
 pub const TYPE_CANCEL: &str = "fanfare.cancel";
 /// `type` of what a coordinator answers to that.

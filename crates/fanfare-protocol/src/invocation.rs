@@ -40,7 +40,7 @@ pub struct Invocation {
 /// Where a target's result goes, and under which name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplyAddress {
-    /// The aggregation queue.
+    /// The aggregation queue, or the shard.
     pub queue: String,
     /// The correlation ID.
     pub cid: Cid,
@@ -65,8 +65,8 @@ pub struct MalformedInvocation {
 impl Invocation {
     /// Decodes a message of a service queue.
     ///
-    /// A reply address is only ever the aggregation queue of the message's own CID and run under `names`: a worker
-    /// that answered to any queue which a message names could be made to write anywhere.
+    /// A reply address is only ever the aggregation queue of the message's own CID and run under `names`, or a shard: a
+    /// worker that answered to any queue which a message names could be made to write anywhere.
     ///
     /// # Errors
     /// [`MalformedInvocation`], with the address of a failed result where there is one.
@@ -102,7 +102,7 @@ impl Invocation {
             (true, None) => {
                 let to = message.properties.reply_to.as_deref().unwrap_or("none");
                 return Err(Malformed::new(format!(
-                    "reply_to ({to}) is not the aggregation queue of this CID and run"
+                    "reply_to ({to}) is neither the aggregation queue of this CID and run nor a shard"
                 )));
             }
             (true, reply) => reply,
@@ -138,7 +138,7 @@ impl ReplyAddress {
     fn of(message: &Message, names: &QueueNames) -> Option<Self> {
         let (cid, run) = (message.cid().ok()?, message.run().ok()?);
         let queue = message.properties.reply_to.clone()?;
-        if queue != names.aggregation(&cid, run).name {
+        if !names.is_reply_queue(&queue, &cid, run) {
             return None;
         }
         let message_id = message_id_of(&message.properties).ok()?;

@@ -10,8 +10,9 @@
 //! - [`Request`], [`Callback`]: what a service queue holds; [`Invocation`] is either of them, decoded.
 //! - [`TargetResult`]: what a target answered; [`FinalPayload`]: what a final callback receives.
 //! - [`Manifest`]: the message that commits a fan-out, with the [`CompletionPolicy`] that it may have.
-//! - [`Checkpoint`], [`Fence`], [`EndNote`]: what coordinators write for one another.
+//! - [`Checkpoint`], [`Fence`], [`Ended`], [`EndNote`]: what coordinators write for one another.
 //! - [`TraceParent`]: where a message belongs in a distributed trace.
+//! - [`Presence`]: what a coordinator tells the others of itself.
 //! - [`CancelRequest`], [`CancelAnswer`], [`Cancelled`]: how a fan-out is cancelled.
 //! - [`StatusRequest`], [`ExplainRequest`] and their answers: what an operator is told of fan-outs.
 #![doc(test(attr(deny(warnings))))]
@@ -21,6 +22,7 @@ mod cancel;
 mod channel;
 mod completion;
 mod coordination;
+mod crc32;
 mod explain;
 pub mod header;
 mod invocation;
@@ -31,6 +33,7 @@ mod metadata;
 pub mod name;
 mod nesting;
 mod payload;
+mod presence;
 mod progress;
 pub mod queue;
 mod request;
@@ -43,7 +46,7 @@ pub use callback::{Callback, CallbackKind};
 pub use cancel::{CancelAnswer, CancelRequest, CancelState, Cancelled};
 pub use channel::{Channel, UnknownChannel};
 pub use completion::{Cancellation, CompletionPolicy, EndedBy, Ending, InvalidPolicy};
-pub use coordination::{Checkpoint, CheckpointEntry, EndNote, Fence};
+pub use coordination::{Checkpoint, CheckpointEntry, EndNote, Ended, EndedRun, Fence};
 pub use explain::{
     AtWorker, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, MissingTarget, WorkerAnswer,
 };
@@ -54,6 +57,7 @@ pub use metadata::{InvalidMetadata, Metadata};
 pub use name::{Cid, InvalidName, Prefix, RunId, ServiceName, Source, TargetKey};
 pub use nesting::nesting;
 pub use payload::{FinalPayload, FinalPayloadBuilder, PayloadError, TargetFailure};
+pub use presence::Presence;
 pub use progress::Progress;
 pub use queue::{ExchangeSpec, QueueNames, QueueSpec};
 pub use request::{Request, TargetOf};

@@ -21,6 +21,8 @@ pub const RESULT_BYTES: usize = MESSAGE_BYTES / 2;
 pub const CHECKPOINT_BYTES: usize = MESSAGE_BYTES / 2;
 /// Targets of one fan-out: what its manifest can list within [`MESSAGE_BYTES`] with keys of ordinary length.
 pub const TARGETS: usize = 100_000;
+/// Shards that one prefix can have. Each is a quorum queue; as many as a broker has cores are plenty.
+pub const SHARDS: u32 = 1_024;
 /// Callbacks of one kind in one fan-out.
 pub const CALLBACKS: usize = 100;
 /// Levels of arrays and objects in a payload or a response. Parsers give up at some depth, and some of them crash: Ruby's

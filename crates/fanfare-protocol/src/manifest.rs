@@ -25,7 +25,7 @@ pub struct Manifest {
     pub on_target: Vec<ServiceName>,
     /// Services invoked when all targets have completed.
     pub on_final: Vec<ServiceName>,
-    /// The aggregation queue.
+    /// The aggregation queue, or the shard.
     pub reply_to: String,
     /// Milliseconds from the manifest's first delivery until what is missing counts as failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -83,6 +83,18 @@ impl Manifest {
         message
     }
 
+    /// Whether it shares its queue with other fan-outs.
+    #[must_use]
+    pub fn is_shared(&self, names: &QueueNames) -> bool {
+        names.shard_number(&self.reply_to).is_some()
+    }
+
+    /// The name of the queue that it goes to itself: the shard, or the one for manifests.
+    #[must_use]
+    pub fn queue(&self, names: &QueueNames) -> String {
+        if self.is_shared(names) { self.reply_to.clone() } else { names.fanin().name }
+    }
+
     /// Whether a coordinator published this message to renew a manifest.
     #[must_use]
     pub fn is_renewed(message: &Message) -> bool {
@@ -92,8 +104,9 @@ impl Manifest {
     /// Decodes a message of the manifest queue and checks all that a coordinator relies on.
     ///
     /// # Errors
-    /// Where it is not a manifest, or names queues that are not its own: a coordinator consumes and deletes only the
-    /// aggregation queue of the manifest's own CID and run under `names`, and answers only to a waiter's queue.
+    /// Where it is not a manifest, or names queues that are not its own: its results are gathered in the aggregation queue
+    /// of its CID and run under `names`, or in a shard, which the coordinator compares with where it read the manifest, and it
+    /// answers only to a waiter's queue.
     pub fn decode(message: &Message, names: &QueueNames) -> Result<Self, Malformed> {
         if message.kind() != header::TYPE_MANIFEST {
             return Err(Malformed::new(format!("type {:?} is not fanfare.manifest", message.kind())));
@@ -104,9 +117,9 @@ impl Manifest {
     }
 
     fn check(&self, names: &QueueNames) -> Result<(), Malformed> {
-        let own = names.aggregation(&self.cid, self.run).name;
-        if self.reply_to != own {
-            return Err(Malformed::new(format!("reply_to {:?} is not {own}", self.reply_to)));
+        if !names.is_reply_queue(&self.reply_to, &self.cid, self.run) {
+            let own = names.aggregation(&self.cid, self.run).name;
+            return Err(Malformed::new(format!("reply_to {:?} is neither {own} nor a shard", self.reply_to)));
         }
         if let Some(waiter) = self.waiter.as_deref().filter(|waiter| !names.is_wait(waiter)) {
             return Err(Malformed::new(format!(

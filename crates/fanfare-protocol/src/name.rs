@@ -194,6 +194,14 @@ impl From<Uuid> for RunId {
     }
 }
 
+impl RunId {
+    /// The id that lies so many after this one: for whoever draws one and needs several.
+    #[must_use]
+    pub fn after(self, places: u64) -> Self {
+        Self(Uuid::from_u128(self.0.as_u128().wrapping_add(places.into())))
+    }
+}
+
 impl fmt::Display for RunId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.simple().fmt(f)

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use crate::limits::PREFIX_CHARS;
+use crate::crc32::crc32;
+use crate::limits::{PREFIX_CHARS, SHARDS};
 use crate::name::{Cid, Prefix, RunId, ServiceName};
 
 /// Redeliveries that a quorum queue allows: as good as unlimited, and understood by RabbitMQ 3.10 to 4.3 alike. Where it is
@@ -182,6 +183,37 @@ impl QueueNames {
         queue.arguments.insert("x-queue-type", "quorum".into());
         queue.arguments.insert("x-delivery-limit", DELIVERY_LIMIT.into());
         queue
+    }
+
+    /// Manifests, results and checkpoints of many fan-outs, in shared aggregation.
+    #[must_use]
+    pub fn shard(&self, number: u32) -> QueueSpec {
+        let mut queue = self.internal(&format!("shard.{number}"));
+        queue.arguments.insert("x-single-active-consumer", true.into());
+        queue
+    }
+
+    /// The number of the shard that a fan-out belongs to, where there are so many.
+    ///
+    /// # Panics
+    /// Where `shards` is 0.
+    #[must_use]
+    pub fn shard_of(cid: &Cid, shards: u32) -> u32 {
+        crc32(cid.as_str().as_bytes()) % shards
+    }
+
+    /// The number of the shard that this queue is, if it is one.
+    #[must_use]
+    pub fn shard_number(&self, queue: &str) -> Option<u32> {
+        let digits = queue.strip_prefix(self.prefix.as_str())?.strip_prefix(".shard.")?;
+        let number = digits.parse().ok().filter(|number| *number < SHARDS)?;
+        (self.shard(number).name == queue).then_some(number)
+    }
+
+    /// Whether a fan-out's results may be gathered in this queue: its own aggregation queue, or a shard.
+    #[must_use]
+    pub fn is_reply_queue(&self, queue: &str, cid: &Cid, run: RunId) -> bool {
+        queue == self.aggregation(cid, run).name || self.shard_number(queue).is_some()
     }
 
     /// The answer for one waiting caller; `id` is drawn by it.

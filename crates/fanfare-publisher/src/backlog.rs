@@ -1,16 +1,18 @@
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use fanfare_broker::BrokerError;
+use fanfare_protocol::Manifest;
 use tokio::time::Instant;
 
 use crate::Failure;
 use crate::publisher::Shared;
 
-/// How many manifests wait for a coordinator, as far as this publisher knows.
+/// How much waits for a coordinator, as far as this publisher knows: by queue, the one for manifests or a shard.
 #[derive(Debug, Default)]
 pub(crate) struct Backlog {
-    seen: Mutex<Option<Seen>>,
+    seen: Mutex<BTreeMap<String, Seen>>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -26,9 +28,9 @@ impl Backlog {
     const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
     /// Whether one more stays below the bound, without a look at the queue. It counts then.
-    fn takes(&self, most: u64) -> bool {
+    fn takes(&self, queue: &str, most: u64) -> bool {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
-        match seen.as_mut() {
+        match seen.get_mut(queue) {
             Some(seen) if seen.at.elapsed() < Self::TRUSTED_FOR && seen.waiting < most => {
                 seen.waiting += 1;
                 true
@@ -37,33 +39,36 @@ impl Backlog {
         }
     }
 
-    fn saw(&self, waiting: u64) {
+    fn saw(&self, queue: String, waiting: u64) {
         let seen = Seen { at: Instant::now(), waiting };
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(seen);
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(queue, seen);
     }
 }
 
 impl Shared {
     /// Refuses one more fan-out where as many wait already as may. It looks at the queue once a second while there is room, and
     /// each time where there seems to be none.
-    pub(crate) async fn ensure_room(&self, nested: bool) -> Result<(), Failure> {
+    pub(crate) async fn ensure_room(&self, manifest: &Manifest, nested: bool) -> Result<(), Failure> {
         /// What a service invokes belongs to a fan-out that has begun: refused like any other, it would keep that one from its
         /// end when there is most to be ended.
         const NESTED_SHARE: u64 = 2;
+        /// Messages that wait in a shard count as one fan-out: most of them are results.
+        const MESSAGES_IN_SHARD: u64 = 10;
         let most = self.config.most_waiting.saturating_mul(if nested { NESTED_SHARE } else { 1 });
-        if most == u64::MAX || self.backlog.takes(most) {
+        let messages = if manifest.is_shared(&self.config.names) { MESSAGES_IN_SHARD } else { 1 };
+        let queue = manifest.queue(&self.config.names);
+        if most == u64::MAX || self.backlog.takes(&queue, most) {
             return Ok(());
         }
-        let queue = self.config.names.fanin().name;
         let waiting = match self.through_outages(self.preparation_end(), || self.broker.inspect(&queue)).await
         {
-            Ok(looked) => looked.map_or(0, |state| state.messages),
+            Ok(looked) => looked.map_or(0, |state| state.messages / messages),
             // RabbitMQ 4.3 lets only those look who may also configure. A user with the rights of a publisher alone is not held
             // to the bound there.
             Err(Failure::Broker(BrokerError::Denied(_))) => 0,
             Err(failure) => return Err(failure),
         };
-        self.backlog.saw(waiting);
-        if self.backlog.takes(most) { Ok(()) } else { Err(Failure::Busy { waiting, most }) }
+        self.backlog.saw(queue.clone(), waiting);
+        if self.backlog.takes(&queue, most) { Ok(()) } else { Err(Failure::Busy { waiting, most }) }
     }
 }

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::publisher::Shared;
 use crate::waiting::open_mailbox;
-use crate::{Accepted, CancelError};
+use crate::{Accepted, Aggregation, CancelError};
 
 /// How long coordinators have for saying whether they know the fan-out.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
@@ -136,7 +136,7 @@ impl Inquiry {
             (None, Some(Err(error))) if answered == 0 => return CancelError::NotSent(error),
             _ => {}
         }
-        if let Some(run) = self.run {
+        if let (Some(run), Aggregation::PerCid) = (self.run, self.shared.config.aggregation) {
             let queue = names.aggregation(&cid, run).name;
             let gone = absence::is_gone(&*self.shared.broker, &queue, absence::PAUSE);
             if let Ok(true) = gone.await {

@@ -204,6 +204,9 @@ pub enum Invalid {
         /// Its bytes.
         bytes: usize,
     },
+    /// A prefix cannot have so many shards.
+    #[error("{0} shards are not possible: give 1 to {most}, the same number to every publisher and coordinator", most = limits::SHARDS)]
+    Shards(u32),
     /// The final payload, which holds a result for every target, could not be sent even with all responses left out.
     #[error(
         "a final payload for so many targets has {bytes} bytes or more, and {} is the most: use shorter keys, or split the \

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fanfare_broker::{Backoff, BrokerError, PublishError, absence, trace};
-use fanfare_protocol::{Cid, Metadata, QueueSpec, Request, RunId, Source, WireTime};
+use fanfare_protocol::{Cid, Metadata, Request, RunId, Source, WireTime};
 use futures_util::future::join_all;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::Instant;
@@ -15,7 +15,7 @@ use crate::error::pressed;
 use crate::known_queues::Unprepared;
 use crate::plan::Plan;
 use crate::publisher::Shared;
-use crate::{Failure, InvokeError, QueueType, Target, telemetry};
+use crate::{Aggregation, Failure, InvokeError, Target, telemetry};
 
 /// Requests of one fan-out that are under way to the broker at the same time.
 const REQUESTS_IN_FLIGHT: usize = 256;
@@ -44,7 +44,10 @@ pub(crate) async fn invoke(shared: Arc<Shared>, plan: Plan) -> Result<Accepted, 
 
 async fn commit(shared: Arc<Shared>, plan: Plan) -> Result<Accepted, InvokeError> {
     let accepted = Accepted::of(&plan);
-    shared.ensure_room(plan.nested).await.map_err(|failure| accepted.not_accepted(failure, false))?;
+    shared
+        .ensure_room(&plan.manifest, plan.nested)
+        .await
+        .map_err(|failure| accepted.not_accepted(failure, false))?;
     shared
         .ensure_served(plan.services(), plan.declare_missing)
         .await
@@ -146,8 +149,8 @@ impl Commitment {
             Some(Err(error)) => Some(Err(error)),
             None => None,
         };
-        if matches!(outcome, None | Some(Err(InvokeError::NotAccepted { .. }))) {
-            self.shared.delete(&self.aggregation_queue().name).await;
+        if matches!(outcome, None | Some(Err(InvokeError::NotAccepted { .. }))) && !self.is_shared() {
+            self.shared.delete(&self.plan.queue.name).await;
         }
         outcome
     }
@@ -166,6 +169,9 @@ impl Commitment {
     async fn declare_queues(&mut self) -> Result<(), Failure> {
         let until = self.shared.preparation_end();
         let shared = Arc::clone(&self.shared);
+        if self.is_shared() {
+            return shared.ensure_declared(&self.plan.queue, until).await;
+        }
         shared.ensure_declared(&shared.config.names.fanin(), until).await?;
         let mut left = Vec::new();
         let declared = shared.through_outages(until, || {
@@ -173,7 +179,7 @@ impl Commitment {
                 self.plan.draw_again(&shared);
                 self.accepted = Accepted::of(&self.plan);
             }
-            let queue = self.aggregation_queue();
+            let queue = self.plan.queue.clone();
             left.push(queue.name.clone());
             let broker = &shared.broker;
             async move { broker.declare(&queue).await }
@@ -185,6 +191,10 @@ impl Commitment {
             tokio::spawn(async move { join_all(left.iter().map(|queue| shared.delete(queue))).await });
         }
         declared
+    }
+
+    fn is_shared(&self) -> bool {
+        matches!(self.shared.config.aggregation, Aggregation::Shared { .. })
     }
 
     async fn publish_requests(&self, until: Instant) -> Result<(), Failure> {
@@ -214,7 +224,7 @@ impl Commitment {
     /// Writes the manifest, once, and not later than the time limit allows. Only where it never left is there another try.
     async fn publish_manifest(&self, until: Instant) -> Result<Accepted, InvokeError> {
         let shared = &self.shared;
-        let queue = shared.config.names.fanin().name;
+        let queue = self.plan.manifest.queue(&shared.config.names);
         let requests_sent = !self.plan.bodies.is_empty();
         let mut backoff = Backoff::default();
         loop {
@@ -247,15 +257,6 @@ impl Commitment {
                 // A nack is neither the manifest's ack nor its return.
                 error => return Err(self.accepted.unknown(error)),
             }
-        }
-    }
-
-    fn aggregation_queue(&self) -> QueueSpec {
-        let names = &self.shared.config.names;
-        let Accepted { cid, run } = &self.accepted;
-        match self.shared.config.queue_type {
-            QueueType::Classic => names.aggregation(cid, *run),
-            QueueType::Quorum => names.replicated_aggregation(cid, *run),
         }
     }
 }

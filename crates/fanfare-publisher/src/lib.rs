@@ -27,7 +27,7 @@ pub use error::{CancelError, Failure, Invalid, InvokeError, WaitError};
 pub use fanout::Fanout;
 pub use invocation::Accepted;
 pub use names::IntoNames;
-pub use publisher::{Config, Publisher, QueueType};
+pub use publisher::{Aggregation, Config, Publisher, QueueType};
 pub use target::Target;
 pub use telemetry::describe_metrics;
 pub use waiting::{WhileWaiting, Yielded};

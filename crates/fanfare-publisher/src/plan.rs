@@ -4,7 +4,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanfare_broker::trace;
 use fanfare_protocol::{
-    Channel, Cid, Manifest, ManifestTarget, Message, Request, RunId, ServiceName, TargetOf, WireTime, limits,
+    Channel, Cid, Manifest, ManifestTarget, Message, QueueSpec, Request, RunId, ServiceName, TargetOf,
+    WireTime, limits,
 };
 
 use crate::publisher::Shared;
@@ -15,6 +16,8 @@ use crate::{Fanout, Invalid};
 pub(crate) struct Plan {
     pub(crate) manifest: Manifest,
     pub(crate) manifest_message: Message,
+    /// Where its results are gathered.
+    pub(crate) queue: QueueSpec,
     /// The payloads of the manifest's targets, in its order.
     pub(crate) bodies: Vec<Bytes>,
     pub(crate) declare_missing: bool,
@@ -41,8 +44,9 @@ impl Fanout {
             .into_iter()
             .map(|target| (ManifestTarget { key: target.key, service: target.service }, target.body))
             .unzip();
+        let queue = shared.config.gathering(&cid, run)?;
         let manifest = Manifest {
-            reply_to: shared.config.names.aggregation(&cid, run).name,
+            reply_to: queue.name.clone(),
             cid,
             run,
             source: self.source.expect("a source that is not allowed is a mistake, which was checked for"),
@@ -70,7 +74,7 @@ impl Fanout {
             return Err(Invalid::FinalPayloadTooLarge { bytes });
         }
         let (declare_missing, nested) = (self.declare_missing, self.nested);
-        Ok(Plan { manifest, manifest_message, bodies, declare_missing, nested })
+        Ok(Plan { manifest, manifest_message, queue, bodies, declare_missing, nested })
     }
 
     fn check_callbacks(&self, waits: bool) -> Result<(), Invalid> {
@@ -105,8 +109,10 @@ impl Plan {
     /// Makes it another run of the same fan-out. Nothing of it may have been sent.
     pub(crate) fn draw_again(&mut self, shared: &Shared) {
         let run = RunId::from(shared.environment.unique());
+        self.queue =
+            shared.config.gathering(&self.manifest.cid, run).expect("it was checked for the first run");
         self.manifest.run = run;
-        self.manifest.reply_to = shared.config.names.aggregation(&self.manifest.cid, run).name;
+        self.manifest.reply_to.clone_from(&self.queue.name);
         self.manifest_message = message(&self.manifest, shared);
     }
 

@@ -3,12 +3,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare_broker::{Broker, Environment};
-use fanfare_protocol::{Cancellation, Cid, QueueNames, RunId};
+use fanfare_protocol::{Cancellation, Cid, QueueNames, QueueSpec, RunId, limits};
 use serde::Serialize;
 
 use crate::backlog::Backlog;
 use crate::known_queues::KnownQueues;
-use crate::{Accepted, CancelError, Fanout, InvokeError, Target, cancelling, invocation};
+use crate::{Accepted, CancelError, Fanout, Invalid, InvokeError, Target, cancelling, invocation};
 
 /// Invokes services: the way into Fanfare for a program, and for a service that invokes others. Cheap to clone.
 ///
@@ -64,6 +64,22 @@ pub struct Config {
     pub user_id: Option<String>,
     /// The type of aggregation queues. Classic.
     pub queue_type: QueueType,
+    /// Where results are gathered. In a queue for each fan-out.
+    pub aggregation: Aggregation,
+}
+
+/// Where the results of a fan-out are gathered.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Aggregation {
+    /// In a queue that each fan-out has for itself. A broker creates and deletes some hundreds of queues a second.
+    #[default]
+    PerCid,
+    /// In a fixed number of queues that all fan-outs of a prefix share: for many small ones. Coordinators have to be told the same
+    /// number, and so has every publisher that shares.
+    Shared {
+        /// How many: 1 to 1024. As many as the broker has cores are plenty.
+        shards: u32,
+    },
 }
 
 /// Of which type the queues are that results are gathered in. All others are quorum queues.
@@ -89,6 +105,21 @@ impl Default for Config {
             most_waiting: 10_000,
             user_id: None,
             queue_type: QueueType::default(),
+            aggregation: Aggregation::default(),
+        }
+    }
+}
+
+impl Config {
+    /// The queue in which the results of a fan-out are gathered.
+    pub(crate) fn gathering(&self, cid: &Cid, run: RunId) -> Result<QueueSpec, Invalid> {
+        match (self.aggregation, self.queue_type) {
+            (Aggregation::Shared { shards }, _) if (1..=limits::SHARDS).contains(&shards) => {
+                Ok(self.names.shard(QueueNames::shard_of(cid, shards)))
+            }
+            (Aggregation::Shared { shards }, _) => Err(Invalid::Shards(shards)),
+            (Aggregation::PerCid, QueueType::Classic) => Ok(self.names.aggregation(cid, run)),
+            (Aggregation::PerCid, QueueType::Quorum) => Ok(self.names.replicated_aggregation(cid, run)),
         }
     }
 }

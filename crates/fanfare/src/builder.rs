@@ -5,7 +5,7 @@ use fanfare_broker::amqp::{self, AmqpBroker, InvalidAddress, Tls};
 use fanfare_broker::memory::MemoryBroker;
 use fanfare_broker::{Broker, BrokerError, Environment, System};
 use fanfare_protocol::{InvalidName, Prefix, QueueNames};
-use fanfare_publisher::{Config as PublisherConfig, Publisher, QueueType};
+use fanfare_publisher::{Aggregation, Config as PublisherConfig, Publisher, QueueType};
 
 use crate::Fanfare;
 
@@ -132,6 +132,12 @@ impl Builder {
     /// Sets the type of aggregation queues: [`QueueType::Quorum`] replicates them over the nodes of a cluster.
     pub fn queue_type(mut self, queue_type: QueueType) -> Self {
         self.publisher.queue_type = queue_type;
+        self
+    }
+
+    /// Sets where the results of fan-outs are gathered: [`Aggregation::Shared`] is for many small ones.
+    pub fn aggregation(mut self, aggregation: Aggregation) -> Self {
+        self.publisher.aggregation = aggregation;
         self
     }
 

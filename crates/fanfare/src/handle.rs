@@ -5,7 +5,9 @@ use fanfare_broker::Broker;
 use fanfare_coordinator::{Config as CoordinatorConfig, Coordinator};
 use fanfare_operator::{Config as OperatorConfig, Operator};
 use fanfare_protocol::{Cancellation, QueueNames, RunId};
-use fanfare_publisher::{Accepted, CancelError, Config as PublisherConfig, Fanout, InvokeError, Publisher};
+use fanfare_publisher::{
+    Accepted, Aggregation, CancelError, Config as PublisherConfig, Fanout, InvokeError, Publisher,
+};
 use fanfare_worker::{Config as WorkerConfig, Worker};
 use serde::Serialize;
 
@@ -144,10 +146,15 @@ impl Fanfare {
         self.coordinator_with(CoordinatorConfig::default())
     }
 
-    /// A coordinator with limits of its own. The names of its queues are always those of this handle.
+    /// A coordinator with limits of its own. The names of its queues are always those of this handle; and so are its shards,
+    /// where this handle shares them.
     #[must_use]
     pub fn coordinator_with(&self, config: CoordinatorConfig) -> Coordinator {
-        let config = CoordinatorConfig { names: self.names().clone(), ..config };
+        let shards = match self.publisher.config().aggregation {
+            Aggregation::Shared { shards } => shards,
+            Aggregation::PerCid => config.shards,
+        };
+        let config = CoordinatorConfig { names: self.names().clone(), shards, ..config };
         Coordinator::new(Arc::clone(self.broker()), Arc::clone(self.publisher.environment()), config)
     }
 

@@ -69,8 +69,8 @@ pub use fanfare_protocol::{
     ServiceName, Sort, Source, StatusQuery, TargetFailure, TargetKey, TargetResult, WireTime,
 };
 pub use fanfare_publisher::{
-    Accepted, CancelError, Completion, Config as PublisherConfig, Failure, Fanout, IntoNames, Invalid,
-    InvokeError, Publisher, QueueType, Target, WaitError,
+    Accepted, Aggregation, CancelError, Completion, Config as PublisherConfig, Failure, Fanout, IntoNames,
+    Invalid, InvokeError, Publisher, QueueType, Target, WaitError,
 };
 pub use fanfare_services as services;
 pub use fanfare_worker::{

@@ -21,6 +21,9 @@ struct Arguments {
     broker: String,
     #[arg(long)]
     prefix: String,
+    /// Shards that a coordinator serves.
+    #[arg(long, default_value_t = 0)]
+    shards: u32,
     #[command(subcommand)]
     role: Role,
 }
@@ -113,6 +116,7 @@ async fn main() -> Result<()> {
         Role::Coordinator { renewal_ms } => {
             let mut config = fanfare_coordinator::Config {
                 names,
+                shards: arguments.shards,
                 absence_pause: Duration::from_millis(300),
                 ..Default::default()
             };

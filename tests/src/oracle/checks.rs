@@ -73,6 +73,9 @@ fn check_what_is_left(history: &History<'_>, verdict: &mut Verdict) {
             {
                 verdict.violated(Kind::NeverEnded, name, format!("{kind} is left in queue `{queue}`"));
             }
+            (queue, kind) if queue.starts_with("shard.") => {
+                verdict.violated(Kind::NeverEnded, name, format!("{kind} is left in queue `{queue}`"));
+            }
             ("fanin", kind) if owner.is_none() => {
                 verdict.violated(Kind::NeverEnded, name, format!("{kind} is left in queue `fanin`"));
             }

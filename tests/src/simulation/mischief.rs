@@ -82,7 +82,8 @@ impl Mischief {
         let names = &self.shared.names;
         let services = TARGETS.iter().chain(&CALLBACKS);
         let services = services.map(|name| names.service(&ServiceName::new(*name).expect("a proper name")));
-        [names.fanin(), names.dead(), names.parked()].into_iter().chain(services).collect()
+        let shards = (0..self.scenario.shards).map(|shard| names.shard(shard));
+        [names.fanin(), names.dead(), names.parked()].into_iter().chain(shards).chain(services).collect()
     }
 
     /// Queues in which retries wait, as far as there are any.
@@ -197,7 +198,10 @@ impl Mischief {
             }
             self.processes.start_all();
             tokio::time::sleep(LOOK).await;
-            if !self.has_ended().await || std::mem::replace(&mut steps, self.shared.steps()) != steps {
+            // Coordinators that share shards are never quite silent.
+            let silent =
+                std::mem::replace(&mut steps, self.shared.steps()) == steps || self.scenario.shards > 0;
+            if !self.has_ended().await || !silent {
                 quiet_since = Instant::now();
             } else if quiet_since.elapsed() > stalled + LOOK {
                 return;

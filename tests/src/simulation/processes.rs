@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 use fanfare_broker::{Broker, Environment};
 use fanfare_coordinator::Coordinator;
 use fanfare_protocol::Cid;
-use fanfare_publisher::{Accepted, Publisher};
+use fanfare_publisher::{Accepted, Aggregation, Publisher};
 use fanfare_worker::Worker;
 use futures_util::future::BoxFuture;
 use tokio::task::{AbortHandle, JoinSet};
@@ -102,13 +102,20 @@ impl Processes {
         let stopped: BoxFuture<'static, ()> = Box::pin(stop.clone().cancelled_owned());
         let broker: Arc<dyn Broker> = Arc::new(SimulatedBroker(Arc::clone(&link)));
         let scenario = Arc::clone(&self.scenario);
-        let config = fanfare_publisher::Config { names: self.shared.names.clone(), ..Default::default() };
+        let aggregation = match scenario.shards {
+            0 => Aggregation::PerCid,
+            shards => Aggregation::Shared { shards },
+        };
+        let names = self.shared.names.clone();
+        let config = fanfare_publisher::Config { names, aggregation, ..Default::default() };
         let publisher = Publisher::new(Arc::clone(&broker), Arc::clone(&environment), config);
         let work: BoxFuture<'static, ()> = match slot.role {
             Role::Coordinator => {
                 let config = fanfare_coordinator::Config {
                     names: self.shared.names.clone(),
                     limits: scenario.limits,
+                    shards: scenario.shards,
+                    shard_limits: scenario.shard_limits,
                     prefetch: scenario.manifest_prefetch,
                     most_channels: scenario.manifest_channels,
                     stop_within: scenario.coordinator_stop_within,

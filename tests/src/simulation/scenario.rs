@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use fanfare_coordinator::ShardSettings;
 use fanfare_protocol::CompletionPolicy;
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,9 @@ pub(super) struct Scenario {
     pub(super) concurrency: usize,
     pub(super) worker_stop_within: Duration,
     pub(super) coordinator_stop_within: Duration,
+    /// Shards that all fan-outs share; 0 where each has a queue of its own.
+    pub(super) shards: u32,
+    pub(super) shard_limits: ShardSettings,
     pub(super) faults: Faults,
 }
 
@@ -139,6 +143,16 @@ impl Scenario {
             concurrency: usize_of(random, 1..=4),
             worker_stop_within: Duration::from_secs(random.of(1..=20)),
             coordinator_stop_within: Duration::from_secs(random.of(1..=20)),
+            shards: if random.chance(0.5) {
+                u32::try_from(random.of(1..=3)).expect("it is small")
+            } else {
+                0
+            },
+            shard_limits: ShardSettings {
+                window: u16::try_from(random.of(40..=120)).expect("it is small"),
+                recorded: Duration::from_secs(60),
+                ..ShardSettings::default()
+            },
             faults,
         }
     }
@@ -289,7 +303,7 @@ impl fmt::Display for Scenario {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { coordinators, workers, scripts, .. } = self;
         writeln!(f, "{coordinators} coordinators, {workers} workers, {} publishers", scripts.len())?;
-        writeln!(f, "{:?}", self.limits)?;
+        writeln!(f, "{:?}, {} shards, {:?}", self.limits, self.shards, self.shard_limits)?;
         writeln!(f, "{:?}", self.faults)?;
         for step in scripts.iter().flatten() {
             writeln!(f, "{step:?}")?;

@@ -170,7 +170,7 @@ impl Shared {
     /// A message has come into its queue.
     pub(super) fn arrived(&self, by: &str, queue: &str, message: &Message) {
         match message.kind() {
-            header::TYPE_MANIFEST if queue == self.names.fanin().name && !Manifest::is_renewed(message) => {
+            header::TYPE_MANIFEST if self.takes_manifests(queue) && !Manifest::is_renewed(message) => {
                 let Ok(manifest) = Manifest::decode(message, &self.names) else { return };
                 let run = manifest.run.to_string();
                 let invocation = invocation_of(message).unwrap_or_else(|| {
@@ -189,6 +189,10 @@ impl Shared {
             }
             _ => {}
         }
+    }
+
+    fn takes_manifests(&self, queue: &str) -> bool {
+        queue == self.names.fanin().name || self.names.shard_number(queue).is_some()
     }
 
     /// A queue was declared.

@@ -159,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn message_survives_the_way_there_and_back() {
+    fn message_msurvives_the_way_there_and_back() {
         let text = |text: &str| Some(text.to_owned());
         let original = Message {
             properties: Properties {

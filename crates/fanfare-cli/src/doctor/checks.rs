@@ -5,7 +5,7 @@ use std::time::Duration;
 use fanfare::{BrokerError, Cid, Environment, Fanfare, PublishError, RunId, ServiceName, System};
 use fanfare_broker::amqp::redacted;
 use fanfare_broker::{QueueState, consumer_timeout};
-use fanfare_protocol::{ExchangeSpec, Message, QueueSpec};
+use fanfare_protocol::{ExchangeSpec, Message, QueueSpec, limits};
 
 use super::finding::{Finding, Verdict};
 use crate::exit::remedy;
@@ -20,6 +20,8 @@ pub(super) struct Examination<'a> {
     pub(super) renewal: Duration,
     /// What the broker's consumer time-out is said to be.
     pub(super) consumer_timeout: Duration,
+    /// Shards of shared aggregation; 0 for none.
+    pub(super) shards: u32,
 }
 
 impl Examination<'_> {
@@ -130,6 +132,35 @@ impl Examination<'_> {
             Some((consumers, _)) => coordinators(Verdict::Ok, &format!("there ({consumers} consumers)")),
         };
         vec![finding, present]
+    }
+
+    /// The shards, whether each is consumed, and whether there are more than were told of.
+    pub(super) async fn shards(&self) -> Vec<Finding> {
+        let names = self.fanfare.names();
+        let mut findings = Vec::new();
+        for shard in 0..self.shards {
+            let queue = names.shard(shard);
+            let (finding, state) = self.queue(&queue).await;
+            findings.push(finding);
+            if let Some(QueueState { consumers: 0, messages }) = state {
+                let found = format!("nobody consumes it, and {messages} messages wait");
+                let verdict = if messages > 0 { Verdict::Wrong } else { Verdict::Warn };
+                findings.push(
+                    Finding::new(verdict, format!("coordinators of {}", queue.name), found).remedy(format!(
+                        "have a coordinator serve it: fanfare coordinator --shards {}",
+                        self.shards
+                    )),
+                );
+            }
+        }
+        let next = names.shard(self.shards).name;
+        if self.shards < limits::SHARDS && matches!(self.fanfare.broker().exists(&next).await, Ok(true)) {
+            let found = format!("{next} is there, and {} shards are configured here", self.shards);
+            findings.push(Finding::new(Verdict::Warn, "number of shards", found).remedy(
+                "give all publishers and coordinators the same --shards; where there were more once, drain and delete the others",
+            ));
+        }
+        findings
     }
 
     /// The queues that should be empty, and what they hold.
@@ -293,10 +324,14 @@ mod tests {
     #[tokio::test]
     async fn permissions_are_tried_and_nothing_is_left_behind() {
         let fanfare = Fanfare::in_memory();
-        let found =
-            Examination { fanfare: &fanfare, renewal: RENEWAL, consumer_timeout: consumer_timeout::DEFAULT }
-                .permissions()
-                .await;
+        let found = Examination {
+            fanfare: &fanfare,
+            renewal: RENEWAL,
+            consumer_timeout: consumer_timeout::DEFAULT,
+            shards: 0,
+        }
+        .permissions()
+        .await;
         assert!(
             found.len() == 4 && found.iter().all(|finding| finding.verdict == Verdict::Ok),
             "{}",
@@ -307,8 +342,12 @@ mod tests {
     #[tokio::test]
     async fn fan_outs_that_wait_for_a_coordinator_are_wrong() {
         let fanfare = Fanfare::in_memory();
-        let examination =
-            Examination { fanfare: &fanfare, renewal: RENEWAL, consumer_timeout: consumer_timeout::DEFAULT };
+        let examination = Examination {
+            fanfare: &fanfare,
+            renewal: RENEWAL,
+            consumer_timeout: consumer_timeout::DEFAULT,
+            shards: 0,
+        };
         assert!(
             text(&examination.coordinators().await)
                 .contains("WRONG   coordinators: none\n        -> start one")
@@ -324,8 +363,12 @@ mod tests {
     #[tokio::test]
     async fn exchange_that_nobody_listens_to_is_worth_knowing_and_a_missing_one_is_not_created() {
         let fanfare = Fanfare::in_memory();
-        let examination =
-            Examination { fanfare: &fanfare, renewal: RENEWAL, consumer_timeout: consumer_timeout::DEFAULT };
+        let examination = Examination {
+            fanfare: &fanfare,
+            renewal: RENEWAL,
+            consumer_timeout: consumer_timeout::DEFAULT,
+            shards: 0,
+        };
         for _ in 0..2 {
             let found = text(&examination.cancelling().await);
             assert_eq!(found.matches("not there yet").count(), 2, "{found}");
@@ -348,8 +391,12 @@ mod tests {
     #[tokio::test]
     async fn queue_with_other_arguments_is_wrong_and_a_missing_one_is_not_created() {
         let fanfare = Fanfare::in_memory();
-        let examination =
-            Examination { fanfare: &fanfare, renewal: RENEWAL, consumer_timeout: consumer_timeout::DEFAULT };
+        let examination = Examination {
+            fanfare: &fanfare,
+            renewal: RENEWAL,
+            consumer_timeout: consumer_timeout::DEFAULT,
+            shards: 0,
+        };
         let service = ServiceName::new("a").unwrap();
         let queue = fanfare.names().service(&service);
         assert!(
@@ -366,7 +413,12 @@ mod tests {
     #[tokio::test]
     async fn renewal_that_the_consumer_timeout_would_overtake_is_wrong() {
         let fanfare = Fanfare::in_memory();
-        let timed = |consumer_timeout| Examination { fanfare: &fanfare, renewal: RENEWAL, consumer_timeout };
+        let timed = |consumer_timeout| Examination {
+            fanfare: &fanfare,
+            renewal: RENEWAL,
+            consumer_timeout,
+            shards: 0,
+        };
         let found = timed(2 * RENEWAL).consumer_timeout().await;
         assert_eq!(found.verdict, Verdict::Wrong, "{found}");
         let found = timed(3 * RENEWAL).consumer_timeout().await;
@@ -381,9 +433,14 @@ mod tests {
         fanfare.broker().declare(&parked).await.unwrap();
         fanfare.broker().publish(&parked.name, Message::default()).await.unwrap();
         let found = text(
-            &Examination { fanfare: &fanfare, renewal: RENEWAL, consumer_timeout: consumer_timeout::DEFAULT }
-                .left_behind()
-                .await,
+            &Examination {
+                fanfare: &fanfare,
+                renewal: RENEWAL,
+                consumer_timeout: consumer_timeout::DEFAULT,
+                shards: 0,
+            }
+            .left_behind()
+            .await,
         );
         assert!(
             found.contains("warn    kept in fanfare.parked: 1 messages\n        -> each says"),

@@ -118,7 +118,7 @@ impl<T: Clone> FanIn<T> {
             Phase::Gathering => {
                 self.closing.as_ref().is_some_and(appended) || (self.gathered.has_all() && !self.is_fenced())
             }
-            Phase::Finalizing(_) | Phase::Deleting => true,
+            Phase::Finalizing(_) | Phase::Deleting | Phase::Recording => true,
             Phase::Opening | Phase::GivingUp | Phase::Done => false,
         };
         if !over || self.cancel.take().is_none() {

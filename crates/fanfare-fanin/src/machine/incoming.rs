@@ -3,7 +3,7 @@
 use fanfare_protocol::{Checkpoint, WireTime};
 
 use super::closing::Closing;
-use super::{FanIn, FenceState, Pending, Phase, Time};
+use super::{FanIn, FenceState, Pending, Phase, Queue, Time};
 use crate::gathered::{CheckpointId, HeldCheckpoint, Home};
 use crate::read::failure;
 use crate::{Effect, Item, Publication, PublicationId};
@@ -84,7 +84,11 @@ impl<T: Clone> FanIn<T> {
     }
 
     fn want_fence(&mut self) {
-        if self.fence == FenceState::NotNeeded && matches!(self.phase, Phase::Opening | Phase::Gathering) {
+        // What a shard hands out has a predecessor only if the manifest had.
+        if self.queue == Queue::Own
+            && self.fence == FenceState::NotNeeded
+            && matches!(self.phase, Phase::Opening | Phase::Gathering)
+        {
             self.fence = FenceState::Wanted;
         }
     }
@@ -92,6 +96,9 @@ impl<T: Clone> FanIn<T> {
     /// The manifest was redelivered, or a renewed copy goes out: unless this hold is known to consume the queue by what it
     /// has read, another may do so before it.
     pub(super) fn expect_others(&mut self) {
+        if let Queue::Shard { record } = &mut self.queue {
+            *record = true;
+        }
         if !self.read_anything {
             self.hold.take_over = true;
             self.want_fence();
@@ -181,10 +188,11 @@ impl<T: Clone> FanIn<T> {
                 } else {
                     let reason = format!(
                         "the final payload has {} bytes without any response, and {most} is the most that this broker takes; \
-                         raise its max_message_size and replay this manifest",
+                         raise its max_message_msize and replay this manifest",
                         body.len()
                     );
-                    self.give_up(&reason, true, out);
+                    // In a shard they would wait in everybody's way.
+                    self.give_up(&reason, self.queue == Queue::Own, out);
                 }
             }
             Pending::Checkpoint => {
@@ -208,6 +216,7 @@ impl<T: Clone> FanIn<T> {
             Phase::Gathering if self.is_fenced() || !self.read_anything => self.give_up(NO_QUEUE, false, out),
             Phase::Gathering | Phase::Finalizing(_) => self.go_on_without_queue(out),
             Phase::Opening => self.give_up(NO_QUEUE, false, out),
+            Phase::Recording => self.end(true, out),
             Phase::GivingUp | Phase::Done => {}
         }
     }

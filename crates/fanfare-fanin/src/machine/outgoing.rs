@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use fanfare_protocol::{Fence, FinalPayloadBuilder};
 
-use super::{FanIn, FenceState, Pending, Phase, Time};
+use super::{FanIn, FenceState, Pending, Phase, Queue, Time};
 use crate::gathered::Calls;
 use crate::{Effect, Publication, Summary};
 
@@ -13,7 +13,7 @@ impl<T: Clone> FanIn<T> {
         let due = match self.fence {
             FenceState::Wanted => self.read_anything || self.manifest.targets.is_empty(),
             FenceState::Sent(at) => now >= at + self.limits.fence_again,
-            FenceState::NotNeeded | FenceState::Passed => false,
+            FenceState::NotNeeded | FenceState::Shards | FenceState::Passed => false,
         };
         if due {
             self.fence = FenceState::Sent(now);
@@ -26,7 +26,7 @@ impl<T: Clone> FanIn<T> {
     }
 
     pub(super) fn is_fenced(&self) -> bool {
-        matches!(self.fence, FenceState::Wanted | FenceState::Sent(_))
+        matches!(self.fence, FenceState::Wanted | FenceState::Sent(_) | FenceState::Shards)
     }
 
     /// Lets go once no on-target callback is at risk of being repeated. What is past that, goes to its end.
@@ -34,7 +34,9 @@ impl<T: Clone> FanIn<T> {
         let idle = match self.phase {
             Phase::Opening => true,
             Phase::Gathering => self.at_risk == 0 && !self.checkpoints.is_writing(),
-            Phase::Finalizing(_) | Phase::Deleting | Phase::GivingUp | Phase::Done => false,
+            Phase::Finalizing(_) | Phase::Deleting | Phase::Recording | Phase::GivingUp | Phase::Done => {
+                false
+            }
         };
         if idle {
             self.abandon(out);
@@ -101,7 +103,7 @@ impl<T: Clone> FanIn<T> {
     pub(super) fn publish_final(&mut self, callback: Option<usize>, body: Bytes, out: &mut Vec<Effect<T>>) {
         let ending = self.summary.ending;
         let publication = match callback {
-            Some(callback) => Publication::OnFinal { callback, body, ending },
+            Some(callback) => Publication::OnFinal { callback, body, ending, links: self.links() },
             None => Publication::Waiter { body, ending },
         };
         self.publish(Pending::OnFinal(callback), publication, out);
@@ -117,26 +119,37 @@ impl<T: Clone> FanIn<T> {
 
     pub(super) fn renew(&mut self, now: Time, out: &mut Vec<Effect<T>>) {
         if self.manifests.renewal_due(self.renewal).is_some_and(|due| due <= now) {
-            self.manifests.begin_renewal();
-            self.renewal = self.limits.renewal;
-            self.expect_others();
-            self.publish(Pending::Renewal, Publication::Renewal, out);
+            self.begin_renewal(out);
         }
+    }
+
+    pub(super) fn begin_renewal(&mut self, out: &mut Vec<Effect<T>>) {
+        self.manifests.begin_renewal();
+        self.renewal = self.limits.renewal;
+        self.expect_others();
+        self.publish(Pending::Renewal, Publication::Renewal, out);
     }
 
     /// All final callbacks are confirmed.
     pub(super) fn finish(&mut self, out: &mut Vec<Effect<T>>) {
-        if self.queue_gone {
-            self.end(true, out);
-        } else {
-            self.phase = Phase::Deleting;
-            out.push(Effect::DeleteQueue);
+        match self.queue {
+            _ if self.queue_gone => self.end(true, out),
+            Queue::Own => {
+                self.phase = Phase::Deleting;
+                out.push(Effect::DeleteQueue);
+            }
+            Queue::Shard { record: true } => self.phase = Phase::Recording,
+            Queue::Shard { record: false } => self.end(true, out),
         }
     }
 
-    /// Acks all that is held, the manifest last.
+    /// Acks all that is held: the manifest last where the queue is gone, so that nobody looks for it, and first in a shard,
+    /// where what is left of a fan-out without its manifest is late.
     pub(super) fn end(&mut self, completed: bool, out: &mut Vec<Effect<T>>) {
         self.phase = Phase::Done;
+        if self.queue != Queue::Own {
+            out.extend(self.manifests.take().into_iter().map(Effect::Ack));
+        }
         out.extend(self.gathered.take_tags().into_iter().map(Effect::Ack));
         out.extend(self.checkpoints.give_up().map(Effect::Ack));
         out.extend(std::mem::take(&mut self.unknown).into_iter().map(Effect::Ack));

@@ -14,6 +14,8 @@ mod properties;
 mod reading;
 mod renewal;
 mod samples;
+mod shard_story;
+mod shards;
 mod small_messages;
 mod story;
 mod take_over;

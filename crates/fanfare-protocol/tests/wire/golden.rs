@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use fanfare_protocol::{
     Callback, CallbackKind, CancelAnswer, CancelRequest, CancelState, Cancellation, Cancelled, Channel,
-    Checkpoint, CheckpointEntry, CompletionPolicy, EndNote, EndedBy, Ending, Fence, FinalPayload,
-    FinalPayloadBuilder, HeaderValue, Invocation, Manifest, Message, Metadata, Progress, QueueNames, Request,
-    TargetOf, TargetResult, TraceParent,
+    Checkpoint, CheckpointEntry, CompletionPolicy, EndNote, Ended, EndedBy, EndedRun, Ending, Fence,
+    FinalPayload, FinalPayloadBuilder, HeaderValue, Invocation, Manifest, Message, Metadata, Presence,
+    Progress, QueueNames, Request, TargetOf, TargetResult, TraceParent,
 };
 
 use crate::samples::{
@@ -362,6 +362,61 @@ fn a_fence() {
          {\"token\":\"fedcba9876543210fedcba9876543210\"}",
     );
     assert_eq!(Fence::decode(&message), Ok(fence));
+}
+
+#[test]
+fn a_fence_in_a_shard_belongs_to_no_fan_out() {
+    let fence = Fence { token: "fedcba9876543210fedcba9876543210".parse().unwrap() };
+    let message = fence.encode_in_shard("fanfare.shard.3");
+    check(
+        &message,
+        "content_type: application/json\n\
+         correlation_id: fanfare.shard.3\n\
+         message_id: fanfare.shard.3/fence/fedcba9876543210fedcba9876543210\n\
+         type: fanfare.fence\n\
+         fanfare-version = 1\n\
+         {\"token\":\"fedcba9876543210fedcba9876543210\"}",
+    );
+    assert_eq!(Fence::decode(&message), Ok(fence));
+}
+
+#[test]
+fn a_record_of_fan_outs_that_have_ended() {
+    let ended = Ended {
+        coordinator: "fedcba9876543210fedcba9876543210".parse().unwrap(),
+        number: 2,
+        ended: vec![EndedRun { run: run(), age_ms: 0 }, EndedRun { run: run().after(1), age_ms: 600 }],
+    };
+    let message = ended.encode("fanfare.shard.3");
+    check(
+        &message,
+        "content_type: application/json\n\
+         correlation_id: fanfare.shard.3\n\
+         message_id: fanfare.shard.3/ended/fedcba9876543210fedcba9876543210/2\n\
+         type: fanfare.ended\n\
+         fanfare-version = 1\n\
+         {\"coordinator\":\"fedcba9876543210fedcba9876543210\",\"number\":2,\"ended\":[\
+         {\"run\":\"0123456789abcdef0123456789abcdef\",\"age_ms\":0},\
+         {\"run\":\"0123456789abcdef0123456789abcdf0\",\"age_ms\":600}]}",
+    );
+    assert_eq!(Ended::decode(&message), Ok(ended));
+}
+
+#[test]
+fn a_presence() {
+    let coordinator = "fedcba9876543210fedcba9876543210".parse().unwrap();
+    let presence = Presence { coordinator, shards: 8, leaving: false };
+    let message = presence.encode();
+    check(
+        &message,
+        "content_type: application/json\n\
+         correlation_id: fedcba9876543210fedcba9876543210\n\
+         message_id: fedcba9876543210fedcba9876543210/presence\n\
+         type: fanfare.presence\n\
+         fanfare-version = 1\n\
+         {\"coordinator\":\"fedcba9876543210fedcba9876543210\",\"shards\":8,\"leaving\":false}",
+    );
+    assert_eq!(Presence::decode(&message), Ok(presence));
 }
 
 #[test]

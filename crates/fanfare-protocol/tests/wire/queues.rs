@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use fanfare_protocol::name::Prefix;
 use fanfare_protocol::queue::Argument;
-use fanfare_protocol::{QueueNames, QueueSpec, ServiceName};
+use fanfare_protocol::{Cid, QueueNames, QueueSpec, ServiceName};
 
 use crate::samples::{cid, run, service};
 
@@ -67,6 +67,38 @@ fn an_aggregation_queue_and_its_replicated_kin() {
     check(names.aggregation(&cid(), run()), name, false, arguments.clone());
     arguments.extend(internal());
     check(names.replicated_aggregation(&cid(), run()), name, false, arguments);
+}
+
+#[test]
+fn a_shard_and_the_cids_that_belong_to_it() {
+    let mut arguments = internal();
+    arguments.insert("x-single-active-consumer", true.into());
+    let names = QueueNames::default();
+    check(names.shard(3), "fanfare.shard.3", false, arguments);
+    // CRC-32 of the CID, modulo the number of shards.
+    let of = |text: &str, shards| QueueNames::shard_of(&Cid::new(text).unwrap(), shards);
+    assert_eq!(of("123456789", 1_000), 0xCBF4_3926_u32 % 1_000);
+    assert_eq!((of("123456789", 4), of("123456789", 1)), (2, 0));
+}
+
+#[test]
+fn a_shard_is_known_by_its_name() {
+    let names = QueueNames::default();
+    for number in [0, 7, 1_023] {
+        assert_eq!(names.shard_number(&names.shard(number).name), Some(number));
+    }
+    for other in [
+        "fanfare.shard.1024",
+        "fanfare.shard.07",
+        "fanfare.shard.+7",
+        "fanfare.shard.",
+        "fanfare.shard.7.8",
+        "fanfare.shard.7x",
+        "other.shard.7",
+        "fanfare.fanin",
+    ] {
+        assert_eq!(names.shard_number(other), None, "{other}");
+    }
 }
 
 #[test]

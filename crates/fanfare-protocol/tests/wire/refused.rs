@@ -91,9 +91,21 @@ fn a_worker_answers_only_to_the_aggregation_queue_of_the_run_at_hand() {
         "fanfare.agg.other.0123456789abcdef0123456789abcdef".to_owned(),
         aggregation().replace("fanfare.", "other."),
         format!("{}0", aggregation()),
+        "other.shard.1".to_owned(),
+        "fanfare.shard.01".to_owned(),
+        "fanfare.shard.1024".to_owned(),
     ] {
-        check_request("is not the aggregation queue", false, |m| m.properties.reply_to = Some(queue));
+        check_request("is neither the aggregation queue", false, |m| m.properties.reply_to = Some(queue));
     }
+}
+
+#[test]
+fn a_shard_is_answered_to() {
+    let names = QueueNames::default();
+    let mut message = request().encode();
+    message.properties.reply_to = Some(names.shard(7).name);
+    let invocation = Invocation::decode(&message, &names).unwrap();
+    assert_eq!(invocation.reply.unwrap().queue, "fanfare.shard.7");
 }
 
 #[track_caller]
@@ -106,8 +118,10 @@ fn check_manifest(says: &str, manifest: &Manifest) {
 fn a_manifest_that_names_what_is_not_its_own_is_refused() {
     let good = manifest();
     assert_eq!(Manifest::decode(&good.encode(), &QueueNames::default()), Ok(good.clone()));
+    let shared = Manifest { reply_to: "fanfare.shard.7".to_owned(), ..good.clone() };
+    assert_eq!(Manifest::decode(&shared.encode(), &QueueNames::default()), Ok(shared));
     check_manifest(
-        "reply_to \"fanfare.fanin\" is not fanfare.agg.",
+        "reply_to \"fanfare.fanin\" is neither fanfare.agg.",
         &Manifest { reply_to: "fanfare.fanin".to_owned(), ..good.clone() },
     );
     check_manifest(

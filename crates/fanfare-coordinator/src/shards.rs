@@ -1,0 +1,175 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use fanfare_fanin::ShardLimits;
+use fanfare_protocol::{Presence, QueueNames};
+use tokio::sync::mpsc;
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use crate::Config;
+use crate::fan_out::sleep_until;
+use crate::members::{HEARTBEAT, Members};
+use crate::messenger::Messenger;
+use crate::shard::{CancelWord, Known, ShardTask};
+use crate::trust::Trust;
+
+/// The shards that this coordinator consumes, each by a task of its own.
+#[derive(Debug)]
+pub(crate) struct Shards {
+    names: QueueNames,
+    count: u32,
+    limits: ShardLimits,
+    /// How long it may take to leave one.
+    leave_within: Duration,
+    messenger: Messenger,
+    trust: Trust,
+    started: Instant,
+    members: Members,
+    /// When the others are told again that this one is there; none where there are no shards.
+    next_heartbeat: Option<Instant>,
+    /// Those that this one is to consume.
+    wanted: BTreeSet<u32>,
+    consumed: BTreeMap<u32, Consumed>,
+    tasks: JoinSet<(u32, Known)>,
+    /// What is known of shards that were left.
+    known: BTreeMap<u32, Known>,
+}
+
+#[derive(Debug)]
+struct Consumed {
+    inbox: mpsc::UnboundedSender<CancelWord>,
+    leave: CancellationToken,
+}
+
+impl Shards {
+    pub(crate) fn new(config: &Config, messenger: Messenger, trust: Trust, started: Instant) -> Self {
+        let limits = ShardLimits {
+            window: config.shard_limits.window,
+            patience: config.shard_limits.patience,
+            recorded: config.shard_limits.recorded,
+            fan_out: config.limits,
+        };
+        Self {
+            names: config.names.clone(),
+            count: config.shards,
+            limits,
+            leave_within: config.stop_within,
+            members: Members::new(messenger.coordinator, config.shards),
+            next_heartbeat: None,
+            wanted: BTreeSet::new(),
+            messenger,
+            trust,
+            started,
+            consumed: BTreeMap::new(),
+            tasks: JoinSet::new(),
+            known: BTreeMap::new(),
+        }
+    }
+
+    /// Begins to consume, where there are any.
+    pub(crate) fn start(&mut self) {
+        self.next_heartbeat = (self.count > 0).then(Instant::now);
+    }
+
+    /// A coordinator has told of itself.
+    pub(crate) fn heard(&mut self, presence: Presence) {
+        if self.next_heartbeat.is_none() {
+            return;
+        }
+        if self.members.heard(presence, Instant::now()) {
+            // It does not know this one either.
+            self.next_heartbeat = Some(Instant::now());
+        }
+        self.share();
+    }
+
+    fn beat(&mut self) {
+        self.members.expire(Instant::now());
+        self.tell(false);
+        self.next_heartbeat = Some(Instant::now() + HEARTBEAT);
+        self.share();
+    }
+
+    fn tell(&self, leaving: bool) {
+        self.messenger.tell_coordinators(self.trust.sign(self.members.presence(leaving).encode()));
+    }
+
+    /// Consumes the shards that are this one's, and leaves all others.
+    fn share(&mut self) {
+        self.wanted = self.members.own_shards();
+        let unwanted = self.consumed.iter().filter(|(shard, _)| !self.wanted.contains(shard));
+        unwanted.for_each(|(_, consumed)| consumed.leave.cancel());
+        let missing: Vec<u32> =
+            self.wanted.iter().copied().filter(|shard| !self.consumed.contains_key(shard)).collect();
+        missing.into_iter().for_each(|shard| self.consume(shard));
+    }
+
+    fn consume(&mut self, shard: u32) {
+        let (sender, inbox) = mpsc::unbounded_channel();
+        let leave = CancellationToken::new();
+        let task = ShardTask {
+            queue: self.names.shard(shard),
+            limits: self.limits,
+            messenger: self.messenger.clone(),
+            trust: self.trust.clone(),
+            inbox,
+            started: self.started,
+            leave: leave.clone(),
+            leave_within: self.leave_within,
+            known: self.known.remove(&shard).unwrap_or_default(),
+        };
+        self.tasks.spawn(async move { (shard, task.run().await) });
+        self.consumed.insert(shard, Consumed { inbox: sender, leave });
+    }
+
+    /// Works for as long as it is awaited: tells the others of this one, and takes up shards again that were left.
+    pub(crate) async fn run(&mut self) {
+        loop {
+            let heartbeat = self.next_heartbeat;
+            tokio::select! {
+                biased;
+                Some(left) = self.tasks.join_next() => self.note(left),
+                () = sleep_until(heartbeat) => self.beat(),
+            }
+        }
+    }
+
+    fn note(&mut self, left: Result<(u32, Known), JoinError>) {
+        match left {
+            Ok((shard, known)) => {
+                self.consumed.remove(&shard);
+                self.known.insert(shard, known);
+            }
+            Err(error) => {
+                // A defect: its channel closes as it is dropped, and what that held goes back.
+                tracing::error!(%error, "a shard's task panicked; it is consumed again");
+                self.consumed.retain(|_, consumed| !consumed.inbox.is_closed());
+            }
+        }
+        self.share();
+    }
+
+    /// Passes on what somebody asks. Returns whether it is answered.
+    pub(crate) fn ask(&self, word: CancelWord) -> bool {
+        if self.count == 0 {
+            return false;
+        }
+        let shard = QueueNames::shard_of(&word.cid, self.count);
+        self.consumed.get(&shard).is_some_and(|consumed| consumed.inbox.send(word).is_ok())
+    }
+
+    /// Begins to leave all of them.
+    pub(crate) fn leave_all(&mut self) {
+        if self.next_heartbeat.take().is_some() {
+            self.tell(true);
+        }
+        self.consumed.values().for_each(|consumed| consumed.leave.cancel());
+    }
+
+    /// Returns when all are left.
+    pub(crate) async fn left(&mut self) {
+        while self.tasks.join_next().await.is_some() {}
+    }
+}

@@ -1,0 +1,99 @@
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use fanfare_protocol::{Message, RunId};
+
+use crate::Time;
+
+/// What arrived for runs without a manifest: it is early, and its manifest follows, or late, and its fan-out has ended.
+#[derive(Debug)]
+pub(super) struct Unclaimed<T> {
+    runs: BTreeMap<RunId, Claim<T>>,
+    /// The runs by the time at which the first message of each arrived. May name runs that were claimed since.
+    by_age: VecDeque<(Time, RunId)>,
+    messages: usize,
+}
+
+#[derive(Debug)]
+struct Claim<T> {
+    since: Time,
+    messages: VecDeque<Held<T>>,
+}
+
+/// A message as it was delivered.
+#[derive(Debug)]
+pub(super) struct Held<T> {
+    pub(super) tag: T,
+    pub(super) redelivered: bool,
+    pub(super) message: Message,
+}
+
+impl<T> Unclaimed<T> {
+    pub(super) const fn new() -> Self {
+        Self { runs: BTreeMap::new(), by_age: VecDeque::new(), messages: 0 }
+    }
+
+    pub(super) const fn len(&self) -> usize {
+        self.messages
+    }
+
+    pub(super) fn push(&mut self, run: RunId, held: Held<T>, now: Time) {
+        let by_age = &mut self.by_age;
+        let claim = self.runs.entry(run).or_insert_with(|| {
+            by_age.push_back((now, run));
+            Claim { since: now, messages: VecDeque::new() }
+        });
+        claim.messages.push_back(held);
+        self.messages += 1;
+    }
+
+    /// The manifest of a run is there: what has waited for it, in the order in which it arrived.
+    pub(super) fn claim(&mut self, run: &RunId) -> VecDeque<Held<T>> {
+        let messages = self.runs.remove(run).map(|claim| claim.messages).unwrap_or_default();
+        self.messages -= messages.len();
+        messages
+    }
+
+    /// When the oldest run will have waited so long.
+    pub(super) fn due(&mut self, patience: Duration) -> Option<Time> {
+        while let Some((since, run)) = self.by_age.front() {
+            if self.runs.get(run).is_some_and(|claim| claim.since == *since) {
+                return Some(*since + patience);
+            }
+            self.by_age.pop_front();
+        }
+        None
+    }
+
+    /// Takes out the runs that have waited since then or longer, which nobody will claim.
+    pub(super) fn take_until(&mut self, latest: Time) -> Vec<(RunId, VecDeque<Held<T>>)> {
+        let mut taken = Vec::new();
+        while self.due(Duration::ZERO).is_some_and(|since| since <= latest)
+            && let Some((_, run)) = self.by_age.pop_front()
+        {
+            let messages = self.claim(&run);
+            taken.push((run, messages));
+        }
+        taken
+    }
+
+    /// Takes out so many messages, of the runs that have most. The runs themselves are known on, with their age.
+    pub(super) fn take_most(&mut self, messages: usize) -> Vec<Held<T>> {
+        let mut runs: Vec<(usize, RunId)> =
+            self.runs.iter().map(|(run, claim)| (claim.messages.len(), *run)).collect();
+        runs.sort_unstable_by(|one, other| other.cmp(one));
+        let mut taken = Vec::new();
+        for (_, run) in runs {
+            let wanted = messages - taken.len();
+            let Some(claim) = self.runs.get_mut(&run).filter(|_| wanted > 0) else { break };
+            taken.extend(claim.messages.drain(..wanted.min(claim.messages.len())));
+        }
+        self.messages -= taken.len();
+        taken
+    }
+
+    /// Forgets all of it.
+    pub(super) fn clear(&mut self) {
+        *self = Self::new();
+    }
+}

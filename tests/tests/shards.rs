@@ -1,0 +1,233 @@
+//! What is particular to fan-outs that share their queues.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use fanfare_coordinator::Limits;
+use fanfare_protocol::{FinalPayload, QueueNames};
+use fanfare_publisher::{Accepted, Failure, Fanout, InvokeError, Publisher, Target};
+use fanfare_tests::{Stack, eventually, services};
+
+/// Turns async functions that take a [`Stack`] into tests on both brokers, with so many shards.
+macro_rules! with_shards {
+    ($($name:ident: $shards:literal),+ $(,)?) => {
+        mod in_memory {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                fanfare_tests::run(fanfare_tests::Stack::in_memory().sharing($shards), super::$name).await;
+            })+
+        }
+        mod on_rabbitmq {
+            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn $name() {
+                fanfare_tests::run(fanfare_tests::Stack::on_rabbitmq().sharing($shards), super::$name).await;
+            })+
+        }
+    };
+}
+
+with_shards!(
+    no_queue_is_declared_for_a_fan_out: 2,
+    shards_are_divided_among_coordinators_and_pass_on_when_one_leaves: 6,
+    fan_outs_end_once_while_coordinators_come_and_go: 4,
+    a_fan_out_wider_than_the_window_ends_though_its_results_come_before_its_manifest: 1,
+    many_fan_outs_are_held_open_and_survive_a_crash: 2,
+    a_publisher_is_refused_when_too_much_waits_in_its_shard: 1,
+    what_no_fan_out_claims_is_dropped: 1,
+    a_shard_that_is_deleted_ends_its_fan_outs_with_what_is_missing_failed: 1,
+    a_manifest_that_was_parked_goes_to_its_shard_from_where_manifests_go: 1,
+);
+
+async fn invoke(publisher: &Publisher, service: &str, payload: impl serde::Serialize) -> Accepted {
+    let fanout = publisher.fanout("my.source").target(service, payload).on_final("my.done");
+    fanout.invoke().await.expect("accepted")
+}
+
+async fn no_queue_is_declared_for_a_fan_out(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let _worker = stack.worker([services::echo()]).await;
+    let accepted = invoke(&stack.publisher(), "test.echo", 1).await;
+    let own = stack.names().aggregation(&accepted.cid, accepted.run).name;
+    assert_eq!(stack.bystander().inspect(&own).await.expect("the broker is there"), None);
+    let shard = stack.names().shard(QueueNames::shard_of(&accepted.cid, 2)).name;
+    stack.queue_has(&shard, "the manifest and the result", |state| state.messages == 2).await;
+    let coordinator = stack.coordinator();
+    done.next_final().await;
+    stack.ended([&accepted], coordinator).await;
+    assert_eq!(done.rest().await, []);
+}
+
+/// Waits until each shard has this many consumers.
+async fn consumers_of_each(stack: &Stack, shards: u32, consumers: u64) {
+    for shard in 0..shards {
+        let queue = stack.names().shard(shard).name;
+        stack.queue_has(&queue, "its consumers", |state| state.consumers == consumers).await;
+    }
+}
+
+async fn shards_are_divided_among_coordinators_and_pass_on_when_one_leaves(stack: Stack) {
+    const SHARDS: u32 = 6;
+    let mut done = stack.record("my.done").await;
+    let _worker = stack.worker([services::echo()]).await;
+    let (one, other) = (stack.coordinator(), stack.coordinator());
+    consumers_of_each(&stack, SHARDS, 1).await;
+    let publisher = stack.publisher();
+    for n in 0..20 {
+        invoke(&publisher, "test.echo", n).await;
+        done.next_final().await;
+    }
+    one.stop().await;
+    consumers_of_each(&stack, SHARDS, 1).await;
+    let accepted = invoke(&publisher, "test.echo", 20).await;
+    done.next_final().await;
+    stack.ended([&accepted], other).await;
+    assert_eq!(done.rest().await, []);
+}
+
+async fn fan_outs_end_once_while_coordinators_come_and_go(stack: Stack) {
+    const FAN_OUTS: usize = 300;
+    let mut done = stack.record("my.done").await;
+    let _worker = stack.worker([services::echo()]).await;
+    let mut coordinator = stack.coordinator();
+    let publisher = stack.publisher();
+    let mut ended: BTreeMap<String, usize> = BTreeMap::new();
+    for n in 0..FAN_OUTS {
+        invoke(&publisher, "test.echo", n).await;
+        if n % 60 == 59 {
+            let next = stack.coordinator();
+            std::mem::replace(&mut coordinator, next).stop().await;
+        }
+    }
+    while ended.len() < FAN_OUTS {
+        let message = done.next().await;
+        *ended.entry(message.properties.correlation_id.expect("a CID")).or_default() += 1;
+    }
+    stack.ended([], coordinator).await;
+    assert!(ended.values().all(|times| *times == 1), "a stop repeats nothing: {ended:?}");
+    assert_eq!(done.rest().await, []);
+}
+
+async fn a_fan_out_wider_than_the_window_ends_though_its_results_come_before_its_manifest(stack: Stack) {
+    const TARGETS: usize = 3_000;
+    const WINDOW: u16 = 500;
+    let mut done = stack.record("my.done").await;
+    let _worker = stack.worker([services::echo()]).await;
+    let targets = (0..TARGETS).map(|n| Target::new("test.echo", n).key(n.to_string()));
+    let fanout = targets.fold(stack.publisher().fanout("my.source"), Fanout::add);
+    let accepted = fanout.on_final("my.done").invoke().await.expect("accepted");
+    let shard = stack.names().shard(0).name;
+    stack.queue_has(&shard, "all results", |state| state.messages == TARGETS as u64 + 1).await;
+    let mut config = stack.coordinator_config();
+    config.limits = Limits { window: WINDOW, results_held: 100, ..config.limits };
+    config.shard_limits.window = WINDOW;
+    let coordinator = stack.coordinator_with(config);
+    let payload = done.next_final().await;
+    assert_eq!(payload.data.len(), TARGETS);
+    assert_eq!(payload.failures().count(), 0);
+    stack.ended([&accepted], coordinator).await;
+    assert_eq!(done.rest().await, []);
+}
+
+async fn many_fan_outs_are_held_open_and_survive_a_crash(stack: Stack) {
+    let fan_outs = if fanfare_tests::full() { 20_000 } else { 500 };
+    let mut done = stack.record("my.done").await;
+    let mut target = stack.record("my.target").await;
+    let first = stack.coordinator();
+    let publisher = stack.publisher();
+    for n in 0..fan_outs {
+        invoke(&publisher, "my.target", n).await;
+    }
+    eventually("the coordinator holds all manifests", async || first.mortal().held() == fan_outs).await;
+    first.kill().await;
+    let second = stack.coordinator();
+    for _ in 0..fan_outs {
+        let request = target.next().await;
+        fanfare_tests::answer(&stack, &request, Some("an answer")).await;
+    }
+    for _ in 0..fan_outs {
+        let payload: FinalPayload = done.next_final().await;
+        assert_eq!(payload.get::<String>("my.target").expect("it answered"), "an answer");
+    }
+    stack.ended([], second).await;
+    assert_eq!(done.rest().await, []);
+}
+
+async fn what_no_fan_out_claims_is_dropped(stack: Stack) {
+    let mut target = stack.record("my.target").await;
+    let mut done = stack.record("my.done").await;
+    let publisher = stack.publisher();
+    let accepted = invoke(&publisher, "my.target", 1).await;
+    let request = target.next().await;
+    fanfare_tests::answer(&stack, &request, Some("first")).await;
+    let first = stack.coordinator();
+    done.next_final().await;
+    stack.ended([&accepted], first).await;
+
+    // Nobody remembers the fan-out any more.
+    fanfare_tests::answer(&stack, &request, Some("late")).await;
+    let mut config = stack.coordinator_config();
+    config.shard_limits.patience = Duration::from_millis(200);
+    let second = stack.coordinator_with(config);
+    stack.ended([&accepted], second).await;
+    assert_eq!(done.rest().await, []);
+}
+
+async fn a_manifest_that_was_parked_goes_to_its_shard_from_where_manifests_go(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let mut target = stack.record("my.target").await;
+    let accepted = invoke(&stack.publisher(), "my.target", 1).await;
+    let mut shard = stack.record_queue(&stack.names().shard(0).name).await;
+    let manifest = shard.next().await;
+    drop(shard);
+    let coordinator = stack.coordinator();
+    let fanin = stack.names().fanin().name;
+    stack.queue_has(&fanin, "a consumer", |state| state.consumers == 1).await;
+    stack.publish(&fanin, manifest).await;
+    let request = target.next().await;
+    fanfare_tests::answer(&stack, &request, Some("an answer")).await;
+    done.next_final().await;
+    stack.ended([&accepted], coordinator).await;
+    assert_eq!(done.rest().await, []);
+}
+
+async fn a_shard_that_is_deleted_ends_its_fan_outs_with_what_is_missing_failed(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let mut target = stack.record("my.target").await;
+    let coordinator = stack.coordinator();
+    let fanout = stack.publisher().fanout("my.source").on_final("my.done");
+    let fanout =
+        ["a", "b"].iter().fold(fanout, |fanout, key| fanout.add(Target::new("my.target", key).key(key)));
+    fanout.invoke().await.expect("accepted");
+    fanfare_tests::answer(&stack, &target.next().await, Some("an answer")).await;
+    eventually("manifest and result are held", async || coordinator.mortal().held() == 2).await;
+    let shard = stack.names().shard(0).name;
+    stack.bystander().delete(&shard).await.expect("it is deleted");
+    let payload = done.next_final().await;
+    assert_eq!(payload.get::<String>("a").expect("it answered"), "an answer");
+    assert!(payload.failures().any(|failure| failure.exception.contains("was deleted")), "{payload:?}");
+    // It is declared again, for others.
+    stack.queue_has(&shard, "a consumer", |state| state.consumers == 1).await;
+    stack.ended([], coordinator).await;
+    assert_eq!(done.rest().await, []);
+}
+
+async fn a_publisher_is_refused_when_too_much_waits_in_its_shard(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let _worker = stack.worker([services::echo()]).await;
+    let publisher = stack.publisher_bounded(1);
+    let shard = stack.names().shard(0).name;
+    let fanout = |width: usize| {
+        let targets = (0..width).map(|n| Target::new("test.echo", n).key(n.to_string()));
+        targets.fold(publisher.fanout("my.source"), Fanout::add).on_final("my.done")
+    };
+    let accepted = fanout(9).invoke().await.expect("accepted");
+    stack.queue_has(&shard, "ten messages", |state| state.messages == 10).await;
+    let refused = fanout(1).invoke().await;
+    let Err(InvokeError::NotAccepted { source, requests_sent: false, .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    assert!(matches!(source, Failure::Busy { waiting: 1, most: 1 }), "{source:?}");
+    let coordinator = stack.coordinator();
+    done.next_final().await;
+    stack.ended([&accepted], coordinator).await;
+}
