@@ -36,7 +36,9 @@ pub(crate) struct Inquiries {
 }
 
 /// Something that somebody wants to know of a fan-out, which its task puts to its machine.
-pub(crate) struct Question(Box<dyn FnOnce(&FanIn<Tag>) + Send>);
+pub(crate) struct Question(Box<Ask>);
+
+type Ask = dyn FnOnce(&FanIn<Tag>) + Send;
 
 impl Question {
     /// Asks something, and hands over what is answered, unless it is nothing.
