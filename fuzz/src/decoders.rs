@@ -64,7 +64,11 @@ pub fn result(data: &[u8]) {
         coordinator: samples::id(7),
         number: 0,
         called: true,
-        entries: vec![fanfare_protocol::CheckpointEntry { key: manifest.targets[0].key.clone(), body, traceparent: None }],
+        entries: vec![fanfare_protocol::CheckpointEntry {
+            key: manifest.targets[0].key.clone(),
+            body,
+            traceparent: None,
+        }],
     };
     assert_eq!(Checkpoint::decode(&checkpoint.encode(&manifest)), Ok(checkpoint));
 }

@@ -22,10 +22,12 @@ pub fn report(data: &[u8]) {
 fn reported(reader: &mut Reader<'_>) -> Option<()> {
     let manifest = numbered(reader.below(20)?, reader.below(4)?, reader.below(3)?);
     let hold = Hold { token: id(OWN), take_over: reader.below(2)? == 1 };
-    let deadline = (reader.below(2)? == 1).then(|| Deadline { at: Duration::from_secs(30), is_written: true });
+    let deadline =
+        (reader.below(2)? == 1).then(|| Deadline { at: Duration::from_secs(30), is_written: true });
     let mut witness = Witness::new(manifest.clone());
     let tag = witness.tag();
-    let mut machine = FanIn::new(manifest, tag, hold, LIMITS, Duration::ZERO).with_deadline(deadline, Duration::ZERO);
+    let mut machine =
+        FanIn::new(manifest, tag, hold, LIMITS, Duration::ZERO).with_deadline(deadline, Duration::ZERO);
     let mut now = Duration::ZERO;
     while let Some(choice) = reader.byte() {
         let event = match choice % 16 {

@@ -25,6 +25,18 @@ mod samples;
 mod configuration;
 #[path = "../../crates/fanfare-cli/src/durations.rs"]
 mod durations;
+#[path = "../../crates/fanfare-cli/src/logging"]
+mod logging {
+    mod format;
+
+    pub(crate) use self::format::Format;
+}
+#[path = "../../crates/fanfare-cli/src/monitor"]
+mod monitor {
+    mod address;
+
+    pub(crate) use self::address::Address;
+}
 #[path = "../../crates/fanfare-cli/src/numbers.rs"]
 #[allow(dead_code, reason = "here no command line is read")]
 mod numbers;

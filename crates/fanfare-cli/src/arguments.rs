@@ -98,7 +98,7 @@ pub(crate) struct Shared {
     pub(crate) log_format: Option<Format>,
 }
 
-// Written out beside the flag that it is for: settings files are read without a command line, too.
+// Written out beside the flags that they are for: settings files are read without a command line, too.
 impl ValueEnum for QueueType {
     fn value_variants<'a>() -> &'a [Self] {
         &[Self::Classic, Self::Quorum]
@@ -125,6 +125,20 @@ impl ValueEnum for Aggregation {
             Self::Shared => {
                 PossibleValue::new("shared").help("In shards, which all fan-outs share: for many small ones")
             }
+        })
+    }
+}
+
+impl ValueEnum for Format {
+    fn value_variants<'a>() -> &'a [Self] {
+        &[Self::Text, Self::Json]
+    }
+
+    fn to_possible_value(&self) -> Option<PossibleValue> {
+        Some(match self {
+            Self::Text => PossibleValue::new("text").help("A line of text for each event"),
+            Self::Json => PossibleValue::new("json")
+                .help("A JSON object a line for each event, with the fields of its span"),
         })
     }
 }

@@ -1,29 +1,19 @@
 //! Logs go to standard error, so that they never mix with output.
 
+mod format;
+
 use std::io::{self, IsTerminal};
 
-use clap::ValueEnum;
-use serde::Deserialize;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
 
+pub(crate) use self::format::Format;
 use crate::exit::Failure;
 #[cfg(not(feature = "otlp"))]
 use crate::no_otlp::Export;
 #[cfg(feature = "otlp")]
 use crate::otlp::Export;
-
-/// How the log is written.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Format {
-    /// A line of text for each event
-    #[default]
-    Text,
-    /// A JSON object a line for each event, with the fields of its span
-    Json,
-}
 
 /// What is told of this process, until it is ended.
 pub(crate) struct Logging {

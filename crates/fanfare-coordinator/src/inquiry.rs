@@ -36,7 +36,9 @@ pub(crate) struct Inquiries {
 }
 
 /// Something that somebody wants to know of a fan-out, which its task puts to its machine.
-pub(crate) struct Question(Box<dyn FnOnce(&FanIn<Tag>) + Send>);
+pub(crate) struct Question(Box<Ask>);
+
+type Ask = dyn FnOnce(&FanIn<Tag>) + Send;
 
 impl Question {
     /// Asks something, and hands over what is answered, unless it is nothing.
@@ -178,7 +180,7 @@ fn status_if_wanted(machine: &FanIn<Tag>, query: &StatusQuery, now: WireTime) ->
 
 /// How far a fan-out has come.
 pub(crate) fn status(machine: &FanIn<Tag>, state: FanOutState) -> FanOutStatus {
-    let Manifest { cid, run, source, req_ts_utc, targets, deadline_utc, .. } = machine.manifest();
+    let Manifest { cid, run, source, req_ts_utc, targets, deadline_utc, .. } = &**machine.manifest();
     FanOutStatus {
         cid: cid.clone(),
         run: *run,

@@ -245,7 +245,7 @@ impl<T: Clone> FanIn<T> {
             Phase::Opening => FanOutState::Opening,
             Phase::Gathering if !self.gathered.has_all() => FanOutState::Gathering,
             Phase::Gathering | Phase::Finalizing(_) => FanOutState::Calling,
-            Phase::Deleting | Phase::GivingUp | Phase::Done => FanOutState::Ending,
+            Phase::Deleting | Phase::Recording | Phase::GivingUp | Phase::Done => FanOutState::Ending,
         }
     }
 

@@ -18,7 +18,7 @@ use self::unclaimed::{Held, Unclaimed};
 use self::words::Of;
 pub use self::words::{ShardEffect, ShardEvent, ShardPublication, ShardPublicationId};
 use self::{fences::Fences, records::Records};
-use crate::{Effect, Event, FanIn, Hold, Limits, Time};
+use crate::{Deadline, Effect, Event, FanIn, Hold, Limits, Time};
 
 /// Numbers that bound what a shard holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -218,7 +218,7 @@ impl<T: Clone> Shard<T> {
         tag: T,
         manifest: Manifest,
         take_over: bool,
-        deadline: Option<Time>,
+        deadline: Option<Deadline>,
         now: Time,
         out: &mut Vec<ShardEffect<T>>,
     ) {
@@ -235,7 +235,7 @@ impl<T: Clone> Shard<T> {
         }
         let hold = Hold { token: self.token, take_over };
         let fan_in = FanIn::new(manifest, tag, hold, self.limits.fan_out, now);
-        let fan_in = fan_in.with_deadline(deadline).in_shard(fenced);
+        let fan_in = fan_in.with_deadline(deadline, now).in_shard(fenced);
         self.open.insert(run, Open { fan_in, number: self.opened, timeout: None, recording: false });
         self.opened += 1;
         self.step(run, out, |fan_in| fan_in.handle(Event::Opened, now));

@@ -274,7 +274,8 @@ impl<'a> Look<'a> {
             self.held += 1;
             let parked = Parked::of(&delivery.message, &self.operator.config.names);
             let is_chosen = self.query.ids.contains(&parked.id);
-            if self.query.matches(&parked, self.now) && !(is_chosen && !self.seen.insert(parked.id.clone())) {
+            let is_meant = self.query.matches(&parked, self.now);
+            if is_meant && (!is_chosen || self.seen.insert(parked.id.clone())) {
                 return Ok(Some((parked, delivery)));
             }
         }

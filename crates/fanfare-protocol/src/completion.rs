@@ -113,14 +113,9 @@ impl EndedBy {
     /// Reads the field of a result leniently: a result of a foreign worker that has a field of this name for something else
     /// is no less a result.
     pub(crate) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Self>, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Text(String),
-            Other(serde::de::IgnoredAny),
-        }
-        let Written::Text(text) = Written::deserialize(deserializer)? else { return Ok(None) };
-        Ok([Self::Deadline, Self::Completion, Self::Cancel].into_iter().find(|by| by.as_str() == text))
+        let text = crate::result::text(deserializer)?;
+        let known = [Self::Deadline, Self::Completion, Self::Cancel];
+        Ok(known.into_iter().find(|by| Some(by.as_str()) == text.as_deref()))
     }
 }
 

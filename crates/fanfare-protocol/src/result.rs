@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::invocation::ReplyAddress;
@@ -139,6 +139,20 @@ pub(crate) fn null() -> Box<RawValue> {
 
 pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
     serde_json::to_vec(value).expect("the protocol's types hold only strings, numbers and JSON")
+}
+
+/// Reads a field that is of use only where it is a text, and no reason to refuse what has it.
+pub(crate) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Written {
+        Text(String),
+        Other(serde::de::IgnoredAny),
+    }
+    Ok(match Written::deserialize(deserializer)? {
+        Written::Text(text) => Some(text),
+        Written::Other(_) => None,
+    })
 }
 
 /// Decodes a body: one JSON object, all of it in UTF-8, since it goes on as it is to readers who rely on that. `serde_json`

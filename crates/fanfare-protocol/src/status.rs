@@ -243,7 +243,7 @@ mod tests {
         FanOutStatus {
             cid: Cid::new(format!("c-{n}")).unwrap(),
             run: RunId::from(Uuid::from_u128(n.into())),
-            source: Source::new(if n % 2 == 0 { "even" } else { "odd" }).unwrap(),
+            source: Source::new(if n.is_multiple_of(2) { "even" } else { "odd" }).unwrap(),
             req_ts_utc: time(1_000 - n),
             targets: 10,
             done: usize::try_from(n).unwrap(),

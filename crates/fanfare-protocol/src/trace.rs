@@ -1,7 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserializer, Serialize, Serializer};
 
 use crate::{HeaderValue, Message, header, limits};
 
@@ -43,14 +43,7 @@ impl TraceParent {
 
     /// Reads the field of a message's body leniently.
     pub(crate) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Self>, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Written {
-            Text(String),
-            Other(serde::de::IgnoredAny),
-        }
-        let Written::Text(text) = Written::deserialize(deserializer)? else { return Ok(None) };
-        Ok(text.parse().ok())
+        Ok(crate::result::text(deserializer)?.and_then(|text| text.parse().ok()))
     }
 }
 

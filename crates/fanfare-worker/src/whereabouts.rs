@@ -150,7 +150,7 @@ mod tests {
         let whereabouts = Whereabouts::default();
         let here = whereabouts.begin(&service(), &invocation("k"), time(5)).unwrap();
         let running = ("k".to_owned(), Doing::Running { since_utc: time(5) });
-        assert_eq!(told(&whereabouts, None, 9), [running.clone()]);
+        assert_eq!(told(&whereabouts, None, 9), std::slice::from_ref(&running));
         assert_eq!(told(&whereabouts, Some(Uuid::from_u128(2).into()), 9), []);
         drop(here);
         assert_eq!(told(&whereabouts, None, 9), []);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fanfare_protocol::{Cancellation, Ended, Fence, Manifest, Message, RunId, WireTime};
 
-use crate::{Publication, PublicationId, Summary, Time};
+use crate::{Deadline, Publication, PublicationId, Summary};
 
 /// Something happened that a shard has to know of. `T` is what a delivery is acked with.
 #[derive(Debug)]
@@ -22,7 +22,7 @@ pub enum ShardEvent<T> {
         /// Whether another may have held it before: it was redelivered, or is a renewed copy.
         take_over: bool,
         /// When what is missing is to fail.
-        deadline: Option<Time>,
+        deadline: Option<Deadline>,
     },
     /// Any other message.
     Delivered {

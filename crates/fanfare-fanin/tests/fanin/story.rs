@@ -118,7 +118,7 @@ impl Story {
 
     /// A note that a run has ended.
     pub(crate) fn end_note(&mut self, tag: &'static str, run: u128) -> Outcome<'_> {
-        let manifest = Manifest { run: id(run), ..self.machine.manifest().clone() };
+        let manifest = Manifest { run: id(run), ..Manifest::clone(self.machine.manifest()) };
         self.message(tag, false, &EndNote::encode(&manifest))
     }
 
@@ -213,7 +213,7 @@ impl Story {
                 let key = self.machine.manifest().key_at(place).unwrap().as_str().to_owned();
                 format!("call {callback} with {key}={}", answer(&body))
             }
-            Publication::OnFinal { callback, body, ending } => {
+            Publication::OnFinal { callback, body, ending, .. } => {
                 format!("final {callback} with {}", tell_payload(&body, ending))
             }
             Publication::Waiter { body, ending } => format!("waiter with {}", tell_payload(&body, ending)),
