@@ -100,7 +100,7 @@ mod tests {
     const SHARDS: u32 = 16;
 
     fn id(n: u128) -> RunId {
-        RunId::from(Uuid::from_u128(n * 0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835))
+        RunId::from(Uuid::from_u128(n.wrapping_mul(0x9E37_79B9_7F4A_7C15_F39C_C060_5CED_C835)))
     }
 
     /// The shards of each coordinator, as it sees them itself.
