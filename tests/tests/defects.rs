@@ -49,6 +49,11 @@ fn the_lack_of_a_fence_is_found() {
 }
 
 #[test]
+fn an_emptied_queue_taken_for_a_young_one_is_found() {
+    is_found(Defect::NoSentinel, Kind::Contradicted);
+}
+
+#[test]
 fn a_count_instead_of_a_set_is_found() {
     is_found(Defect::CountInsteadOfSet, Kind::Unexpected);
 }

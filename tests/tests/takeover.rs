@@ -59,9 +59,11 @@ async fn a_queue_that_comes_back_from_its_deletion_ends_no_fan_out_twice(stack: 
     scene.answer_all().await;
     let mortal = Mortal::new(scene.stack.connect());
     mortal.half_deletes(scene.stack.names().aggregation(&accepted.cid, accepted.run));
-    let coordinator = scene.stack.coordinator_on(mortal, scene.config());
+    let coordinator = scene.stack.coordinator_on(Arc::clone(&mortal), scene.config());
+    scene.without_queue.insert(accepted.run);
     scene.finish(&accepted, coordinator).await;
     scene.check(&accepted, false).await;
+    assert!(scene.without_queue.is_empty(), "a copy of the manifest is parked");
 }
 
 /// Three targets, which the test answers by hand, one service that is both an on-target and a final callback, so that the
@@ -198,6 +200,7 @@ impl Scene {
     fn config(&self) -> Config {
         let mut config = self.stack.coordinator_config();
         config.limits.calls_at_risk = 2;
+        config.limits.fence_again = Duration::from_millis(200);
         config.absence_pause = Duration::from_millis(50);
         // No result is sent before its manifest is there. What waits for one is left from where a coordinator has died.
         config.shard_limits.patience = Duration::from_millis(50);

@@ -1,5 +1,5 @@
 use fanfare_fanin::Publication;
-use fanfare_protocol::{Callback, CallbackKind, Manifest, Message, ReplyAddress, TargetResult};
+use fanfare_protocol::{Callback, CallbackKind, Manifest, Message, ReplyAddress, Sentinel, TargetResult};
 
 use crate::outbox::{Absence, Outbox};
 use crate::telemetry;
@@ -36,6 +36,9 @@ pub(crate) fn addressed(
             (manifest.reply_to.clone(), checkpoint.encode(manifest), Absence::Waits)
         }
         Publication::Fence(fence) => (manifest.reply_to.clone(), fence.encode(manifest), Absence::Waits),
+        Publication::Sentinel => {
+            (manifest.reply_to.clone(), Sentinel::encode(&manifest.cid, manifest.run), Absence::Waits)
+        }
         Publication::Missing { place, body } => {
             let to = ReplyAddress {
                 queue: manifest.reply_to.clone(),

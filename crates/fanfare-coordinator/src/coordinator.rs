@@ -234,8 +234,8 @@ impl Coordinator {
         let watched = self.handle.view.hold(&manifest, take_over);
         let machine = FanIn::new(manifest, tag, hold, self.config.limits, now).with_deadline(deadline, now);
         let ties = Ties { inbox, stop: self.stop.clone(), watched };
-        let (messenger, window) = (self.messenger.clone(), self.config.limits.window);
-        let fan_out = FanOut::new(machine, messenger, self.trust.clone(), window, self.started, ties);
+        let messenger = self.messenger.clone();
+        let fan_out = FanOut::new(machine, messenger, self.trust.clone(), self.started, ties);
         self.open.insert(run, Open { cid, inbox: sender });
         self.tasks.spawn(fan_out.run());
         self.tell_whether_full();

@@ -104,7 +104,6 @@ impl FanOut {
         machine: FanIn<Tag>,
         messenger: Messenger,
         trust: Trust,
-        window: u16,
         started: Instant,
         ties: Ties,
     ) -> Self {
@@ -112,7 +111,7 @@ impl FanOut {
         let manifest = machine.manifest();
         let told = (manifest.progress && manifest.waiter.is_some()).then_some(0);
         let outbox = messenger.outbox.clone();
-        let queue = AggregationQueue::open(outbox.clone(), machine.manifest().reply_to.clone(), window);
+        let queue = AggregationQueue::open(outbox.clone(), manifest.reply_to.clone(), machine.prefetch());
         Self {
             machine,
             outbox,
@@ -216,12 +215,9 @@ impl FanOut {
         }
         join_all(acks.iter().map(Tag::ack)).await;
         match last? {
-            Effect::Abandon { ended, manifests } => {
+            Effect::Abandon { manifests } => {
                 let manifest = self.machine.manifest();
-                tracing::debug!(cid = %manifest.cid, run = %manifest.run, ended, "fan-out let go");
-                if ended {
-                    self.messenger.note_end(manifest);
-                }
+                tracing::debug!(cid = %manifest.cid, run = %manifest.run, "fan-out let go");
                 self.queue.close().await;
                 for manifest in manifests {
                     manifest.requeue().await;

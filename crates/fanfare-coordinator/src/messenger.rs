@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fanfare_broker::Backoff;
-use fanfare_protocol::{CancelAnswer, CancelState, Cancelled, Cid, EndNote, Manifest, Message, RunId};
+use fanfare_protocol::{CancelAnswer, CancelState, Cancelled, Cid, Message, RunId};
 use tokio_util::task::TaskTracker;
 
 use crate::outbox::{Absence, Outbox};
@@ -14,8 +14,7 @@ const LIMIT: Duration = Duration::from_secs(10);
 const MOST_UNDER_WAY: usize = 1_000;
 
 /// Sends what nobody relies on: whoever misses an answer asks again, and a worker that misses what it is told runs targets
-/// whose results are late. So nothing waits for these messages, and nothing is acked because of them. A note of an end is for the
-/// rare broker that brings a deleted queue back.
+/// whose results are late. So nothing waits for these messages, and nothing is acked because of them.
 #[derive(Debug, Clone)]
 pub(crate) struct Messenger {
     pub(crate) outbox: Outbox,
@@ -64,15 +63,6 @@ impl Messenger {
                 }
                 backoff.wait(&*outbox.environment).await;
             }
-        });
-    }
-
-    /// Writes down that a fan-out has ended, where its queue is still there, or back: whoever is handed the manifest reads it.
-    pub(crate) fn note_end(&self, manifest: &Manifest) {
-        let (queue, note) = (manifest.reply_to.clone(), EndNote::encode(manifest));
-        let outbox = self.outbox.clone();
-        self.under_way.spawn(async move {
-            outbox.publish(&queue, note, Absence::Late).await;
         });
     }
 

@@ -26,9 +26,6 @@ pub enum Effect<T> {
     /// Let go: close the consuming channel without another ack, and put back what is held of the manifest, so that
     /// some coordinator takes the fan-out up. The machine is done.
     Abandon {
-        /// Whether the fan-out had ended and its queue was being deleted. A broker that is killed over that can bring the queue
-        /// back without its messages; so a note of the end is to be published to it, however long that takes, unless it is gone.
-        ended: bool,
         /// The manifest's deliveries: none where a renewed copy is on its way to someone, two where it has arrived and the
         /// first is not acked.
         manifests: Vec<T>,
@@ -75,6 +72,8 @@ pub enum Publication {
     Checkpoint(Checkpoint),
     /// To the aggregation queue.
     Fence(Fence),
+    /// To the aggregation queue, for one that is held for too long.
+    Sentinel,
     /// A failed result in the place of a target that is not awaited any longer, to the aggregation queue.
     Missing {
         /// The target's place in the manifest.

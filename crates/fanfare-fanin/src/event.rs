@@ -67,8 +67,8 @@ pub enum Item {
     Checkpoint(Checkpoint),
     /// A mark that a coordinator wrote.
     Fence(Fence),
-    /// A note of who had ended the fan-out, and did not learn whether its queue was deleted: it came back.
-    EndNote,
+    /// What lies in the queue from before the manifest to its deletion.
+    Sentinel,
     /// A result of another run, or of a target that the manifest does not list: an ordinary event, ignored.
     Stranger,
     /// Of a type that this version does not know and another may need: held, and never acked while the fan-out lives.

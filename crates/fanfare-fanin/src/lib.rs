@@ -24,11 +24,11 @@
 //! [`FanIn::read`] tells what a message of an aggregation queue is.
 
 mod checkpoints;
+mod copies;
 mod effect;
 mod event;
 mod gathered;
 mod machine;
-mod manifests;
 mod read;
 mod shard;
 

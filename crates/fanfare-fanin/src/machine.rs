@@ -1,6 +1,7 @@
 mod closing;
 mod incoming;
 mod outgoing;
+mod sentinel;
 mod sharing;
 
 use std::collections::BTreeMap;
@@ -10,9 +11,9 @@ use std::time::Duration;
 use fanfare_protocol::{Ending, FanOutState, Manifest, Message, RunId, TraceParent, WireTime, limits};
 
 use crate::checkpoints::Checkpoints;
+use crate::copies::Copies;
 use crate::gathered::Gathered;
 use crate::machine::closing::Closing;
-use crate::manifests::Manifests;
 use crate::read::read;
 use crate::{Answer, Effect, Event, Item, Publication, PublicationId, Summary};
 
@@ -76,8 +77,14 @@ pub struct FanIn<T> {
     limits: Limits,
     queue: Queue,
     phase: Phase,
-    manifests: Manifests<T>,
+    manifests: Copies<T>,
+    sentinel: Copies<T>,
+    sentinel_seen: bool,
     fence: FenceState,
+    /// When the queue began to be consumed.
+    opened_at: Option<Time>,
+    /// Whether it was asked who consumes the queue.
+    probed: bool,
     read_anything: bool,
     queue_gone: bool,
     stopping: bool,
@@ -119,8 +126,8 @@ enum Phase {
     Gathering,
     /// All targets have completed; so many final callbacks are not confirmed.
     Finalizing(usize),
-    /// The queue is being deleted.
-    Deleting,
+    /// The queue is being deleted, by who has completed the fan-out or has found it emptied.
+    Deleting { completed: bool },
     /// In a shard: that the fan-out has ended is being recorded.
     Recording,
     /// A copy of the manifest is being parked: the fan-out cannot go on.
@@ -150,13 +157,27 @@ enum Pending {
     OnFinal(Option<usize>),
     Checkpoint,
     Fence,
+    Sentinel,
     Renewal,
     Missing,
-    ParkedManifest {
-        /// Whether the results stay in the queue, for the manifest to be replayed.
-        results_stay: bool,
-    },
+    ParkedManifest(Leaving),
 }
+
+/// What a hold that gives its fan-out up does last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Leaving {
+    /// The results stay in the queue, for the manifest to be replayed.
+    LeavesResults,
+    /// The queue is deleted.
+    DeletesQueue,
+    /// There is no queue, or it is that of others too.
+    Acks,
+}
+
+/// Why a fan-out is given up whose queue has lost what was in it.
+const EMPTIED: &str = "the fan-out's aggregation queue has lost what was in it: the fan-out had ended, and the broker was killed \
+                       over the queue's deletion, or somebody has purged it; no callback was published for this copy of the \
+                       manifest";
 
 impl<T: Clone> FanIn<T> {
     /// Takes a fan-out on. `tag` is that of the manifest's delivery.
@@ -170,8 +191,12 @@ impl<T: Clone> FanIn<T> {
             limits,
             queue: Queue::Own,
             phase: Phase::Opening,
-            manifests: Manifests::new(tag, now),
+            manifests: Copies::one(tag, now),
+            sentinel: Copies::none(),
+            sentinel_seen: false,
             fence: if hold.take_over { FenceState::Wanted } else { FenceState::NotNeeded },
+            opened_at: None,
+            probed: false,
             read_anything: false,
             queue_gone: false,
             stopping: false,
@@ -245,7 +270,7 @@ impl<T: Clone> FanIn<T> {
             Phase::Opening => FanOutState::Opening,
             Phase::Gathering if !self.gathered.has_all() => FanOutState::Gathering,
             Phase::Gathering | Phase::Finalizing(_) => FanOutState::Calling,
-            Phase::Deleting | Phase::Recording | Phase::GivingUp | Phase::Done => FanOutState::Ending,
+            Phase::Deleting { .. } | Phase::Recording | Phase::GivingUp | Phase::Done => FanOutState::Ending,
         }
     }
 
@@ -274,7 +299,7 @@ impl<T: Clone> FanIn<T> {
     /// When to report [`Event::TimePassed`] if nothing else happens before.
     #[must_use]
     pub fn next_timeout(&self) -> Option<Time> {
-        if matches!(self.phase, Phase::Done | Phase::Deleting | Phase::Recording | Phase::GivingUp) {
+        if matches!(self.phase, Phase::Done | Phase::Deleting { .. } | Phase::Recording | Phase::GivingUp) {
             return None;
         }
         let renewal = self.manifests.renewal_due(self.renewal);
@@ -285,14 +310,15 @@ impl<T: Clone> FanIn<T> {
         let sweep = self.may_sweep().then(|| self.checkpoints.next_timeout()).flatten();
         let deadline = self.deadline.filter(|_| self.may_close() && !self.gathered.has_all());
         let deadline = deadline.map(|deadline| deadline.at);
-        [renewal, fence, sweep, deadline].into_iter().flatten().min()
+        let (probe, sentinel) = (self.probe_due(), self.sentinel_due());
+        [renewal, fence, sweep, deadline, probe, sentinel].into_iter().flatten().min()
     }
 
     /// Takes an event in, and tells what to do, in order.
     #[must_use]
     pub fn handle(&mut self, event: Event<T>, now: Time) -> Vec<Effect<T>> {
         self.step(now, |machine, out| match event {
-            Event::Opened => machine.opened(),
+            Event::Opened => machine.opened(now),
             Event::NeverOpened => machine.never_opened(out),
             Event::Delivered { tag, redelivered, item } => {
                 machine.delivered(tag, redelivered, item, now, out);
@@ -328,7 +354,9 @@ impl<T: Clone> FanIn<T> {
         }
         if self.phase == Phase::Gathering {
             self.send_fence(now, out);
-            if !stopping {
+            if self.is_emptied() {
+                self.give_up(EMPTIED, Leaving::DeletesQueue, out);
+            } else if !stopping {
                 self.close(now, out);
                 self.publish_calls(out);
                 self.finalize(out);
@@ -336,9 +364,11 @@ impl<T: Clone> FanIn<T> {
         }
         if matches!(self.phase, Phase::Gathering | Phase::Finalizing(1..)) {
             self.write_checkpoint(now, out);
+            self.renew_sentinel(now, out);
         }
         if matches!(self.phase, Phase::Opening | Phase::Gathering | Phase::Finalizing(_)) {
             self.renew(now, out);
+            self.probe(now, out);
         }
         if self.phase == Phase::Finalizing(0) {
             self.finish(out);

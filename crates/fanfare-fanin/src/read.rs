@@ -26,8 +26,8 @@ pub(crate) fn read(message: &Message, manifest: &Manifest, places: &BTreeMap<Str
             Ok(fence) => Item::Fence(fence),
             Err(Malformed(reason)) => Item::Garbage(reason),
         },
-        header::TYPE_END_NOTE if message.run() == Ok(manifest.run) => Item::EndNote,
-        header::TYPE_END_NOTE => Item::Stranger,
+        header::TYPE_SENTINEL if is_foreign(message, manifest) => Item::Stranger,
+        header::TYPE_SENTINEL => Item::Sentinel,
         kind if kind.starts_with("fanfare.") => Item::Unknown,
         kind => Item::Garbage(format!("type {kind:?} does not belong into an aggregation queue")),
     }

@@ -140,18 +140,17 @@ impl Fence {
     }
 }
 
-/// A note in an aggregation queue: all final callbacks of its fan-out are confirmed. Written by a coordinator that has lost its
-/// channel while it deleted the queue, which may be back by that, and empty.
+/// What lies in an aggregation queue from before its manifest to its deletion. A broker that is killed over that deletion can bring
+/// the queue back without its messages: a queue without its sentinel is one whose fan-out has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EndNote;
+pub struct Sentinel;
 
-impl EndNote {
+impl Sentinel {
     /// The message as the aggregation queue takes it.
     #[must_use]
-    pub fn encode(manifest: &Manifest) -> Message {
-        let id = format!("{}/end-note", manifest.cid);
-        let mut message = Message::of(header::TYPE_END_NOTE, &manifest.cid, id, "{}");
-        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(manifest.run.to_string()));
+    pub fn encode(cid: &Cid, run: RunId) -> Message {
+        let mut message = Message::of(header::TYPE_SENTINEL, cid, format!("{cid}/sentinel"), "{}");
+        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(run.to_string()));
         message
     }
 }

@@ -67,8 +67,8 @@ pub const TYPE_PROGRESS: &str = "fanfare.progress";
 pub const TYPE_CHECKPOINT: &str = "fanfare.checkpoint";
 /// `type` of a fence.
 pub const TYPE_FENCE: &str = "fanfare.fence";
-/// `type` of a note that a fan-out has ended.
-pub const TYPE_END_NOTE: &str = "fanfare.end-note";
+/// `type` of what lies in an aggregation queue until that is deleted.
+pub const TYPE_SENTINEL: &str = "fanfare.sentinel";
 /// `type` of the record, in a shard, that fan-outs have ended.
 pub const TYPE_ENDED: &str = "fanfare.ended";
 /// `type` of what a coordinator tells the others of itself.

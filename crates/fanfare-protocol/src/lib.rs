@@ -10,7 +10,7 @@
 //! - [`Request`], [`Callback`]: what a service queue holds; [`Invocation`] is either of them, decoded.
 //! - [`TargetResult`]: what a target answered; [`FinalPayload`]: what a final callback receives.
 //! - [`Manifest`]: the message that commits a fan-out, with the [`CompletionPolicy`] that it may have.
-//! - [`Checkpoint`], [`Fence`], [`Ended`], [`EndNote`]: what coordinators write for one another.
+//! - [`Checkpoint`], [`Fence`], [`Ended`], [`Sentinel`]: what lies among the results for coordinators.
 //! - [`TraceParent`]: where a message belongs in a distributed trace.
 //! - [`Presence`]: what a coordinator tells the others of itself.
 //! - [`CancelRequest`], [`CancelAnswer`], [`Cancelled`]: how a fan-out is cancelled.
@@ -46,7 +46,7 @@ pub use callback::{Callback, CallbackKind};
 pub use cancel::{CancelAnswer, CancelRequest, CancelState, Cancelled};
 pub use channel::{Channel, UnknownChannel};
 pub use completion::{Cancellation, CompletionPolicy, EndedBy, Ending, InvalidPolicy};
-pub use coordination::{Checkpoint, CheckpointEntry, EndNote, Ended, EndedRun, Fence};
+pub use coordination::{Checkpoint, CheckpointEntry, Ended, EndedRun, Fence, Sentinel};
 pub use explain::{
     AtWorker, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, MissingTarget, WorkerAnswer,
 };

@@ -39,6 +39,9 @@ pub struct Manifest {
     /// Whether that queue is told how far the fan-out has come, too.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub progress: bool,
+    /// Whether a [`Sentinel`](crate::Sentinel) was put into the aggregation queue before this manifest into its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sentinel: bool,
     /// When it is complete before all targets have responded; never, where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion: Option<CompletionPolicy>,

@@ -112,6 +112,9 @@ pub enum Failure {
         /// Whether the broker took no messages in the end, because it is short of memory or disk.
         blocked: bool,
     },
+    /// What shows that the aggregation queue is not emptied could not be put into it.
+    #[error("the sentinel could not be put into the aggregation queue")]
+    Sentinel(#[source] PublishError),
     /// The manifest could not be sent, or came back.
     #[error("the manifest could not be sent")]
     Manifest(#[source] PublishError),

@@ -4,8 +4,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fanfare_broker::{Backoff, BrokerError, PublishError, absence, trace};
-use fanfare_protocol::{Cid, Metadata, Request, RunId, Source, WireTime};
-use futures_util::future::join_all;
+use fanfare_protocol::{Cid, Manifest, Message, Metadata, Request, RunId, Sentinel, Source, WireTime};
+use futures_util::future::{self, join_all};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -95,8 +95,8 @@ pub(crate) async fn send(
         .map_err(|unprepared| accepted.refusal(unprepared))?;
     let limit = shared.config.time_limit;
     let until = Instant::now() + limit;
-    let delivered = tokio::time::timeout_at(until, shared.deliver(&request, until)).await;
     let queue = shared.config.names.service(&request.service).name;
+    let delivered = tokio::time::timeout_at(until, shared.deliver(&queue, || request.encode(), until)).await;
     match delivered.unwrap_or_else(|_| Err(shared.unconfirmed(&queue, limit))) {
         Ok(()) => Ok(accepted),
         Err(error @ PublishError::Unknown(_)) => Err(accepted.unknown(error)),
@@ -203,16 +203,27 @@ impl Commitment {
             .map(|place| self.publish_request(place, until))
             .buffer_unordered(REQUESTS_IN_FLIGHT)
             .try_for_each(async |()| Ok(()));
+        let publishing = future::try_join(self.publish_sentinel(until), publishing);
         let limit = self.shared.config.time_limit;
-        tokio::time::timeout_at(until, publishing).await.unwrap_or_else(|_| {
+        let published = tokio::time::timeout_at(until, publishing).await;
+        published.map(|published| published.map(|((), ())| ())).unwrap_or_else(|_| {
             let confirmed = self.confirmed.load(Ordering::Relaxed);
             Err(Failure::TimeLimit { confirmed, requests, limit, blocked: self.shared.broker.is_blocked() })
         })
     }
 
+    async fn publish_sentinel(&self, until: Instant) -> Result<(), Failure> {
+        let Manifest { cid, run, sentinel: true, .. } = &self.plan.manifest else { return Ok(()) };
+        self.shared
+            .deliver(&self.plan.queue.name, || Sentinel::encode(cid, *run), until)
+            .await
+            .map_err(Failure::Sentinel)
+    }
+
     async fn publish_request(&self, place: usize, until: Instant) -> Result<(), Failure> {
         let request = self.plan.request(place);
-        match self.shared.deliver(&request, until).await {
+        let queue = self.shared.config.names.service(&request.service).name;
+        match self.shared.deliver(&queue, || request.encode(), until).await {
             Ok(()) => {
                 self.confirmed.fetch_add(1, Ordering::Relaxed);
                 Ok(())
@@ -262,21 +273,24 @@ impl Commitment {
 }
 
 impl Shared {
-    /// Brings a request into its service's queue, with as many tries as time allows: a target may run more than once.
-    /// One try may take any time; the caller cuts it short.
+    /// Brings a message into its queue, with as many tries as time allows: it may be there more than once. One try may take any time; the caller cuts it short.
     ///
     /// # Errors
     /// The last failure; `Unknown` where any try may have succeeded.
-    async fn deliver(&self, request: &Request, until: Instant) -> Result<(), PublishError> {
-        let queue = self.config.names.service(&request.service).name;
+    async fn deliver(
+        &self,
+        queue: &str,
+        message: impl Fn() -> Message,
+        until: Instant,
+    ) -> Result<(), PublishError> {
         let mut unknown = None;
         let mut backoff = Backoff::default();
         loop {
-            let error = match self.broker.publish(&queue, request.encode()).await {
+            let error = match self.broker.publish(queue, message()).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };
-            let again = self.may_succeed_later(&queue, &error).await;
+            let again = self.may_succeed_later(queue, &error).await;
             if matches!(error, PublishError::Unknown(_)) {
                 unknown = Some(error.clone());
             }
@@ -284,7 +298,7 @@ impl Shared {
             if !again || Instant::now() + wait >= until {
                 return Err(unknown.unwrap_or(error));
             }
-            tracing::debug!(queue, error = error.with_cause(), "sending a request again");
+            tracing::debug!(queue, error = error.with_cause(), "sending a message again");
             tokio::time::sleep(wait).await;
         }
     }

@@ -9,7 +9,7 @@ use fanfare_protocol::{
 };
 
 use crate::publisher::Shared;
-use crate::{Fanout, Invalid};
+use crate::{Aggregation, Fanout, Invalid};
 
 /// A fan-out that keeps all rules which can be checked without the broker: what is to be sent, and in which order.
 #[derive(Debug)]
@@ -59,6 +59,7 @@ impl Fanout {
             deadline_utc: None,
             waiter,
             progress,
+            sentinel: shared.config.aggregation == Aggregation::PerCid,
             completion,
             metadata: self.metadata,
             traceparent: trace::current(),

@@ -182,6 +182,7 @@ fn callback(bench: &Bench, name: &str, body: &'static str) -> Message {
         deadline_utc: None,
         waiter: None,
         progress: false,
+        sentinel: false,
         completion: None,
         metadata: fanfare_protocol::Metadata::default(),
         traceparent: None,

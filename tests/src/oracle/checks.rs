@@ -8,11 +8,8 @@ use super::verdict::{Kind, Verdict};
 /// Why a manifest is parked whose queue is gone.
 const NO_QUEUE: &str = "aggregation queue does not exist";
 
-/// How far the last callback, as its worker sees it, and the deletion of the queue may lie apart, on a machine under load.
-pub(super) const DELETION_MS: u64 = 5_000;
-
-/// How long a killed broker may be away.
-pub(super) const OUTAGE_MS: u64 = 30_000;
+/// Why a manifest is parked whose queue a killed broker has brought back without what was in it.
+const EMPTIED: &str = "aggregation queue has lost what was in it";
 
 /// A callback message that a plan leads to.
 struct Expected<'a> {
@@ -50,6 +47,7 @@ pub(super) fn check(history: &History<'_>, rules: Rules, verdict: &mut Verdict) 
 /// What may be in no queue at the end, whichever fan-out it belongs to.
 fn check_what_is_left(history: &History<'_>, verdict: &mut Verdict) {
     let of_run = |run: &str| history.fan_outs.iter().find(|(_, fan_out)| fan_out.runs.contains(run));
+    let broker_killed = history.disturbances.iter().any(is_kill_of_broker);
     for left in &history.messages_left {
         let owner = left.run.and_then(of_run);
         let excuses = owner.map_or(&[][..], |(_, fan_out)| &fan_out.plan.excuses);
@@ -58,6 +56,9 @@ fn check_what_is_left(history: &History<'_>, verdict: &mut Verdict) {
         let name = owner.map_or("of no known invocation", |(name, _)| name);
         match (left.queue, left.kind) {
             ("parked", "fanfare.manifest") if reason.contains(NO_QUEUE) => verdict.counts.parked += 1,
+            ("parked", "fanfare.manifest") if reason.contains(EMPTIED) && broker_killed => {
+                verdict.counts.parked += 1;
+            }
             // Whether its callback was invoked before is what counts.
             ("parked", "fanfare.callback") => {}
             ("parked" | "dead", kind) if !excused => {
@@ -296,8 +297,6 @@ impl<'a> Case<'a, '_> {
         if brought_back && !manifest_left && self.is_broker_killed_after_the_last_call() {
             self.verdict.counts.ended += 1;
             self.verdict.counts.queues_brought_back += 1;
-        } else if brought_back && manifest_left && self.is_open_again() {
-            self.verdict.counts.open_again += 1;
         } else if manifest_left || queue_left {
             let what = match (manifest_left, queue_left) {
                 (true, true) => "its manifest and its queue are",
@@ -325,28 +324,11 @@ impl<'a> Case<'a, '_> {
     /// is left to its expiry.
     fn is_broker_killed_after_the_last_call(&self) -> bool {
         let last_call = self.fan_out.calls.iter().map(|call| call.at).max();
-        self.history.disturbances.iter().any(|disturbed| {
-            (disturbed.role, disturbed.how) == (Role::Broker, Disturbance::Killed)
-                && last_call.is_some_and(|call| disturbed.at > call)
-        })
+        let kills = self.history.disturbances.iter().filter(|disturbed| is_kill_of_broker(disturbed));
+        last_call.is_some_and(|call| kills.map(|kill| kill.at).any(|kill| kill > call))
     }
+}
 
-    /// Whether the broker was killed about when the last callback came, and thereby over the deletion of the queue, and the
-    /// coordinator that knew of the end died as well before it could write that down.
-    fn is_open_again(&self) -> bool {
-        let mut first = BTreeMap::new();
-        for call in &self.fan_out.calls {
-            first.entry(call.message_id).or_insert(call.at_ms);
-        }
-        let Some(ended) = first.into_values().max() else { return false };
-        let kills = |role| {
-            let kills = self.history.disturbances.iter();
-            kills
-                .filter(move |kill| (kill.role, kill.how) == (role, Disturbance::Killed))
-                .map(|kill| kill.at_ms)
-        };
-        kills(Role::Broker).filter(|broker| broker.abs_diff(ended) < DELETION_MS).any(|broker| {
-            kills(Role::Coordinator).any(|coordinator| (broker..broker + OUTAGE_MS).contains(&coordinator))
-        })
-    }
+fn is_kill_of_broker(disturbed: &Disturbed) -> bool {
+    (disturbed.role, disturbed.how) == (Role::Broker, Disturbance::Killed)
 }

@@ -1,6 +1,5 @@
 use fanfare_protocol::CompletionPolicy;
 
-use super::checks::{DELETION_MS, OUTAGE_MS};
 use super::*;
 
 /// A log in the making: one fan-out, `i`, with targets `a` and `b`, an on-target callback `each` and a final one `done`.
@@ -123,12 +122,6 @@ impl Log {
         self.then(Event::Disturbed { role, name: "one".to_owned(), how })
     }
 
-    /// Nothing happens for so long.
-    fn later(mut self, ms: u64) -> Self {
-        self.at_ms += ms;
-        self
-    }
-
     fn killed(self) -> Self {
         self.disturbed(Role::Coordinator, Disturbance::Killed)
     }
@@ -232,19 +225,15 @@ fn a_killed_broker_may_bring_a_deleted_queue_back() {
 }
 
 #[test]
-fn an_ended_fan_out_may_be_open_again_where_the_broker_and_its_coordinator_died_together() {
-    let left = |log: Log| {
-        let log = log.then(Event::QueueLeft { run: RUN.to_owned() });
-        log.left("fanin", "fanfare.manifest", "c/manifest")
+fn a_killed_broker_may_bring_a_deleted_queue_back_without_what_was_in_it() {
+    let parked = |log: Log| {
+        let reason = "the fan-out's aggregation queue has lost what was in it";
+        log.left_with("parked", "fanfare.manifest", "c/manifest", Some(reason))
     };
-    let kill = |log: Log, role| log.disturbed(role, Disturbance::Killed);
-    let kill_both = |log| kill(kill(log, Role::Broker), Role::Coordinator);
-    left(kill_both(Log::complete())).holds();
-    left(kill_both(Log::answered().each(0).each(1)).done(&both())).holds();
-    left(kill(kill(Log::complete(), Role::Coordinator), Role::Broker)).violates(&[Kind::NeverEnded]);
-    left(kill_both(Log::complete().later(DELETION_MS))).violates(&[Kind::NeverEnded]);
-    let much_later = kill(Log::complete(), Role::Broker).later(OUTAGE_MS);
-    left(kill(much_later, Role::Coordinator)).violates(&[Kind::NeverEnded]);
+    let kill = |log: Log| log.disturbed(Role::Broker, Disturbance::Killed);
+    assert_eq!(parked(kill(Log::complete())).holds().parked, 1);
+    parked(Log::complete()).violates(&[Kind::Unexpected]);
+    parked(kill(Log::answered()).each(0).each(1)).violates(&[Kind::Lost]);
 }
 
 #[test]

@@ -37,8 +37,6 @@ pub struct Counts {
     pub parked: usize,
     /// Queues of ended fan-outs that a killed broker brought back.
     pub queues_brought_back: usize,
-    /// Ended fan-outs that are open again: the broker was killed while it deleted the queue, and the coordinator with it.
-    pub open_again: usize,
     /// Disturbances, by what and how.
     pub disturbances: BTreeMap<String, usize>,
 }
@@ -102,7 +100,7 @@ impl Verdict {
 }
 
 impl Counts {
-    fn numbers(&self) -> [(&'static str, usize); 13] {
+    fn numbers(&self) -> [(&'static str, usize); 12] {
         [
             ("fan-outs invoked", self.invoked),
             ("accepted", self.accepted),
@@ -116,11 +114,10 @@ impl Counts {
             ("final messages repeated", self.repeated_on_final),
             ("manifests parked", self.parked),
             ("queues brought back", self.queues_brought_back),
-            ("open again", self.open_again),
         ]
     }
 
-    fn numbers_mut(&mut self) -> [&mut usize; 13] {
+    fn numbers_mut(&mut self) -> [&mut usize; 12] {
         [
             &mut self.invoked,
             &mut self.accepted,
@@ -134,7 +131,6 @@ impl Counts {
             &mut self.repeated_on_final,
             &mut self.parked,
             &mut self.queues_brought_back,
-            &mut self.open_again,
         ]
     }
 }

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use async_trait::async_trait;
 use fanfare_broker::{Acknowledge, BrokerError, Consumer, ConsumerChannel, Delivery, Receipt};
-use fanfare_protocol::{Manifest, Message, QueueSpec};
+use fanfare_protocol::{Cid, Manifest, Message, QueueSpec, Sentinel};
 use futures_util::future::BoxFuture;
 use futures_util::{StreamExt, stream};
 use tokio::sync::{mpsc, oneshot};
@@ -178,7 +178,14 @@ impl ConsumerChannel for SimulatedChannel {
         let consumer = self.operate(|| format!("consume {queue}"), consume).await?;
         let tag = consumer.tag().to_owned();
         self.pipe.state().consumer = Some(tag.clone());
-        let own = self.pipe.link.remembered().listen(queue);
+        let link = &self.pipe.link;
+        let own = link.remembered().listen(queue);
+        if link.shared.has(Defect::NoSentinel)
+            && let Some(run) = link.shared.run_of(queue)
+        {
+            let (cid, run) = (Cid::new("any").expect("a CID"), run.parse().expect("a run"));
+            link.remembered().say(queue, Sentinel::encode(&cid, run));
+        }
         let consuming = Consuming { consumer, own, pipe: Arc::clone(&self.pipe), queue: queue.to_owned() };
         let deliveries = stream::unfold(consuming, |mut consuming| async {
             let next = consuming.next().await?;
@@ -218,10 +225,7 @@ impl ConsumerChannel for SimulatedChannel {
             channel.ack_early(tag);
         }
         let (inner, name, shared) = (self.inner(), queue.to_owned(), Arc::clone(&self.pipe.link.shared));
-        let delete = async move {
-            shared.check(&name)?;
-            inner.delete(&name).await
-        };
+        let delete = async move { shared.delete(&*inner, &name).await };
         self.operate(|| format!("delete {queue} on its channel"), delete).await
     }
 

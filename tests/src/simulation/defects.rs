@@ -26,6 +26,8 @@ pub enum Defect {
     NoCheckpoint,
     /// A coordinator that takes over writes no fence, and acts on the first thing it reads.
     NoFence,
+    /// A coordinator does not look for the sentinel, and takes a queue that was emptied for one that is still to be filled.
+    NoSentinel,
     /// A coordinator counts results instead of keys: the second result of a target counts for another one.
     CountInsteadOfSet,
     /// A deadline counts where it passes, in one coordinator, and not in the order of the queue.

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::processes::Processes;
 use super::random::Random;
 use super::scenario::{CALLBACKS, Scenario, TARGETS};
-use super::world::Shared;
+use super::world::{Death, Shared};
 use crate::oracle::{Disturbance, Event, Role};
 
 /// How long what is open may take to end once nothing goes wrong any more. It is never waited for where all ends.
@@ -28,7 +28,7 @@ pub(super) struct Mischief {
     scenario: Arc<Scenario>,
     random: Random,
     processes: Processes,
-    died: mpsc::UnboundedReceiver<String>,
+    died: mpsc::UnboundedReceiver<Death>,
     /// What is to happen when. Of what happens at the same time, what was planned first.
     agenda: BTreeMap<(Instant, u64), Act>,
     planned: u64,
@@ -52,7 +52,7 @@ impl Mischief {
         shared: Arc<Shared>,
         scenario: Arc<Scenario>,
         random: &Random,
-        died: mpsc::UnboundedReceiver<String>,
+        died: mpsc::UnboundedReceiver<Death>,
     ) -> Self {
         let processes = Processes::new(Arc::clone(&shared), Arc::clone(&scenario), random.fork());
         let random = random.fork();
@@ -118,10 +118,10 @@ impl Mischief {
         let (&(at, number), _) = self.agenda.first_key_value().expect("calm comes");
         tokio::select! {
             biased;
-            Some(name) = self.died.recv() => {
-                if let Some(slot) = self.processes.bury(&name) {
-                    let after = Duration::from_millis(self.random.of(0..=5_000));
-                    self.plan(after, Act::Start(slot));
+            Some(death) = self.died.recv() => {
+                match death {
+                    Death::OfProcess(name) => self.bury(&name),
+                    Death::OfBroker => self.broker_was_killed(),
                 }
                 return true;
             }
@@ -139,13 +139,7 @@ impl Mischief {
                 }
             }
             Act::DeleteQueue => self.delete_queue().await,
-            Act::RestartBroker => {
-                if !self.shared.broker_is_down() {
-                    self.shared.disturb("broker", Role::Broker, Disturbance::Restarted);
-                    self.processes.isolate(true);
-                    self.plan(Duration::from_millis(self.random.of(1..=8_000)), Act::BrokerIsBack);
-                }
-            }
+            Act::RestartBroker => self.take_broker_down(Disturbance::Restarted),
             Act::BrokerIsBack => self.processes.isolate(false),
             Act::TakeQueueOut => self.take_queue_out(),
             Act::QueueIsBack => self.shared.take_out(None),
@@ -153,6 +147,29 @@ impl Mischief {
         }
         self.plan_again(act);
         true
+    }
+
+    fn bury(&mut self, name: &str) {
+        if let Some(slot) = self.processes.bury(name) {
+            let after = Duration::from_millis(self.random.of(0..=5_000));
+            self.plan(after, Act::Start(slot));
+        }
+    }
+
+    fn take_broker_down(&mut self, how: Disturbance) {
+        if !self.shared.broker_is_down() {
+            self.shared.disturb("broker", Role::Broker, how);
+            self.processes.isolate(true);
+            self.plan(Duration::from_millis(self.random.of(1..=8_000)), Act::BrokerIsBack);
+        }
+    }
+
+    /// Where it shares a machine with the coordinators, they go with it.
+    fn broker_was_killed(&mut self) {
+        self.take_broker_down(Disturbance::Killed);
+        if self.random.chance(0.5) {
+            self.processes.kill_all(Role::Coordinator);
+        }
     }
 
     fn any_slot(&self) -> usize {
@@ -193,8 +210,10 @@ impl Mischief {
         let mut quiet_since = Instant::now();
         let mut steps = 0;
         while Instant::now() < until {
-            while let Ok(name) = self.died.try_recv() {
-                self.processes.bury(&name);
+            while let Ok(death) = self.died.try_recv() {
+                if let Death::OfProcess(name) = death {
+                    self.processes.bury(&name);
+                }
             }
             self.processes.start_all();
             tokio::time::sleep(LOOK).await;

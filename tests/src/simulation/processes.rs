@@ -173,6 +173,12 @@ impl Processes {
         }
     }
 
+    /// Kills all processes of a role.
+    pub(super) fn kill_all(&self, role: Role) {
+        let places = (0..self.slots.len()).filter(|at| self.slots[*at].role == role);
+        places.for_each(|at| self.kill(at));
+    }
+
     /// Asks a process to stop, as in a rolling restart. Its place is free at once.
     pub(super) fn stop(&mut self, at: usize) -> Option<CancellationToken> {
         let within = match self.slots[at].role {

@@ -107,6 +107,8 @@ pub(super) struct Faults {
     pub(super) failing_callback: f64,
     /// Pause between restarts of the broker.
     pub(super) broker_restart: Option<Duration>,
+    /// The broker is killed over the deletion of an aggregation queue, which is back after that, and empty.
+    pub(super) half_delete: f64,
     /// Pause between kills, whatever the process is doing.
     pub(super) kill: Option<Duration>,
     /// Pause between rolling restarts.
@@ -286,6 +288,7 @@ impl Faults {
             stall_ms: *random.pick(&[50, 1_000, 10_000, 40_000]),
             failing_callback: rate(0.1),
             broker_restart: pause(3_000, 20_000),
+            half_delete: rate(0.3),
             kill: pause(500, 10_000),
             stop: pause(500, 10_000),
             delete_queue: random.chance(0.1).then(|| Duration::from_millis(random.of(2_000..=20_000))),

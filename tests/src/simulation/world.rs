@@ -5,9 +5,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use fanfare_broker::BrokerError;
 use fanfare_broker::memory::MemoryBroker;
-use fanfare_protocol::{Manifest, Message, QueueNames, header};
+use fanfare_broker::{Broker, BrokerError, ConsumerChannel};
+use fanfare_protocol::{Manifest, Message, QueueNames, QueueSpec, header};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -35,14 +35,22 @@ pub(super) struct Shared {
     broker_is_down: AtomicBool,
     steps: AtomicU64,
     numbers: AtomicU64,
-    deaths: mpsc::UnboundedSender<String>,
+    deaths: mpsc::UnboundedSender<Death>,
     state: Mutex<State>,
+}
+
+/// What has died.
+pub(super) enum Death {
+    /// A process, of this name.
+    OfProcess(String),
+    /// The broker, over what it was doing.
+    OfBroker,
 }
 
 #[derive(Default)]
 struct State {
     /// Aggregation queues that were declared, by run.
-    aggregation: BTreeMap<String, String>,
+    aggregation: BTreeMap<String, QueueSpec>,
     /// Runs whose manifest came into its queue.
     committed: Vec<String>,
     /// The queue that is out, and by queue what ends when it goes out.
@@ -56,7 +64,7 @@ impl Shared {
         faults: Faults,
         defect: Option<Defect>,
         journal: Journal,
-        deaths: mpsc::UnboundedSender<String>,
+        deaths: mpsc::UnboundedSender<Death>,
     ) -> Self {
         Self {
             started: Instant::now(),
@@ -127,7 +135,7 @@ impl Shared {
     }
 
     pub(super) fn died(&self, name: &str) {
-        let _ = self.deaths.send(name.to_owned());
+        let _ = self.deaths.send(Death::OfProcess(name.to_owned()));
     }
 
     pub(super) fn broker_is_down(&self) -> bool {
@@ -196,9 +204,24 @@ impl Shared {
     }
 
     /// A queue was declared.
-    pub(super) fn declared(&self, queue: &str) {
-        if let Some(run) = self.run_of(queue) {
-            self.state().aggregation.insert(run, queue.to_owned());
+    pub(super) fn declared(&self, queue: &QueueSpec) {
+        if let Some(run) = self.run_of(&queue.name) {
+            self.state().aggregation.insert(run, queue.clone());
+        }
+    }
+
+    /// A queue is being deleted. Where the broker is killed over that, the queue is back, and what was in it is not.
+    pub(super) async fn delete(&self, channel: &dyn ConsumerChannel, queue: &str) -> Result<(), BrokerError> {
+        self.check(queue)?;
+        channel.delete(queue).await?;
+        let spec = self.run_of(queue).and_then(|run| self.state().aggregation.get(&run).cloned());
+        match spec.filter(|_| self.happens(self.faults.half_delete)) {
+            None => Ok(()),
+            Some(spec) => {
+                self.broker.declare(&spec).await?;
+                let _ = self.deaths.send(Death::OfBroker);
+                Err(BrokerError::Unreachable("the broker was killed".to_owned()))
+            }
         }
     }
 
@@ -210,7 +233,7 @@ impl Shared {
 
     /// Aggregation queues by run, as far as they were ever declared.
     pub(super) fn aggregation_queues(&self) -> Vec<(String, String)> {
-        self.state().aggregation.iter().map(|(run, queue)| (run.clone(), queue.clone())).collect()
+        self.state().aggregation.iter().map(|(run, queue)| (run.clone(), queue.name.clone())).collect()
     }
 
     /// Whether a run exists.

@@ -159,6 +159,7 @@ impl Case {
             deadline_utc: None,
             waiter: None,
             progress: false,
+            sentinel: false,
             completion: None,
             metadata: Metadata::default(),
             traceparent: None,

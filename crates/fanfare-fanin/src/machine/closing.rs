@@ -118,8 +118,8 @@ impl<T: Clone> FanIn<T> {
             Phase::Gathering => {
                 self.closing.as_ref().is_some_and(appended) || (self.gathered.has_all() && !self.is_fenced())
             }
-            Phase::Finalizing(_) | Phase::Deleting | Phase::Recording => true,
-            Phase::Opening | Phase::GivingUp | Phase::Done => false,
+            Phase::Finalizing(_) | Phase::Deleting { completed: true } | Phase::Recording => true,
+            Phase::Opening | Phase::Deleting { completed: false } | Phase::GivingUp | Phase::Done => false,
         };
         if !over || self.cancel.take().is_none() {
             return;

@@ -3,7 +3,7 @@
 use fanfare_protocol::{Checkpoint, WireTime};
 
 use super::closing::Closing;
-use super::{FanIn, FenceState, Pending, Phase, Queue, Time};
+use super::{FanIn, FenceState, Leaving, Pending, Phase, Queue, Time};
 use crate::gathered::{CheckpointId, HeldCheckpoint, Home};
 use crate::read::failure;
 use crate::{Effect, Item, Publication, PublicationId};
@@ -22,7 +22,7 @@ impl<T: Clone> FanIn<T> {
         out: &mut Vec<Effect<T>>,
     ) {
         self.read_anything = true;
-        if self.phase == Phase::Deleting || self.queue_gone {
+        if matches!(self.phase, Phase::Deleting { .. }) || self.queue_gone {
             // Handed out before the queue went; acked with the rest.
             if let Item::Result { place, .. } = item
                 && self.gathered.is_missing(place)
@@ -55,12 +55,7 @@ impl<T: Clone> FanIn<T> {
                 }
                 out.push(Effect::Ack(tag));
             }
-            Item::EndNote => {
-                self.unknown.push(tag);
-                if self.phase == Phase::Gathering {
-                    self.finish(out);
-                }
-            }
+            Item::Sentinel => self.sentinel_arrived(tag, now, out),
             Item::Stranger => {
                 self.summary.strangers += 1;
                 out.push(Effect::Ack(tag));
@@ -78,7 +73,8 @@ impl<T: Clone> FanIn<T> {
     fn is_of_another(&self, item: &Item) -> bool {
         match item {
             Item::Checkpoint(checkpoint) => checkpoint.coordinator != self.hold.token,
-            Item::Fence(fence) => fence.token != self.hold.token,
+            // That of its run is nobody's.
+            Item::Fence(fence) => ![self.hold.token, self.manifest.run].contains(&fence.token),
             _ => false,
         }
     }
@@ -157,8 +153,9 @@ impl<T: Clone> FanIn<T> {
             }
             Pending::Missing => self.closing.iter_mut().for_each(Closing::confirmed),
             Pending::Fence => {}
+            Pending::Sentinel => out.extend(self.sentinel.renewed().map(Effect::Ack)),
             Pending::Renewal => out.extend(self.manifests.renewed().map(Effect::Ack)),
-            Pending::ParkedManifest { results_stay } => self.given_up(results_stay, out),
+            Pending::ParkedManifest(leaving) => self.given_up(leaving, out),
         }
     }
 
@@ -192,17 +189,20 @@ impl<T: Clone> FanIn<T> {
                         body.len()
                     );
                     // In a shard they would wait in everybody's way.
-                    self.give_up(&reason, self.queue == Queue::Own, out);
+                    let leaving =
+                        if self.queue == Queue::Own { Leaving::LeavesResults } else { Leaving::Acks };
+                    self.give_up(&reason, leaving, out);
                 }
             }
             Pending::Checkpoint => {
                 let settled = self.checkpoints.too_large(&mut self.gathered, most);
                 self.at_risk -= settled * self.manifest.on_target.len();
             }
+            Pending::Sentinel => out.extend(self.sentinel.not_renewed(now).map(Effect::Ack)),
             Pending::Renewal => out.extend(self.manifests.not_renewed(now).map(Effect::Ack)),
             Pending::Missing => self.closing.iter_mut().for_each(Closing::confirmed),
             Pending::OnFinal(_) | Pending::Fence => {}
-            Pending::ParkedManifest { results_stay } => self.given_up(results_stay, out),
+            Pending::ParkedManifest(leaving) => self.given_up(leaving, out),
         }
     }
 
@@ -210,12 +210,14 @@ impl<T: Clone> FanIn<T> {
     /// what is missing: any other could contradict what that has published.
     pub(super) fn lose_queue(&mut self, out: &mut Vec<Effect<T>>) {
         match self.phase {
-            Phase::Deleting => self.end(self.gathered.is_complete(), out),
+            Phase::Deleting { completed } => self.end(completed, out),
             // It has waited for its turn, and knows by that that the fan-out has completed.
             Phase::Gathering if self.hold.take_over && !self.read_anything => self.end(false, out),
-            Phase::Gathering if self.is_fenced() || !self.read_anything => self.give_up(NO_QUEUE, false, out),
+            Phase::Gathering if self.is_fenced() || !self.read_anything => {
+                self.give_up(NO_QUEUE, Leaving::Acks, out)
+            }
             Phase::Gathering | Phase::Finalizing(_) => self.go_on_without_queue(out),
-            Phase::Opening => self.give_up(NO_QUEUE, false, out),
+            Phase::Opening => self.give_up(NO_QUEUE, Leaving::Acks, out),
             Phase::Recording => self.end(true, out),
             Phase::GivingUp | Phase::Done => {}
         }
@@ -224,6 +226,7 @@ impl<T: Clone> FanIn<T> {
     fn go_on_without_queue(&mut self, out: &mut Vec<Effect<T>>) {
         self.queue_gone = true;
         // Their acks free the channel; there is no queue that they could go back to.
+        out.extend(self.sentinel.take().into_iter().map(Effect::Ack));
         out.extend(self.checkpoints.give_up().map(Effect::Ack));
         out.extend(self.gathered.take_tags().into_iter().map(Effect::Ack));
         // No crash will repeat anything from now on; what is left to bound is how much is published at once.
@@ -240,38 +243,41 @@ impl<T: Clone> FanIn<T> {
         self.cancel.get_or_insert(at);
     }
 
-    pub(super) fn opened(&mut self) {
+    pub(super) fn opened(&mut self, now: Time) {
         if self.phase == Phase::Opening {
+            self.opened_at = Some(now);
             self.phase = Phase::Gathering;
         }
     }
 
     pub(super) fn never_opened(&mut self, out: &mut Vec<Effect<T>>) {
         if self.phase == Phase::Opening {
-            self.give_up(NO_QUEUE, false, out);
+            self.give_up(NO_QUEUE, Leaving::Acks, out);
         }
     }
 
     pub(super) fn deleted(&mut self, out: &mut Vec<Effect<T>>) {
-        if self.phase == Phase::Deleting {
-            self.end(self.gathered.is_complete(), out);
+        if let Phase::Deleting { completed } = self.phase {
+            self.end(completed, out);
         }
     }
 
-    fn give_up(&mut self, reason: &str, results_stay: bool, out: &mut Vec<Effect<T>>) {
+    pub(super) fn give_up(&mut self, reason: &str, leaving: Leaving, out: &mut Vec<Effect<T>>) {
         self.phase = Phase::GivingUp;
         let publication = Publication::ParkedManifest { reason: reason.to_owned() };
-        self.publish(Pending::ParkedManifest { results_stay }, publication, out);
+        self.publish(Pending::ParkedManifest(leaving), publication, out);
     }
 
     /// The copy of the manifest is parked.
-    fn given_up(&mut self, results_stay: bool, out: &mut Vec<Effect<T>>) {
-        if results_stay {
-            self.phase = Phase::Done;
-            out.extend(self.manifests.take().into_iter().map(Effect::Ack));
-            out.push(Effect::Abandon { ended: false, manifests: Vec::new() });
-        } else {
-            self.end(false, out);
+    fn given_up(&mut self, leaving: Leaving, out: &mut Vec<Effect<T>>) {
+        match leaving {
+            Leaving::LeavesResults => {
+                self.phase = Phase::Done;
+                out.extend(self.manifests.take().into_iter().map(Effect::Ack));
+                out.push(Effect::Abandon { manifests: Vec::new() });
+            }
+            Leaving::DeletesQueue => self.delete_queue(false, out),
+            Leaving::Acks => self.end(false, out),
         }
     }
 
@@ -280,8 +286,7 @@ impl<T: Clone> FanIn<T> {
             // Nothing can be handed to anyone: the results are here only.
             return;
         }
-        let ended = self.phase == Phase::Deleting;
         self.phase = Phase::Done;
-        out.push(Effect::Abandon { ended, manifests: self.manifests.take() });
+        out.push(Effect::Abandon { manifests: self.manifests.take() });
     }
 }

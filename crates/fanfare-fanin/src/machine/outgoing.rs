@@ -9,9 +9,11 @@ use crate::{Effect, Publication, Summary};
 
 impl<T: Clone> FanIn<T> {
     pub(super) fn send_fence(&mut self, now: Time, out: &mut Vec<Effect<T>>) {
-        // Where there are no targets, there may never be a delivery to wait for.
+        // Where there are no targets and no sentinel, there may never be a delivery to wait for.
         let due = match self.fence {
-            FenceState::Wanted => self.read_anything || self.manifest.targets.is_empty(),
+            FenceState::Wanted => {
+                self.read_anything || (self.manifest.targets.is_empty() && !self.has_sentinel())
+            }
             FenceState::Sent(at) => now >= at + self.limits.fence_again,
             FenceState::NotNeeded | FenceState::Shards | FenceState::Passed => false,
         };
@@ -34,9 +36,11 @@ impl<T: Clone> FanIn<T> {
         let idle = match self.phase {
             Phase::Opening => true,
             Phase::Gathering => self.at_risk == 0 && !self.checkpoints.is_writing(),
-            Phase::Finalizing(_) | Phase::Deleting | Phase::Recording | Phase::GivingUp | Phase::Done => {
-                false
-            }
+            Phase::Finalizing(_)
+            | Phase::Deleting { .. }
+            | Phase::Recording
+            | Phase::GivingUp
+            | Phase::Done => false,
         };
         if idle {
             self.abandon(out);
@@ -134,13 +138,15 @@ impl<T: Clone> FanIn<T> {
     pub(super) fn finish(&mut self, out: &mut Vec<Effect<T>>) {
         match self.queue {
             _ if self.queue_gone => self.end(true, out),
-            Queue::Own => {
-                self.phase = Phase::Deleting;
-                out.push(Effect::DeleteQueue);
-            }
+            Queue::Own => self.delete_queue(true, out),
             Queue::Shard { record: true } => self.phase = Phase::Recording,
             Queue::Shard { record: false } => self.end(true, out),
         }
+    }
+
+    pub(super) fn delete_queue(&mut self, completed: bool, out: &mut Vec<Effect<T>>) {
+        self.phase = Phase::Deleting { completed };
+        out.push(Effect::DeleteQueue);
     }
 
     /// Acks all that is held: the manifest last where the queue is gone, so that nobody looks for it, and first in a shard,
@@ -152,6 +158,7 @@ impl<T: Clone> FanIn<T> {
         }
         out.extend(self.gathered.take_tags().into_iter().map(Effect::Ack));
         out.extend(self.checkpoints.give_up().map(Effect::Ack));
+        out.extend(self.sentinel.take().into_iter().map(Effect::Ack));
         out.extend(std::mem::take(&mut self.unknown).into_iter().map(Effect::Ack));
         out.extend(self.manifests.take().into_iter().map(Effect::Ack));
         let checkpoints = self.checkpoints.written();

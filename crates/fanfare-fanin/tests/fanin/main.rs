@@ -14,6 +14,7 @@ mod properties;
 mod reading;
 mod renewal;
 mod samples;
+mod sentinel;
 mod shard_story;
 mod shards;
 mod small_messages;

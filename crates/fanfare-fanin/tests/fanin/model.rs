@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanfare_fanin::{Deadline, Effect, Event, FanIn, Hold, Item, Limits, Publication, PublicationId};
-use fanfare_protocol::{EndNote, EndedBy, Ending, Manifest, Message, TargetResult};
+use fanfare_protocol::{EndedBy, Ending, Manifest, Message, Sentinel, TargetResult};
 
 use crate::samples::{id, result_of, time};
 
@@ -170,17 +170,18 @@ impl World {
         coordinators: usize,
         work: Vec<Message>,
     ) -> Self {
-        let mut manifests = Queue::new();
+        let (mut manifests, mut results) = (Queue::new(), Queue::new());
         manifests.push(false);
+        results.push(Sentinel::encode(&manifest.cid, manifest.run));
         Self {
-            manifest,
+            manifest: Manifest { sentinel: true, ..manifest },
             deadline,
             now: Duration::ZERO,
             next_tag: 0,
             next_token: 1_000,
             coordinators: std::iter::repeat_with(Coordinator::default).take(coordinators).collect(),
             manifests,
-            results: Some(Queue::new()),
+            results: Some(results),
             consumers: Vec::new(),
             work: work.into(),
             late: Vec::new(),
@@ -418,6 +419,10 @@ impl World {
                 let message = fence.encode(&self.manifest);
                 self.results.iter_mut().for_each(|results| results.push(message.clone()));
             }
+            Publication::Sentinel => {
+                let sentinel = Sentinel::encode(&self.manifest.cid, self.manifest.run);
+                self.results.iter_mut().for_each(|results| results.push(sentinel.clone()));
+            }
             Publication::Renewal => self.manifests.push(true),
             Publication::Missing { place, body } => {
                 let key = self.manifest.key_at(place).unwrap().as_str();
@@ -544,12 +549,8 @@ impl World {
                 assert!(holder.deletion == Deletion::No, "the queue is deleted twice");
                 holder.deletion = Deletion::Asked;
             }
-            Effect::Abandon { ended, manifests } => {
+            Effect::Abandon { manifests } => {
                 self.close_channel(c);
-                if ended {
-                    let note = EndNote::encode(&self.manifest);
-                    self.results.iter_mut().for_each(|results| results.push(note.clone()));
-                }
                 self.manifests.requeue(|tag, _| manifests.contains(&tag));
                 self.drop_holder(c, true);
                 self.nothing_left_with(c);

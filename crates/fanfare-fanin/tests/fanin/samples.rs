@@ -45,6 +45,7 @@ pub(crate) fn manifest<'a>(
         deadline_utc: None,
         waiter: None,
         progress: false,
+        sentinel: false,
         completion: None,
         metadata: Metadata::default(),
         traceparent: None,

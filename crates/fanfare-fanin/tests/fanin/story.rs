@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanfare_fanin::{Deadline, Effect, Event, FanIn, Hold, Limits, Publication, PublicationId};
-use fanfare_protocol::{Cancellation, Checkpoint, EndNote, EndedBy, Ending, FinalPayload, Manifest, Message};
+use fanfare_protocol::{
+    Cancellation, Checkpoint, EndedBy, Ending, FinalPayload, Manifest, Message, Sentinel,
+};
 
 use crate::samples::{answer, body, fence, id, missing, result_of, time};
 
@@ -116,10 +118,10 @@ impl Story {
         self.event(Event::Cancel { at: time() })
     }
 
-    /// A note that a run has ended.
-    pub(crate) fn end_note(&mut self, tag: &'static str, run: u128) -> Outcome<'_> {
-        let manifest = Manifest { run: id(run), ..Manifest::clone(self.machine.manifest()) };
-        self.message(tag, false, &EndNote::encode(&manifest))
+    /// The sentinel of a run.
+    pub(crate) fn sentinel(&mut self, tag: &'static str, run: u128) -> Outcome<'_> {
+        let cid = self.machine.manifest().cid.clone();
+        self.message(tag, false, &Sentinel::encode(&cid, id(run)))
     }
 
     pub(crate) fn fence(&mut self, tag: &'static str, token: u128) -> Outcome<'_> {
@@ -193,8 +195,7 @@ impl Story {
             Effect::Ack(tag) => format!("ack {tag}"),
             Effect::Park { tag, .. } => format!("park {tag}"),
             Effect::DeleteQueue => "delete".to_owned(),
-            Effect::Abandon { ended: true, manifests } => format!("abandon {manifests:?}, ended"),
-            Effect::Abandon { ended: false, manifests } => format!("abandon {manifests:?}"),
+            Effect::Abandon { manifests } => format!("abandon {manifests:?}"),
             Effect::Cancelled(Cancellation { responded, missing, ended_by }) => {
                 let by = ended_by.map_or("nothing", EndedBy::as_str);
                 format!("cancelled: {responded} responded, {missing} missing, by {by}")
@@ -226,6 +227,9 @@ impl Story {
                 line
             }
             Publication::Fence(fence) => {
+                if fence.token == self.machine.manifest().run {
+                    return "probe".to_owned();
+                }
                 assert_eq!(fence.token, id(OWN), "a fence carries the hold's token");
                 "fence".to_owned()
             }
@@ -234,6 +238,7 @@ impl Story {
                 self.missing.push(body.clone());
                 format!("missing {key}={}", answer(&body))
             }
+            Publication::Sentinel => "sentinel".to_owned(),
             Publication::Renewal => "renewal".to_owned(),
             Publication::ParkedManifest { .. } => "manifest, parked".to_owned(),
         }

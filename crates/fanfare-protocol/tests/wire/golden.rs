@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use fanfare_protocol::{
     Callback, CallbackKind, CancelAnswer, CancelRequest, CancelState, Cancellation, Cancelled, Channel,
-    Checkpoint, CheckpointEntry, CompletionPolicy, EndNote, Ended, EndedBy, EndedRun, Ending, Fence,
-    FinalPayload, FinalPayloadBuilder, HeaderValue, Invocation, Manifest, Message, Metadata, Presence,
-    Progress, QueueNames, Request, TargetOf, TargetResult, TraceParent,
+    Checkpoint, CheckpointEntry, CompletionPolicy, Ended, EndedBy, EndedRun, Ending, Fence, FinalPayload,
+    FinalPayloadBuilder, HeaderValue, Invocation, Manifest, Message, Metadata, Presence, Progress,
+    QueueNames, Request, Sentinel, TargetOf, TargetResult, TraceParent,
 };
 
 use crate::samples::{
@@ -121,6 +121,7 @@ fn a_manifest_with_all_that_may_be_set() {
         deadline_ms: Some(60_000),
         waiter: Some("fanfare.wait.1".to_owned()),
         progress: true,
+        sentinel: true,
         completion: Some(CompletionPolicy { succeeded: Some(2), responded: Some(1), failed_above: Some(0) }),
         metadata: metadata(),
         ..manifest()
@@ -128,7 +129,7 @@ fn a_manifest_with_all_that_may_be_set() {
     let body = String::from_utf8(full.encode().body.to_vec()).unwrap();
     assert!(body.contains(r#""channel":"parallel-exec-call""#));
     assert!(
-        body.ends_with(r#","deadline_ms":60000,"waiter":"fanfare.wait.1","progress":true,"completion":{"succeeded":2,"responded":1,"failed_above":0},"metadata":{"order":"7"}}"#),
+        body.ends_with(r#","deadline_ms":60000,"waiter":"fanfare.wait.1","progress":true,"sentinel":true,"completion":{"succeeded":2,"responded":1,"failed_above":0},"metadata":{"order":"7"}}"#),
         "{body}"
     );
     assert_eq!(Manifest::decode(&full.encode(), &QueueNames::default()), Ok(full));
@@ -334,13 +335,13 @@ fn a_checkpoint() {
 }
 
 #[test]
-fn a_note_that_a_fan_out_has_ended() {
+fn what_lies_in_an_aggregation_queue_from_before_its_manifest() {
     check(
-        &EndNote::encode(&manifest()),
+        &Sentinel::encode(&manifest().cid, manifest().run),
         "content_type: application/json\n\
          correlation_id: 63e7c3a2ba616badecb125ce\n\
-         message_id: 63e7c3a2ba616badecb125ce/end-note\n\
-         type: fanfare.end-note\n\
+         message_id: 63e7c3a2ba616badecb125ce/sentinel\n\
+         type: fanfare.sentinel\n\
          fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
          fanfare-version = 1\n\
          {}",

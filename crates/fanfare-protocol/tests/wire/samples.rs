@@ -63,6 +63,7 @@ pub(crate) fn manifest() -> Manifest {
         deadline_utc: None,
         waiter: None,
         progress: false,
+        sentinel: false,
         completion: None,
         metadata: Metadata::default(),
         traceparent: None,

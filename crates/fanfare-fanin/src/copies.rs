@@ -1,21 +1,25 @@
-//! The manifest's deliveries: which are held, and which of them a renewal is about to replace.
+//! The deliveries of a message that is renewed: which are held, and which of them a renewal is about to replace.
 
 use std::time::Duration;
 
 use crate::Time;
 
-/// What a hold keeps of its manifest. Each delivery is acked once: when a newer one has arrived, when the copy that renews
-/// it is confirmed, or at the end.
+/// What a hold keeps of its manifest, or of the sentinel. Each delivery is acked once: when a newer one has arrived, when the copy
+/// that renews it is confirmed, or at the end.
 #[derive(Debug)]
-pub(crate) struct Manifests<T> {
+pub(crate) struct Copies<T> {
     /// The newest delivery, and since when it is held; none where the renewed copy is on its way to someone.
     newest: Option<(T, Time)>,
     /// The delivery whose renewed copy is not confirmed yet.
     renewing: Option<T>,
 }
 
-impl<T> Manifests<T> {
-    pub(crate) const fn new(tag: T, now: Time) -> Self {
+impl<T> Copies<T> {
+    pub(crate) const fn none() -> Self {
+        Self { newest: None, renewing: None }
+    }
+
+    pub(crate) const fn one(tag: T, now: Time) -> Self {
         Self { newest: Some((tag, now)), renewing: None }
     }
 
