@@ -46,8 +46,12 @@ pub struct Mortal {
     life: Arc<Life>,
 }
 
+#[derive(Default)]
 struct Life {
+    /// Nothing that its user does has an effect any more, but for a step that it dies after.
     over: CancellationToken,
+    /// That step has taken effect, too.
+    dead: CancellationToken,
     state: Mutex<State>,
 }
 
@@ -77,8 +81,7 @@ impl Mortal {
     /// Over a connection that nobody else uses.
     #[must_use]
     pub fn new(inner: Arc<dyn Broker>) -> Arc<Self> {
-        let life = Life { over: CancellationToken::new(), state: Mutex::default() };
-        Arc::new(Self { inner, life: Arc::new(life) })
+        Arc::new(Self { inner, life: Arc::default() })
     }
 
     /// Sets when it dies.
@@ -100,12 +103,12 @@ impl Mortal {
 
     /// It dies now.
     pub fn die(&self) {
-        self.life.over.cancel();
+        self.life.end();
     }
 
     /// Returns when it is dead.
     pub async fn dead(&self) {
-        self.life.over.cancelled().await;
+        self.life.dead.cancelled().await;
     }
 
     /// Deliveries that its user holds.
@@ -129,17 +132,25 @@ impl Life {
         (state.steps == death.nth).then_some(death)
     }
 
-    /// Takes a step, unless the connection dies before.
+    fn end(&self) {
+        self.over.cancel();
+        self.dead.cancel();
+    }
+
+    /// Takes a step, unless the connection dies before. While a step that it dies after takes effect, its user is stopped already:
+    /// a slow confirm leaves no time for anything that depends on another.
     async fn take<T>(&self, step: Step, work: impl Future<Output = T>) -> T {
         if self.over.is_cancelled() {
             return pending().await;
         }
         match self.reaches(step) {
-            Some(death) if death.takes_effect => {
-                work.await;
+            Some(death) => {
                 self.over.cancel();
+                let _dead = self.dead.clone().drop_guard();
+                if death.takes_effect {
+                    work.await;
+                }
             }
-            Some(_) => self.over.cancel(),
             None => {
                 tokio::select! {
                     biased;
@@ -332,5 +343,31 @@ impl Acknowledge for Held {
 impl fmt::Debug for Held {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Held").field("open", &self.deliveries().open.len()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use futures_util::future::join;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn while_its_last_step_takes_effect_no_other_does() {
+        let life = Life::default();
+        life.state().death = Some(Death { nth: 1, of: Some(Step::Publish), takes_effect: true });
+        let (published, deleted) = (Cell::new(false), Cell::new(false));
+        let publish = life.take(Step::Publish, async {
+            tokio::task::yield_now().await;
+            published.set(true);
+        });
+        let delete = life.take(Step::Delete, async { deleted.set(true) });
+        tokio::select! {
+            _ = join(publish, delete) => panic!("its user is told of a step"),
+            () = life.dead.cancelled() => {}
+        }
+        assert!(published.get() && !deleted.get());
     }
 }
