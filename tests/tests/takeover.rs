@@ -16,6 +16,7 @@ on_both_brokers!(
     a_crash_before_any_step_is_made_good_by_a_standby,
     a_crash_after_any_step_is_made_good_by_a_standby,
     a_queue_that_comes_back_from_its_deletion_ends_no_fan_out_twice,
+    a_queue_of_which_its_deletion_leaves_the_name_is_deleted_again,
 );
 
 /// Steps that a coordinator takes for the smallest fan-out of these tests at least: a run that took fewer is not what the
@@ -54,6 +55,22 @@ async fn a_queue_that_comes_back_from_its_deletion_ends_no_fan_out_twice(stack: 
     mortal.half_deletes(scene.stack.names().aggregation(&accepted.cid, accepted.run));
     let coordinator = scene.stack.coordinator_on(mortal, scene.config());
     scene.finish(&accepted, coordinator).await;
+    scene.check(&accepted, false).await;
+}
+
+/// As a quorum queue does whose members are gone, it takes no message any more.
+async fn a_queue_of_which_its_deletion_leaves_the_name_is_deleted_again(stack: Stack) {
+    let mut scene = Scene::new(stack).await;
+    let accepted = scene.invoke().await;
+    scene.answer_all().await;
+    let mortal = Mortal::new(scene.stack.connect());
+    let mut name_only = scene.stack.names().aggregation(&accepted.cid, accepted.run);
+    name_only.arguments.extend([("x-max-length", 0.into()), ("x-overflow", "reject-publish".into())]);
+    mortal.half_deletes(name_only);
+    let coordinator = scene.stack.coordinator_on(mortal, scene.config());
+    scene.finish(&accepted, coordinator).await;
+    // Where the manifest comes again only when the queue is gone.
+    scene.without_queue.insert(accepted.run);
     scene.check(&accepted, false).await;
 }
 

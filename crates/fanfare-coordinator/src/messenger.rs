@@ -67,12 +67,13 @@ impl Messenger {
         });
     }
 
-    /// Writes down that a fan-out has ended, where its queue is still there, or back: whoever is handed the manifest reads it.
+    /// Writes down that a fan-out has ended, where its queue is still there, or back: whoever is handed the manifest reads it. A queue
+    /// that does not take the note goes.
     pub(crate) fn note_end(&self, manifest: &Manifest) {
         let (queue, note) = (manifest.reply_to.clone(), EndNote::encode(manifest));
         let outbox = self.outbox.clone();
         self.under_way.spawn(async move {
-            outbox.publish(&queue, note, Absence::Late).await;
+            outbox.publish(&queue, note, Absence::Ended).await;
         });
     }
 

@@ -17,6 +17,9 @@ pub(crate) enum Absence {
     Drops,
     /// A fan-out that has ended, and needs this message no more: it is dropped once the absence is proven.
     Late,
+    /// The same, of which it is known that all is done that the queue was for. One that takes nothing is deleted, too: where a node
+    /// dies while it deletes a quorum queue, the members of the queue can be gone and its name be left, for good.
+    Ended,
     /// The fan-out's own queue: its consumer learns of it, so this waits to be told.
     Waits,
     /// A queue of Fanfare's own: it is declared.
@@ -66,7 +69,16 @@ impl Outbox {
                     Box::pin(self.park(message, queue, &reason)).await;
                     return Outcome::Safe;
                 }
-                (PublishError::Unroutable(_), Absence::Late) if self.is_gone(queue).await => {
+                (PublishError::Unroutable(_), Absence::Late | Absence::Ended)
+                    if self.is_gone(queue).await =>
+                {
+                    return Outcome::Safe;
+                }
+                (PublishError::Refused(_), Absence::Ended) if self.broker.delete(queue).await.is_ok() => {
+                    tracing::debug!(
+                        queue,
+                        "the queue of a fan-out that has ended took nothing, and is deleted"
+                    );
                     return Outcome::Safe;
                 }
                 (PublishError::Unroutable(_), Absence::Declares) => self.declare_own(queue).await,
