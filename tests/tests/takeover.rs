@@ -5,10 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fanfare_broker::Broker;
 use fanfare_coordinator::Config;
-use fanfare_protocol::{FinalPayload, Manifest, Message, RunId};
-use fanfare_publisher::{Accepted, Publisher, Target};
-use fanfare_tests::{Death, Mortal, Recorder, Running, Stack, answer, eventually, on_both_brokers};
+use fanfare_protocol::{FinalPayload, Manifest, Message, QueueSpec, RunId};
+use fanfare_publisher::{Accepted, Publisher, QueueType, Target};
+use fanfare_tests::{
+    Death, Mortal, Operator, Recorder, Running, Stack, answer, eventually, on_both_brokers, run,
+};
 
 on_both_brokers!(
     a_crash_before_any_step_is_made_good_by_the_next_coordinator,
@@ -16,7 +19,7 @@ on_both_brokers!(
     a_crash_before_any_step_is_made_good_by_a_standby,
     a_crash_after_any_step_is_made_good_by_a_standby,
     a_queue_that_comes_back_from_its_deletion_ends_no_fan_out_twice,
-    a_queue_of_which_its_deletion_leaves_the_name_is_deleted_again,
+    a_queue_that_takes_nothing_after_its_deletion_is_deleted_again,
 );
 
 /// Steps that a coordinator takes for the smallest fan-out of these tests at least: a run that took fewer is not what the
@@ -48,30 +51,52 @@ async fn a_crash_after_any_step_is_made_good_by_a_standby(stack: Stack) {
 }
 
 async fn a_queue_that_comes_back_from_its_deletion_ends_no_fan_out_twice(stack: Stack) {
-    let mut scene = Scene::new(stack).await;
+    let scene = Scene::new(stack).await;
     let accepted = scene.invoke().await;
-    scene.answer_all().await;
-    let mortal = Mortal::new(scene.stack.connect());
-    mortal.half_deletes(scene.stack.names().aggregation(&accepted.cid, accepted.run));
-    let coordinator = scene.stack.coordinator_on(mortal, scene.config());
-    scene.finish(&accepted, coordinator).await;
-    scene.check(&accepted, false).await;
+    let empty = scene.stack.names().aggregation(&accepted.cid, accepted.run);
+    let instead = replace(scene.stack.bystander(), empty);
+    scene.half_delete(&accepted, instead).await.check(&accepted, false).await;
 }
 
-/// As a quorum queue does whose members are gone, it takes no message any more.
-async fn a_queue_of_which_its_deletion_leaves_the_name_is_deleted_again(stack: Stack) {
-    let mut scene = Scene::new(stack).await;
+async fn a_queue_that_takes_nothing_after_its_deletion_is_deleted_again(stack: Stack) {
+    let scene = Scene::new(stack).await;
     let accepted = scene.invoke().await;
-    scene.answer_all().await;
-    let mortal = Mortal::new(scene.stack.connect());
-    let mut name_only = scene.stack.names().aggregation(&accepted.cid, accepted.run);
-    name_only.arguments.extend([("x-max-length", 0.into()), ("x-overflow", "reject-publish".into())]);
-    mortal.half_deletes(name_only);
-    let coordinator = scene.stack.coordinator_on(mortal, scene.config());
-    scene.finish(&accepted, coordinator).await;
+    let mut full = scene.stack.names().aggregation(&accepted.cid, accepted.run);
+    full.arguments.extend([("x-max-length", 0.into()), ("x-overflow", "reject-publish".into())]);
+    let instead = replace(scene.stack.bystander(), full);
+    let mut scene = scene.half_delete(&accepted, instead).await;
     // Where the manifest comes again only when the queue is gone.
     scene.without_queue.insert(accepted.run);
     scene.check(&accepted, false).await;
+}
+
+/// What a node leaves that dies after it has deleted the members of a quorum queue, and before its name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quorum_queue_that_its_deletion_has_left_the_name_of_is_deleted_again() {
+    Operator::run(async |operator| {
+        run(Stack::at(operator.url().to_owned()), async |stack| {
+            let mut scene = Scene::new(stack).await;
+            scene.publisher = scene.stack.publisher_of(QueueType::Quorum);
+            let accepted = scene.invoke().await;
+            let queue = scene.aggregation(&accepted);
+            let members = format!(
+                "{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)), \
+                 {{ok, _}} = ra:delete_cluster([amqqueue:get_pid(Queue)])."
+            );
+            let instead = async move { drop(operator.control(&["eval", &members]).await) };
+            let mut scene = scene.half_delete(&accepted, instead).await;
+            scene.without_queue.insert(accepted.run);
+            scene.check(&accepted, false).await;
+        })
+        .await;
+    })
+    .await;
+}
+
+/// Another queue in the place of one with this name.
+async fn replace(broker: Arc<dyn Broker>, queue: QueueSpec) {
+    broker.delete(&queue.name).await.expect("the queue is deleted");
+    broker.declare(&queue).await.expect("the queue is back");
 }
 
 /// Three targets, which the test answers by hand, one service that is both an on-target and a final callback, so that the
@@ -182,6 +207,20 @@ impl Scene {
             KEYS.iter().fold(fanout, |fanout, key| fanout.add(Target::new("my.target", key).key(key)));
         let fanout = fanout.on_target("my.both").on_final(["my.both", "my.last"]);
         fanout.invoke().await.expect("accepted")
+    }
+
+    /// A coordinator completes a fan-out, and something else happens to its queue than to be deleted. Returns when nothing is left.
+    async fn half_delete(
+        mut self,
+        accepted: &Accepted,
+        instead: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        self.answer_all().await;
+        let mortal = Mortal::new(self.stack.connect());
+        mortal.half_deletes(&self.aggregation(accepted), instead);
+        let coordinator = self.stack.coordinator_on(mortal, self.config());
+        self.finish(accepted, coordinator).await;
+        self
     }
 
     async fn answer_all(&mut self) {
