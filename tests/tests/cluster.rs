@@ -65,6 +65,11 @@ async fn loses_nothing(stack: Stack, cluster: &Cluster, node: usize) {
         finals.take(done.next().await);
     }
     cluster.start_again(node).await;
+    // Where the node has left the name of a queue that was being deleted, its fan-out's manifest is still to be parked.
+    for Accepted { cid, run } in &accepted {
+        stack.queue_is_gone(&stack.names().aggregation(cid, *run).name).await;
+    }
+    eventually("the coordinator holds nothing", async || coordinator.mortal().held() == 0).await;
     stack.ended(accepted.iter().copied(), coordinator).await;
     finals.take_all(done.rest().await);
     assert!(held.iter().all(|accepted| finals.times(accepted) == 1), "{finals:?}");
