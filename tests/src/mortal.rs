@@ -11,7 +11,8 @@ use fanfare_broker::{
     ServerInfo,
 };
 use fanfare_protocol::{ExchangeSpec, Message, QueueSpec};
-use futures_util::{StreamExt, stream};
+use futures_util::future::BoxFuture;
+use futures_util::{FutureExt, StreamExt, stream};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -62,7 +63,7 @@ struct State {
     steps: usize,
     channels: Vec<Weak<Held>>,
     /// See [`Mortal::half_deletes`].
-    half_deletes: Option<QueueSpec>,
+    half_deletes: Option<(String, BoxFuture<'static, ()>)>,
 }
 
 /// What one channel has handed out.
@@ -95,10 +96,10 @@ impl Mortal {
         self.life.state().death = None;
     }
 
-    /// The next channel that deletes this queue ends over that, and the queue is back without its messages: as where a broker is
-    /// killed before it has written the deletion down.
-    pub fn half_deletes(&self, queue: QueueSpec) {
-        self.life.state().half_deletes = Some(queue);
+    /// The next channel that deletes this queue ends over that, and something else is done to the queue: as where a broker is killed
+    /// before it has written the deletion down.
+    pub fn half_deletes(&self, queue: &str, instead: impl Future<Output = ()> + Send + 'static) {
+        self.life.state().half_deletes = Some((queue.to_owned(), instead.boxed()));
     }
 
     /// It dies now.
@@ -220,7 +221,7 @@ impl Broker for Mortal {
         let inner = self.life.take(Step::Prepare, self.inner.open()).await?;
         let held = Arc::new(Held { life: Arc::clone(&self.life), deliveries: Mutex::default() });
         self.life.state().channels.push(Arc::downgrade(&held));
-        Ok(Arc::new(MortalChannel { broker: Arc::clone(&self.inner), inner, held }))
+        Ok(Arc::new(MortalChannel { inner, held }))
     }
 
     async fn server(&self) -> Result<ServerInfo, BrokerError> {
@@ -240,7 +241,6 @@ impl fmt::Debug for Mortal {
 }
 
 struct MortalChannel {
-    broker: Arc<dyn Broker>,
     inner: Arc<dyn ConsumerChannel>,
     held: Arc<Held>,
 }
@@ -276,15 +276,14 @@ impl ConsumerChannel for MortalChannel {
     }
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
-        let half_deleted =
-            self.held.life.state().half_deletes.take_if(|half_deleted| half_deleted.name == queue);
-        self.held.life.take(Step::Delete, self.inner.delete(queue)).await?;
-        if let Some(half_deleted) = half_deleted {
-            self.broker.declare(&half_deleted).await?;
-            self.inner.close().await;
-            return Err(BrokerError::Unreachable("the broker was killed".to_owned()));
-        }
-        Ok(())
+        let half_deletes =
+            self.held.life.state().half_deletes.take_if(|(half_deleted, _)| half_deleted == queue);
+        let Some((_, instead)) = half_deletes else {
+            return self.held.life.take(Step::Delete, self.inner.delete(queue)).await;
+        };
+        self.held.life.take(Step::Delete, instead).await;
+        self.inner.close().await;
+        Err(BrokerError::Unreachable("the broker was killed".to_owned()))
     }
 
     async fn close(&self) {

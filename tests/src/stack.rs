@@ -10,7 +10,7 @@ use fanfare_coordinator::{Coordinator, ShardSettings};
 use fanfare_operator::{Config as OperatorConfig, Operator};
 use fanfare_protocol::queue::DELAY_STEPS;
 use fanfare_protocol::{Ended, ExchangeSpec, Message, Prefix, QueueNames, RunId, ServiceName};
-use fanfare_publisher::{Accepted, Aggregation, Publisher};
+use fanfare_publisher::{Accepted, Aggregation, Publisher, QueueType};
 use fanfare_worker::{Registration, Worker};
 use futures_util::FutureExt;
 use futures_util::future::join_all;
@@ -163,6 +163,13 @@ impl Stack {
     #[must_use]
     pub fn publisher(&self) -> Publisher {
         self.publisher_on(self.connect())
+    }
+
+    /// A publisher with a connection of its own, whose aggregation queues are of a type.
+    #[must_use]
+    pub fn publisher_of(&self, queue_type: QueueType) -> Publisher {
+        let config = fanfare_publisher::Config { queue_type, ..self.publisher_config() };
+        Publisher::new(self.connect(), Arc::new(System), config)
     }
 
     /// A publisher with a connection of its own, and a bound on what may wait for a coordinator.

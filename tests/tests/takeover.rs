@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use fanfare_broker::Broker;
 use fanfare_coordinator::Config;
-use fanfare_protocol::{FinalPayload, Manifest, Message, RunId};
-use fanfare_publisher::{Accepted, Publisher, Target};
+use fanfare_protocol::{FinalPayload, Manifest, Message, QueueSpec, RunId};
+use fanfare_publisher::{Accepted, Publisher, QueueType, Target};
 use fanfare_tests::{
-    Death, Mortal, Recorder, Running, Stack, answer, eventually, in_shards, on_both_brokers,
+    Death, Mortal, Operator, Recorder, Running, Stack, answer, eventually, in_shards, on_both_brokers, run,
 };
 
 on_both_brokers!(
@@ -18,6 +19,7 @@ on_both_brokers!(
     a_crash_before_any_step_is_made_good_by_a_standby,
     a_crash_after_any_step_is_made_good_by_a_standby,
     a_queue_that_comes_back_from_its_deletion_ends_no_fan_out_twice,
+    a_queue_that_comes_back_empty_after_its_coordinators_death_ends_no_fan_out_twice,
 );
 
 in_shards!(
@@ -54,16 +56,62 @@ async fn a_crash_after_any_step_is_made_good_by_a_standby(stack: Stack) {
 }
 
 async fn a_queue_that_comes_back_from_its_deletion_ends_no_fan_out_twice(stack: Stack) {
+    let scene = Scene::new(stack).await;
+    let accepted = scene.invoke().await;
+    let empty = scene.stack.names().aggregation(&accepted.cid, accepted.run);
+    let instead = replace(scene.stack.bystander(), empty);
+    scene.half_delete(&accepted, instead).await.check(&accepted, false).await;
+}
+
+/// As where the broker and the coordinator share a machine that loses its power.
+async fn a_queue_that_comes_back_empty_after_its_coordinators_death_ends_no_fan_out_twice(stack: Stack) {
     let mut scene = Scene::new(stack).await;
     let accepted = scene.invoke().await;
     scene.answer_all().await;
     let mortal = Mortal::new(scene.stack.connect());
-    mortal.half_deletes(scene.stack.names().aggregation(&accepted.cid, accepted.run));
-    let coordinator = scene.stack.coordinator_on(Arc::clone(&mortal), scene.config());
+    let empty = scene.stack.names().aggregation(&accepted.cid, accepted.run);
+    let (replaced, dying) = (replace(scene.stack.bystander(), empty), Arc::clone(&mortal));
+    mortal.half_deletes(&scene.aggregation(&accepted), async move {
+        replaced.await;
+        dying.die();
+    });
+    let first = scene.stack.coordinator_on(Arc::clone(&mortal), scene.config());
+    mortal.dead().await;
+    first.kill().await;
     scene.without_queue.insert(accepted.run);
-    scene.finish(&accepted, coordinator).await;
-    scene.check(&accepted, false).await;
+    let second = scene.stack.coordinator_with(scene.config());
+    scene.finish(&accepted, second).await;
+    scene.check(&accepted, true).await;
     assert!(scene.without_queue.is_empty(), "a copy of the manifest is parked");
+}
+
+/// What a node leaves that dies after it has deleted the members of a quorum queue, and before its name.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quorum_queue_that_its_deletion_has_left_the_name_of_is_deleted_again() {
+    Operator::run(async |operator| {
+        run(Stack::at(operator.url().to_owned()), async |stack| {
+            let mut scene = Scene::new(stack).await;
+            scene.publisher = scene.stack.publisher_of(QueueType::Quorum);
+            let accepted = scene.invoke().await;
+            let queue = scene.aggregation(&accepted);
+            let members = format!(
+                "{{ok, Queue}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)), \
+                 {{ok, _}} = ra:delete_cluster([amqqueue:get_pid(Queue)])."
+            );
+            let instead = async move { drop(operator.control(&["eval", &members]).await) };
+            let mut scene = scene.half_delete(&accepted, instead).await;
+            scene.without_queue.insert(accepted.run);
+            scene.check(&accepted, false).await;
+        })
+        .await;
+    })
+    .await;
+}
+
+/// Another queue in the place of one with this name.
+async fn replace(broker: Arc<dyn Broker>, queue: QueueSpec) {
+    broker.delete(&queue.name).await.expect("the queue is deleted");
+    broker.declare(&queue).await.expect("the queue is back");
 }
 
 /// Three targets, which the test answers by hand, one service that is both an on-target and a final callback, so that the
@@ -174,6 +222,20 @@ impl Scene {
             KEYS.iter().fold(fanout, |fanout, key| fanout.add(Target::new("my.target", key).key(key)));
         let fanout = fanout.on_target("my.both").on_final(["my.both", "my.last"]);
         fanout.invoke().await.expect("accepted")
+    }
+
+    /// A coordinator completes a fan-out, and something else happens to its queue than to be deleted. Returns when nothing is left.
+    async fn half_delete(
+        mut self,
+        accepted: &Accepted,
+        instead: impl Future<Output = ()> + Send + 'static,
+    ) -> Self {
+        self.answer_all().await;
+        let mortal = Mortal::new(self.stack.connect());
+        mortal.half_deletes(&self.aggregation(accepted), instead);
+        let coordinator = self.stack.coordinator_on(mortal, self.config());
+        self.finish(accepted, coordinator).await;
+        self
     }
 
     async fn answer_all(&mut self) {

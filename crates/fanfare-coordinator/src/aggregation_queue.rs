@@ -26,6 +26,8 @@ enum State {
         deletion: Option<BoxFuture<'static, Result<(), BrokerError>>>,
         consumer: Option<Consumer>,
     },
+    /// Being deleted by itself, after the channel that consumed it was lost over that.
+    DeletingAgain(BoxFuture<'static, ()>),
     /// The broker has ended the consumer. Whether because the queue is gone, is being found out.
     Cancelled(BoxFuture<'static, bool>),
     /// There is nothing more to hear.
@@ -85,6 +87,10 @@ impl AggregationQueue {
                     Some(heard) => return self.closed(heard),
                     None => {}
                 },
+                State::DeletingAgain(deletion) => {
+                    deletion.await;
+                    return self.closed(Heard::Deleted);
+                }
                 State::Cancelled(gone) => {
                     let heard = if gone.await { Heard::Gone } else { Heard::Lost };
                     return self.closed(heard);
@@ -99,7 +105,7 @@ impl AggregationQueue {
         heard
     }
 
-    /// Begins to delete the queue. [`Heard::Deleted`] or [`Heard::Lost`] follows.
+    /// Begins to delete the queue. [`Heard::Deleted`] or [`Heard::Lost`] follows; after that, the former.
     pub(crate) fn delete(&mut self) {
         let (Some(channel), name) = (self.channel.clone(), self.name.clone()) else { return };
         let deletion: BoxFuture<'static, _> = Box::pin(async move { channel.delete(&name).await });
@@ -107,6 +113,7 @@ impl AggregationQueue {
             State::Consuming(consumer) => {
                 State::Deleting { deletion: Some(deletion), consumer: Some(consumer) }
             }
+            State::Closed => State::DeletingAgain(Box::pin(delete(self.outbox.clone(), self.name.clone()))),
             // It has ended already, or is found out to: what is heard then decides.
             other => other,
         };
@@ -167,6 +174,15 @@ fn heard_while_deleting(
             *consumer = None;
             None
         }
+    }
+}
+
+/// Deletes the queue of a fan-out that has ended, however long that takes. The broker may have brought it back, or have kept its name only.
+async fn delete(outbox: Outbox, queue: String) {
+    let mut backoff = Backoff::default();
+    while let Err(error) = outbox.broker.delete(&queue).await {
+        tracing::debug!(queue, %error, "cannot delete; trying again");
+        backoff.wait(&*outbox.environment).await;
     }
 }
 

@@ -18,7 +18,8 @@ pub enum Effect<T> {
     },
     /// Delete the aggregation queue on the channel that consumes it, without cancelling the consumer first, read the
     /// consumer to its end, and report [`Event::Deleted`](crate::Event::Deleted); or, where the channel ends before
-    /// that, [`Event::ChannelLost`](crate::Event::ChannelLost). Never try twice.
+    /// that, [`Event::ChannelLost`](crate::Event::ChannelLost). Where this comes again after that, delete it on any channel, as often
+    /// as it takes.
     DeleteQueue,
     /// A cancel that was asked for has taken effect: whoever holds the fan-out from now on, it ends without waiting for any
     /// target. It also comes where there was nothing left to cancel.

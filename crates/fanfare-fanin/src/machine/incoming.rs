@@ -286,6 +286,10 @@ impl<T: Clone> FanIn<T> {
             // Nothing can be handed to anyone: the results are here only.
             return;
         }
+        if let Phase::Deleting { .. } = self.phase {
+            // The run is over, whoever reads its queue meanwhile.
+            return out.push(Effect::DeleteQueue);
+        }
         self.phase = Phase::Done;
         out.push(Effect::Abandon { manifests: self.manifests.take() });
     }

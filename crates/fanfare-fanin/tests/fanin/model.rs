@@ -443,6 +443,8 @@ impl World {
             assert!(self.record.finals.contains_key(&callback), "the queue goes before a final callback");
         }
         self.results = None;
+        // It may have lost the channel on which it had asked for that before.
+        self.coordinators[c].holder.as_mut().expect("it has just spoken").cancelled = true;
         for consumer in std::mem::take(&mut self.consumers) {
             self.coordinators[consumer].holder.as_mut().expect("it consumes").cancelled = true;
         }
@@ -546,7 +548,6 @@ impl World {
             Effect::Cancelled(_) => self.record.cancelled = true,
             Effect::DeleteQueue => {
                 let holder = self.coordinators[c].holder.as_mut().expect("it has just spoken");
-                assert!(holder.deletion == Deletion::No, "the queue is deleted twice");
                 holder.deletion = Deletion::Asked;
             }
             Effect::Abandon { manifests } => {
