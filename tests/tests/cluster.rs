@@ -142,7 +142,7 @@ impl Gate {
     /// Waits until all targets run, and the coordinator holds every manifest and the first results.
     async fn reached(&self, coordinator: &Running) {
         eventually("all targets run", async || self.started.load(Ordering::Relaxed) == HELD * TARGETS).await;
-        eventually("the first results are in", async || coordinator.mortal().held() == 2 * HELD).await;
+        eventually("the first results are in", async || coordinator.mortal().held() == 3 * HELD).await;
     }
 
     fn open(&self) {

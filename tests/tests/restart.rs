@@ -75,8 +75,8 @@ async fn restart_at(stack: Stack, results: usize) {
     let accepted = fanout(TARGETS).invoke().await.expect("accepted");
     eventually("all targets run", async || started.load(Ordering::Relaxed) == TARGETS).await;
     let queue = stack.names().aggregation(&accepted.cid, accepted.run).name;
-    // The coordinator holds its manifest, and as many results as there are to be.
-    eventually("the results are in", async || coordinator.mortal().held() == 1 + results).await;
+    // The coordinator holds the manifest, the sentinel, and as many results as there are to be.
+    eventually("the results are in", async || coordinator.mortal().held() == 2 + results).await;
     stack.queue_has(&queue, "its consumer", |state| state.consumers == 1).await;
 
     restart().await;
