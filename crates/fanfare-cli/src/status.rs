@@ -3,7 +3,8 @@
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use fanfare::{
     AskError, EndedBy, Environment, FanOutState, FanOutStatus, Fanfare, ServiceName, Sort, Source, Status,
     StatusQuery, System, WireTime,
@@ -52,9 +53,10 @@ pub(crate) struct StatusArguments {
     #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
     min_age: Option<Duration>,
 
-    /// Which come first
-    #[arg(long, value_enum, default_value_t = SortBy::Age, value_name = "BY")]
-    sort: SortBy,
+    /// Which come first: the oldest (with --ended the latest to end), those with most missing or most failed targets, those
+    /// whose deadline is next, or by source or CID
+    #[arg(long, value_parser = sort(), default_value = Sort::Age.as_str(), value_name = "BY")]
+    sort: Sort,
 
     /// How many are shown, 1000 at the most
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
@@ -75,33 +77,11 @@ pub(crate) struct StatusArguments {
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum SortBy {
-    /// The oldest, and with --ended the latest to end
-    Age,
-    /// Those that wait for most targets
-    Missing,
-    /// Those with most failed targets
-    Failed,
-    /// Those whose deadline comes first
-    Deadline,
-    /// By source, the oldest first
-    Source,
-    /// By CID
-    Cid,
-}
-
-impl From<SortBy> for Sort {
-    fn from(by: SortBy) -> Self {
-        match by {
-            SortBy::Age => Self::Age,
-            SortBy::Missing => Self::Missing,
-            SortBy::Failed => Self::Failed,
-            SortBy::Deadline => Self::Deadline,
-            SortBy::Source => Self::Source,
-            SortBy::Cid => Self::Cid,
-        }
-    }
+/// Takes the word of an order.
+fn sort() -> impl TypedValueParser<Value = Sort> {
+    let named = |word: String| Sort::ALL.into_iter().find(|sort| sort.as_str() == word);
+    PossibleValuesParser::new(Sort::ALL.map(Sort::as_str))
+        .map(move |word| named(word).expect("it is one of them"))
 }
 
 pub(crate) async fn run(arguments: StatusArguments, settings: &Settings) -> Result<Exit, Failure> {
@@ -112,7 +92,8 @@ pub(crate) async fn run(arguments: StatusArguments, settings: &Settings) -> Resu
         cid_prefix: cid,
         service,
         min_age_s: min_age.map(|age| age.as_secs()),
-        sort: sort.into(),
+        lately: false,
+        sort,
         limit: limit.into(),
     };
     let fanfare = settings.fanfare("status")?;
@@ -228,6 +209,8 @@ pub(crate) const fn state_shown(state: &FanOutState) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use fanfare::{Cid, Coordinators};
 
     use super::*;
@@ -237,8 +220,8 @@ mod tests {
     }
 
     fn status(fan_outs: Vec<FanOutStatus>, matching: usize) -> Status {
-        let coordinators = Coordinators { answered: 1, refused: 0, silent: None };
-        Status { matching, fan_outs, coordinators }
+        let coordinators = Coordinators { answered: 1, refused: 0, silent: None, heard: BTreeMap::new() };
+        Status { matching, fan_outs, lately: BTreeMap::new(), coordinators }
     }
 
     fn fan_out(state: FanOutState, deadline: Option<u64>) -> FanOutStatus {

@@ -26,7 +26,7 @@ use crate::outbox::{Absence, Outbox, Outcome};
 use crate::records::Record;
 use crate::telemetry;
 use crate::trust::Trust;
-use crate::view::{Failure, Watched};
+use crate::view::{FailedResult, Watched};
 
 /// From one word about progress to the next.
 const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
@@ -192,9 +192,9 @@ impl FanOut {
     }
 
     fn handle_one(&mut self, event: Event<Tag>) -> Vec<Effect<Tag>> {
-        let failure = Failure::of(&event);
+        let failed = FailedResult::brought_by(&event);
         let effects = self.machine.handle(event, self.started.elapsed());
-        self.watched.counted(&self.machine, failure);
+        self.watched.counted(&self.machine, failed);
         effects
     }
 
@@ -230,7 +230,7 @@ impl FanOut {
             }
             Effect::End(summary) => {
                 self.tell(&summary);
-                self.watched.ended(&summary, self.outbox.environment.now().into());
+                self.watched.ended(&summary);
                 self.how = summary.completed.then(|| self.how_it_ended(&summary));
                 let at = self.outbox.environment.now().into();
                 self.record = summary.completed.then(|| Record::new(&self.machine, summary.ending, at));

@@ -24,6 +24,7 @@ mod coordination;
 mod explain;
 pub mod header;
 mod invocation;
+mod lately;
 pub mod limits;
 mod manifest;
 pub mod message;
@@ -45,9 +46,11 @@ pub use channel::{Channel, UnknownChannel};
 pub use completion::{Cancellation, CompletionPolicy, EndedBy, Ending, InvalidPolicy};
 pub use coordination::{Checkpoint, CheckpointEntry, EndNote, Fence};
 pub use explain::{
-    AtWorker, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, MissingTarget, WorkerAnswer,
+    AtWorker, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, MissingTarget, RespondedTarget,
+    WorkerAnswer,
 };
 pub use invocation::{Invocation, MalformedInvocation, ReplyAddress};
+pub use lately::{Lately, RecentFailure, Totals};
 pub use manifest::{Manifest, ManifestTarget};
 pub use message::{HeaderValue, Headers, Message, Properties};
 pub use metadata::{InvalidMetadata, Metadata};
