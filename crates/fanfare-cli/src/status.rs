@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use fanfare::{
-    AskError, EndedBy, Environment, FanOutState, FanOutStatus, Fanfare, ServiceName, Sort, Source, Status,
-    StatusQuery, System, WireTime,
+    AskError, EndedBy, Environment, FanOutState, FanOutStatus, Fanfare, Heard, Roll, ServiceName, Sort,
+    Source, Status, StatusQuery, System, WireTime,
 };
 
 use crate::durations;
@@ -21,8 +21,9 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Asks all coordinators, which have 3 s. Where one that the broker knows does not answer, the line
-on standard error says so: what it holds is missing. Fan-outs that wait for a coordinator are
+Asks all coordinators, which have 3 s. Where one that the broker knows does not answer, a line on
+standard error says so, and who has answered: what the other holds is missing. The broker does not
+tell its name; --watch knows it, where it has answered before. Fan-outs that wait for a coordinator are
 known to none; `fanfare doctor` counts them.
 
 Examples:
@@ -98,7 +99,7 @@ pub(crate) async fn run(arguments: StatusArguments, settings: &Settings) -> Resu
     };
     let fanfare = settings.fanfare("status")?;
     let outcome = match watch {
-        None => tell(&fanfare, &query, json, "").await,
+        None => tell(&fanfare, &query, json, "", &mut Roll::default()).await,
         Some(pause) => tokio::select! {
             () = Signals::listen()?.first() => Ok(Exit::Done),
             ended = keep_telling(&fanfare, &query, json, pause) => ended,
@@ -114,10 +115,11 @@ async fn keep_telling(
     json: bool,
     pause: Duration,
 ) -> Result<Exit, Failure> {
+    let mut roll = Roll::default();
     let before = if !json && io::stdout().is_terminal() { CLEAR } else { "" };
     loop {
         // A coordinator may be restarted while somebody watches.
-        match tell(fanfare, query, json, before).await {
+        match tell(fanfare, query, json, before, &mut roll).await {
             Err(failure) if failure.exit == Exit::BadInput => return Err(failure),
             Err(failure) => _ = failure.report(),
             Ok(_) => {}
@@ -126,8 +128,18 @@ async fn keep_telling(
     }
 }
 
-async fn tell(fanfare: &Fanfare, query: &StatusQuery, json: bool, before: &str) -> Result<Exit, Failure> {
-    let status = match fanfare.operator().status(query).await {
+async fn tell(
+    fanfare: &Fanfare,
+    query: &StatusQuery,
+    json: bool,
+    before: &str,
+    roll: &mut Roll,
+) -> Result<Exit, Failure> {
+    let told = fanfare.operator().status(query).await;
+    let heard = told.as_ref().map(|status| status.coordinators.heard.clone()).unwrap_or_default();
+    let silent = roll.call(heard, WireTime::from(System.now())).into_iter().filter(|heard| !heard.answers);
+    let silent: Vec<_> = silent.collect();
+    let status = match told {
         Ok(status) => status,
         Err(error) => return Err(not_told(fanfare, error).await),
     };
@@ -138,7 +150,10 @@ async fn tell(fanfare: &Fanfare, query: &StatusQuery, json: bool, before: &str) 
         print(format_args!("{before}{}", shown(&status, query.ended, now).join("\n")))?;
     }
     if let Some(shortfall) = status.coordinators.shortfall() {
-        say(format_args!("warning: {shortfall}: what they hold is missing here"));
+        say(format_args!("warning: {shortfall}; what the others hold is missing here"));
+    }
+    for Heard { name, last_utc, .. } in silent {
+        say(format_args!("warning: coordinator {name} has not answered since {last_utc} UTC"));
     }
     Ok(Exit::Done)
 }

@@ -137,11 +137,7 @@ impl Operator {
         run: Option<RunId>,
         limit: usize,
     ) -> Result<Explanation, AskError> {
-        let query = ParkedQuery { cid: Some(cid.clone()), ..ParkedQuery::default() };
-        let parked = self.parked(&query, MOST_PARKED).await.map(|found| found.messages);
-        let mut parked = parked.unwrap_or_default();
-        parked.retain(|parked| run.is_none_or(|run| parked.run == Some(run)));
-        self.explain_beside(parked, cid, run, limit).await
+        self.look_into(cid, run, limit, true).await
     }
 
     /// The same for whoever asks again and again. It does not look at what is parked, since a look takes that for a moment: a
@@ -150,15 +146,15 @@ impl Operator {
     /// # Errors
     /// As [`explain`](Self::explain).
     pub async fn follow(&self, cid: &Cid, run: Option<RunId>, limit: usize) -> Result<Explanation, AskError> {
-        self.explain_beside(Vec::new(), cid, run, limit).await
+        self.look_into(cid, run, limit, false).await
     }
 
-    async fn explain_beside(
+    async fn look_into(
         &self,
-        parked: Vec<Parked>,
         cid: &Cid,
         run: Option<RunId>,
         limit: usize,
+        at_parked: bool,
     ) -> Result<Explanation, AskError> {
         let names = &self.config.names;
         let question = |reply_to| ExplainRequest { cid: cid.clone(), run, reply_to, limit }.encode();
@@ -179,6 +175,8 @@ impl Operator {
             Ok(at_workers) => (at_workers, None),
             Err(error) => (AtWorkers::new(), Some(with_causes(&error))),
         };
+        // After coordinators were asked: what one has let go in between is seen here.
+        let parked = if at_parked { self.parked_of(cid, run).await } else { Vec::new() };
         let fan_outs: Vec<Told> =
             fan_outs.into_iter().map(|explained| told(explained, &at_workers, &parked, &queues)).collect();
         let is_open = fan_outs.iter().flat_map(|fan_out| &fan_out.missing);
@@ -203,6 +201,15 @@ impl Operator {
             Some(state) => ServiceQueue { there: true, waiting: state.messages, consumers: state.consumers },
             None => ServiceQueue { there: false, waiting: 0, consumers: 0 },
         })
+    }
+
+    /// What is parked of these fan-outs; nothing, where that cannot be looked at.
+    async fn parked_of(&self, cid: &Cid, run: Option<RunId>) -> Vec<Parked> {
+        let query = ParkedQuery { cid: Some(cid.clone()), ..ParkedQuery::default() };
+        let parked = self.parked(&query, MOST_PARKED).await.map(|found| found.messages);
+        let mut parked = parked.unwrap_or_default();
+        parked.retain(|parked| run.is_none_or(|run| parked.run == Some(run)));
+        parked
     }
 
     async fn retries_waiting(&self) -> u64 {
