@@ -92,7 +92,7 @@ impl Browser {
 
     /// The page as a WebP.
     pub(crate) fn picture(&self) -> Vec<u8> {
-        let taken = self.devtools("Page.captureScreenshot", json!({ "format": "webp", "quality": 90 }));
+        let taken = self.devtools("Page.captureScreenshot", json!({ "format": "webp", "quality": 80 }));
         BASE64_STANDARD.decode(taken["data"].as_str().unwrap()).unwrap()
     }
 
