@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fanfare_operator::{Explanation, Operator, Told, Whereabouts};
-use fanfare_protocol::{Cid, FanOutState, RunId};
+use fanfare_protocol::{Cid, EndedBy, FanOutState, RunId};
 use fanfare_publisher::{Accepted, Fanout, Publisher, Target};
 use fanfare_tests::{PATIENCE, Stack, eventually, on_both_brokers, services};
 use fanfare_worker::{Context, Registration, Retry, service};
@@ -170,6 +170,9 @@ async fn a_fan_out_that_has_ended_is_told_of_with_its_failures(stack: Stack) {
         ("test.fail", "test.fail", "why")
     );
     assert_eq!((fan_out.status.done, fan_out.status.failed, fan_out.missing.len()), (2, 1, 0));
+    let responded = |place: usize| (fan_out.responded[place].key.as_str(), fan_out.responded[place].ok);
+    assert_eq!((responded(0), responded(1)), (("test.echo", true), ("test.fail", false)));
+    assert!(fan_out.responded.iter().all(|target| target.at_utc >= fan_out.status.req_ts_utc));
     assert_eq!(explanation.advice(stack.names()), Vec::<String>::new());
 }
 
@@ -216,6 +219,11 @@ async fn a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of(stack: St
     let parked = explained(&operator, &accepted.cid, None, |explanation| explanation.parked.len() == 1).await;
     assert_eq!(parked.parked[0].run, Some(accepted.run));
     advises(&parked, &stack, &["1 messages of it are parked", "fanfare parked replay --cid"]);
+    let fan_out = one(&parked);
+    assert_eq!(fan_out.responded[0].ended_by, Some(EndedBy::Cancel));
+    // Whoever asks again and again leaves it where it is.
+    let followed = operator.follow(&accepted.cid, None, 10).await.expect("it is told");
+    assert_eq!((followed.matching, followed.parked.len()), (1, 0));
 }
 
 async fn only_the_run_that_is_meant_is_told_of(stack: Stack) {

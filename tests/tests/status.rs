@@ -12,6 +12,7 @@ on_both_brokers!(
     fan_outs_of_all_coordinators_are_told_of_with_how_far_they_have_come,
     those_that_do_not_match_are_left_out_and_those_beyond_the_limit_counted,
     those_that_have_ended_are_told_of_with_how_they_ended,
+    what_has_happened_lately_is_told_to_who_asks_for_it,
     a_coordinator_that_does_not_answer_is_counted,
     without_a_coordinator_nobody_tells,
     coordinators_of_certain_users_tell_them_only,
@@ -125,6 +126,30 @@ async fn those_that_have_ended_are_told_of_with_how_they_ended(stack: Stack) {
     how.sort_unstable();
     assert_eq!(how, [("by-itself", 2, 1, 0, None), ("cancelled", 3, 2, 1, Some(EndedBy::Cancel))]);
     assert_eq!(told(&operator, &StatusQuery::default(), |status| status.matching == 0).await.fan_outs, []);
+}
+
+async fn what_has_happened_lately_is_told_to_who_asks_for_it(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let _worker = stack.worker([services::echo(), services::fail()]).await;
+    let config =
+        fanfare_coordinator::Config { name: Some("host:7".to_owned()), ..stack.coordinator_config() };
+    let _coordinator = stack.coordinator_with(config);
+    let accepted = invoke(&stack.publisher(), "my.source", "c", 0).await;
+    done.next_final().await;
+    let query = StatusQuery { lately: true, ..StatusQuery::default() };
+    let has_ended = |status: &Status| status.lately.values().any(|lately| lately.ended.len() == 1);
+    let status = told(&stack.operator(PATIENCE), &query, has_ended).await;
+    assert_eq!(status.coordinators.heard.values().collect::<Vec<_>>(), ["host:7"]);
+    let lately = &status.lately[status.coordinators.heard.keys().next().expect("one has answered")];
+    assert_eq!((lately.ended[0].run, lately.ended[0].failed), (accepted.run, 1));
+    let [failure] = &lately.failures[..] else { panic!("{lately:?}") };
+    assert_eq!((&failure.cid, failure.run), (&accepted.cid, accepted.run));
+    assert_eq!((failure.target.key.as_str(), &failure.target.exception[..]), ("test.fail", "why"));
+    let services: Vec<&str> = lately.services.iter().map(ServiceName::as_str).collect();
+    assert_eq!(services, ["my.done", "test.echo", "test.fail"]);
+    assert_eq!((lately.totals.fan_outs, lately.totals.succeeded, lately.totals.failed), (1, 1, 1));
+    let unasked = stack.operator(PATIENCE).status(&StatusQuery::default()).await.expect("it is told");
+    assert!(unasked.lately.is_empty());
 }
 
 async fn a_coordinator_that_does_not_answer_is_counted(stack: Stack) {

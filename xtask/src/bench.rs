@@ -66,7 +66,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     ensure!(Group::spawn(&mut build)?.wait(None)?.success(), "it could not be built");
     let broker = match environment::variable("FANFARE_TEST_BROKER") {
         Some(url) => Broker::at(&url)?,
-        None => Broker::start(options.from, 1)?.pop().expect("one broker was asked for"),
+        None => Broker::start(options.from, 1, false)?.pop().expect("one broker was asked for"),
     };
     say(format_args!("measuring on {broker}"));
     let mut bench = std::process::Command::new(environment::target().join("release/fanfare"));

@@ -59,6 +59,9 @@ trait Instance: Send {
     /// The loopback port that speaks AMQP.
     fn port(&self) -> u16;
 
+    /// The loopback port of the management API, where it runs.
+    fn management(&self) -> Option<u16>;
+
     /// Fails when the broker has ended by itself, saying why.
     fn check_running(&mut self) -> Result<()>;
 
@@ -106,14 +109,18 @@ impl Broker {
         Ok(Self { url: url.to_owned(), version, provided_by, instance: None })
     }
 
-    /// Starts `count` brokers of one kind, in the first way that works.
-    pub(crate) fn start(way: Way, count: usize) -> Result<Vec<Self>> {
+    /// Starts `count` brokers of one kind, in the first way that works. The first of them has the management API, where that is
+    /// asked for; it takes the broker a share of its time.
+    pub(crate) fn start(way: Way, count: usize, management: bool) -> Result<Vec<Self>> {
         // Who names an image wants to know how it fares on that one, not on another.
         let way = if way == Way::Auto && container::image_is_chosen() { Way::Container } else { way };
         let mut reasons = Vec::new();
         for provider in [Provider::container, Provider::package] {
             let brokers = provider(way).and_then(|provider| match provider {
-                Some(provider) => (0..count).map(|_| provider.start()).collect::<Result<Vec<_>>>().map(Some),
+                Some(provider) => (0..count)
+                    .map(|nth| provider.start(management && nth == 0))
+                    .collect::<Result<Vec<_>>>()
+                    .map(Some),
                 None => Ok(None),
             });
             match brokers {
@@ -136,7 +143,7 @@ impl Broker {
     /// Starts the nodes of one cluster.
     fn start_cluster(size: usize) -> Result<Vec<Self>> {
         let package = node::Package::find()?;
-        let mut first = package.start()?;
+        let mut first = package.start(false)?;
         wait_until_ready(&mut first)?;
         let others = (1..size).map(|_| first.start_another()).collect::<Result<Vec<_>>>()?;
         let nodes = std::iter::once(first).chain(others);
@@ -151,6 +158,12 @@ impl Broker {
 
     pub(crate) fn url(&self) -> &str {
         &self.url
+    }
+
+    /// The URL of the management API of a broker that was started here, where it runs.
+    pub(crate) fn management(&self) -> Option<String> {
+        let port = self.instance.as_ref()?.management()?;
+        Some(format!("http://127.0.0.1:{port}"))
     }
 
     /// The shell words that run `rabbitmqctl` on a broker that was started here.
@@ -196,10 +209,11 @@ impl Provider {
         if way == Way::Container { Ok(None) } else { node::Package::find().map(Self::Package).map(Some) }
     }
 
-    fn start(&self) -> Result<Broker> {
+    /// A container has the management API in any case, where its image has.
+    fn start(&self, management: bool) -> Result<Broker> {
         match self {
             Self::Container(engine) => Broker::of(Box::new(engine.start()?), engine.to_string()),
-            Self::Package(package) => Broker::of(Box::new(package.start()?), package.to_string()),
+            Self::Package(package) => Broker::of(Box::new(package.start(management)?), package.to_string()),
         }
     }
 }
@@ -237,10 +251,13 @@ pub(crate) fn run(options: Options) -> Result<()> {
     if options.cluster {
         return cluster::run();
     }
-    let mut brokers = Broker::start(options.from, 1)?;
+    let mut brokers = Broker::start(options.from, 1, true)?;
     for broker in &mut brokers {
         say(format_args!("{broker}; Ctrl-C ends it. Its URL, for --broker or FANFARE_BROKER:"));
         writeln!(std::io::stdout(), "{}", broker.url())?;
+        if let Some(management) = broker.management() {
+            say(format_args!("its management API, for --management or FANFARE_MANAGEMENT: {management}"));
+        }
         while interrupt::check().is_ok() {
             broker.instance.as_mut().map_or(Ok(()), |instance| instance.check_running())?;
             thread::sleep(process::POLL);

@@ -36,7 +36,7 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) -> Result<()> {
     process::raise_open_files();
     let seed = options.seed.unwrap_or_else(fresh_seed);
-    let broker = Broker::start(options.from, 1)?.pop().expect("one broker was asked for");
+    let broker = Broker::start(options.from, 1, false)?.pop().expect("one broker was asked for");
     say(format_args!("chaos on {broker}, {} min, seed {seed}", options.minutes));
     let broker = Restartable::new(broker)?;
     let mut command = environment::cargo();

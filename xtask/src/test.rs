@@ -95,13 +95,18 @@ impl Provided {
         let onlookers = onlookers::provide()?;
         let (broker, restartable) = match environment::variable("FANFARE_TEST_BROKER") {
             None => {
-                let mut brokers = Broker::start(way, 2)?.into_iter();
+                let mut brokers = Broker::start(way, 2, true)?.into_iter();
                 let both = brokers.next().zip(brokers.next());
                 both.map(|(first, second)| (first, Some(second))).expect("two brokers were asked for")
             }
             Some(url) => (Broker::at(&url)?, one_to_restart(way)?),
         };
         say(format_args!("the tests use {broker}"));
+        if broker.management().is_none() {
+            say(
+                "WARNING: the tests that ask the management API are left out: they need a broker that is started here",
+            );
+        }
         match &restartable {
             Some(broker) => say(format_args!("the tests restart {broker}")),
             None => say("WARNING: the tests that restart a broker are left out"),
@@ -121,6 +126,10 @@ impl Provided {
         let mut variables = self.python.variables();
         variables.extend(self.onlookers.iter().cloned());
         variables.push(("FANFARE_TEST_BROKER", self.broker.url().to_owned()));
+        variables.push(match self.broker.management() {
+            Some(url) => ("FANFARE_TEST_MANAGEMENT", url),
+            None => ("FANFARE_TEST_NO_MANAGEMENT", "1".to_owned()),
+        });
         match &self.restartable {
             Some(broker) => {
                 variables.push(("FANFARE_TEST_RESTART_BROKER", broker.url().to_owned()));
@@ -140,7 +149,7 @@ impl Provided {
 
 /// A broker that tests may restart beside one that the caller brought, which is not ours to restart.
 fn one_to_restart(way: Way) -> Result<Option<Broker>> {
-    match Broker::start(way, 1) {
+    match Broker::start(way, 1, false) {
         Ok(mut brokers) => Ok(brokers.pop()),
         Err(error) => {
             interrupt::check()?;

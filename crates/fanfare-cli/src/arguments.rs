@@ -10,7 +10,8 @@ use crate::configuration::{Aggregation, QueueType};
 use crate::exit::EXIT_CODES;
 use crate::logging::Format;
 use crate::{
-    bench, cancel, coordinator, demo, doctor, durations, explain, gc, invoke, numbers, parked, status, worker,
+    bench, cancel, coordinator, dashboard, demo, doctor, durations, explain, gc, invoke, numbers, parked,
+    status, worker,
 };
 
 /// Fan-out/fan-in on RabbitMQ: invoke many services in the background, and be called once when all are done.
@@ -154,6 +155,8 @@ pub(crate) enum Command {
     Coordinator(coordinator::CoordinatorArguments),
     /// Invokes a fan-out or a parallel execution
     Invoke(invoke::InvokeArguments),
+    /// Serves a page that shows all fan-outs, worker pools and parked messages
+    Dashboard(dashboard::DashboardArguments),
     /// Tells which fan-outs are open, and how far they have come
     Status(status::StatusArguments),
     /// Tells what each missing target of a fan-out waits for, and what to do about it
@@ -175,7 +178,7 @@ impl Command {
     /// others is not to be buried in theirs.
     pub(crate) const fn default_log(&self) -> &'static str {
         match self {
-            Self::Worker(_) | Self::Coordinator(_) => "info",
+            Self::Worker(_) | Self::Coordinator(_) | Self::Dashboard(_) => "info",
             // What fails is in its report.
             Self::Demo(_) => "warn,fanfare_worker=error",
             Self::Invoke(_)

@@ -10,6 +10,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::durations;
 use crate::exit::{Exit, Failure, without_broker};
+use crate::identity;
 use crate::monitor::{Address, Monitor, Subject};
 use crate::numbers;
 use crate::settings::Settings;
@@ -90,6 +91,7 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
         most_channels: arguments.channels.or(file.channels).unwrap_or(defaults.most_channels),
         stop_within: stop_within.unwrap_or(defaults.stop_within),
         shards: settings.shards,
+        name: Some(identity::name()),
         ..defaults
     };
     let fanfare = settings.fanfare("coordinator")?;
@@ -106,8 +108,9 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
         broker,
         readiness: handle.readiness().clone(),
         coordinator: Some(handle),
+        operator: Some(fanfare.operator()),
     };
-    let _monitor = Monitor::start(arguments.listen.or(file.listen), subject).await?;
+    let _monitor = Monitor::start_if_any(arguments.listen.or(file.listen), subject).await?;
     let outcome = coordinator.run_until(stopping).await;
     let outcome = match outcome {
         Ok(()) => Ok(Exit::Done),

@@ -75,7 +75,7 @@ fn shown(explanation: &Explanation, advice: &[String], now: WireTime) -> Vec<Str
 }
 
 fn of_fan_out(fan_out: &Told, now: WireTime) -> Vec<String> {
-    let Told { status, missing, failures } = fan_out;
+    let Told { status, missing, failures, .. } = fan_out;
     let since = |time: WireTime| rounded((now.to_utc() - time.to_utc()).to_std().unwrap_or_default());
     let (cid, run, source, age) = (&status.cid, status.run, &status.source, since(status.req_ts_utc));
     let how = match status.state {
@@ -175,13 +175,13 @@ mod tests {
         Explanation {
             cid: status.cid.clone(),
             matching: 1,
-            fan_outs: vec![Told { status, missing, failures }],
+            fan_outs: vec![Told { status, missing, responded: vec![], failures }],
             queues: BTreeMap::new(),
             workers_unasked: None,
             manifests_waiting: Some(0),
             retries_waiting: None,
             parked: Vec::new(),
-            coordinators: Coordinators { answered: 1, refused: 0, silent: Some(0) },
+            coordinators: Coordinators { answered: 1, refused: 0, silent: Some(0), heard: BTreeMap::new() },
         }
     }
 

@@ -8,6 +8,7 @@ mod bench;
 mod cancel;
 mod configuration;
 mod coordinator;
+mod dashboard;
 mod demo;
 mod doctor;
 #[cfg(test)]
@@ -16,6 +17,7 @@ mod durations;
 mod exit;
 mod explain;
 mod gc;
+mod identity;
 mod invoke;
 mod logging;
 mod management;
@@ -61,6 +63,7 @@ async fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Command::Worker(arguments) => worker::run(arguments, &settings).await,
         Command::Coordinator(arguments) => coordinator::run(arguments, &settings).await,
         Command::Invoke(arguments) => invoke::run(arguments, &settings).await,
+        Command::Dashboard(arguments) => dashboard::run(arguments, &settings).await,
         Command::Status(arguments) => status::run(arguments, &settings).await,
         Command::Explain(arguments) => explain::run(arguments, &settings).await,
         Command::Parked(arguments) => parked::run(arguments, &settings).await,

@@ -1,19 +1,25 @@
-//! What a command that runs on serves over HTTP: metrics, health, and what it does.
+//! What a command that runs on serves over HTTP: metrics, health, and a page that shows fan-outs.
 
 mod address;
+mod fan_out;
+mod guard;
+mod looks;
 mod page;
+mod parked;
 mod state;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{Path, State};
 use axum::http::{StatusCode, header};
+use axum::middleware;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use fanfare::{Broker, CoordinatorHandle, Readiness};
+use fanfare::{Broker, Cid, CoordinatorHandle, Operator, Readiness, RunId};
 use metrics::gauge;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
@@ -21,12 +27,23 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 pub(crate) use self::address::Address;
+use self::looks::Looks;
+use self::parked::Parked;
+use self::state::Memory;
 use crate::exit::Failure;
 
 /// How long the broker may take to answer before it counts as unreachable.
 const BROKER_LIMIT: Duration = Duration::from_secs(3);
+/// How long who looks waits for the coordinator of this process.
+const LOOP_PATIENCE: Duration = Duration::from_secs(3);
+const SILENT_LOOP: &str =
+    "the coordinator of this process does not answer: it waits for the broker, or stops";
 /// How long a coordinator's loop may take to answer before it counts as dead. It waits for nothing but its own acks.
 const LOOP_LIMIT: Duration = Duration::from_secs(30);
+/// How old what a page shows may be: who looks within that sees the same.
+const PAUSE: Duration = Duration::from_secs(2);
+/// The same of parked messages, since whoever looks at them takes them for a moment.
+const PARKED_PAUSE: Duration = Duration::from_secs(10);
 /// How often what was measured is summed up, so that it takes no memory where nobody asks for it.
 const UPKEEP: Duration = Duration::from_secs(5);
 /// Bounds of the histograms, in seconds.
@@ -41,35 +58,54 @@ pub(crate) struct Subject {
     pub(crate) role: &'static str,
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) readiness: Readiness,
-    /// None in a worker.
+    /// None in what is no coordinator.
     pub(crate) coordinator: Option<CoordinatorHandle>,
+    /// Who asks what the page shows. None in a worker, which has no page.
+    pub(crate) operator: Option<Operator>,
 }
 
 /// Serves until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Monitor {
+    address: SocketAddr,
     _tasks: JoinSet<()>,
 }
 
 #[derive(Clone)]
 struct Served {
-    subject: Subject,
+    subject: Arc<Subject>,
     metrics: PrometheusHandle,
+    looks: Arc<Looks>,
+    memory: Arc<Memory>,
 }
 
 impl Monitor {
-    /// Listens where there is an address to listen on, and measures from then on.
-    pub(crate) async fn start(address: Option<Address>, subject: Subject) -> Result<Option<Self>, Failure> {
-        let Some(Address(address)) = address else { return Ok(None) };
+    /// Listens where there is an address to listen on.
+    pub(crate) async fn start_if_any(
+        address: Option<Address>,
+        subject: Subject,
+    ) -> Result<Option<Self>, Failure> {
+        match address {
+            Some(address) => Self::start(address, subject).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// Listens, and measures from then on.
+    pub(crate) async fn start(Address(address): Address, subject: Subject) -> Result<Self, Failure> {
         let listener = TcpListener::bind(address)
             .await
-            .with_context(|| {
-                format!("cannot listen on {address}: give --listen another address, or leave it out")
-            })
+            .with_context(|| format!("cannot listen on {address}: give --listen another address"))
             .map_err(Failure::bad_input)?;
+        let address = listener.local_addr().unwrap_or(address);
         let metrics = record(subject.role)?;
-        tracing::info!(address = %listener.local_addr().unwrap_or(address), "serving metrics, health and state");
-        let served = Served { subject, metrics: metrics.clone() };
+        tracing::info!(%address, "serving metrics, health and state");
+        let served = Served {
+            subject: Arc::new(subject),
+            metrics: metrics.clone(),
+            looks: Arc::default(),
+            memory: Arc::default(),
+        };
         let mut tasks = JoinSet::new();
         tasks.spawn(async move {
             let mut due = tokio::time::interval(UPKEEP);
@@ -78,12 +114,18 @@ impl Monitor {
                 metrics.run_upkeep();
             }
         });
+        let routes = routes(served).layer(middleware::from_fn_with_state(address, guard::check));
         tasks.spawn(async move {
-            if let Err(error) = axum::serve(listener, routes(served)).await {
+            if let Err(error) = axum::serve(listener, routes).await {
                 tracing::error!(%error, "metrics, health and state are served no longer");
             }
         });
-        Ok(Some(Self { _tasks: tasks }))
+        Ok(Self { address, _tasks: tasks })
+    }
+
+    /// Where it listens.
+    pub(crate) const fn address(&self) -> SocketAddr {
+        self.address
     }
 }
 
@@ -107,15 +149,18 @@ pub(crate) fn describe(role: &'static str) {
 }
 
 fn routes(served: Served) -> Router {
-    let routes = Router::new()
+    let mut routes = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(health))
         .route("/readyz", get(readiness))
         .route("/api/state", get(state));
-    let routes = match served.subject.coordinator {
-        Some(_) => routes.route("/", get(page::page)),
-        None => routes,
-    };
+    if served.subject.operator.is_some() {
+        routes = routes.route("/", get(page::page)).route("/api/fan-outs/{cid}/{run}", get(fan_out));
+        // A coordinator's own user may not look at what is parked.
+        if served.subject.coordinator.is_none() {
+            routes = routes.route("/api/parked", get(parked));
+        }
+    }
     routes.with_state(served)
 }
 
@@ -143,9 +188,33 @@ async fn readiness(State(Served { subject, .. }): State<Served>) -> Response {
     plain(StatusCode::SERVICE_UNAVAILABLE, hindrances.join("\n") + "\n")
 }
 
-async fn state(State(Served { subject, .. }): State<Served>) -> Response {
-    let body = state::State::of(&subject, hindrances(&subject).await).to_json();
-    text(StatusCode::OK, "application/json", body)
+async fn state(State(served): State<Served>) -> Response {
+    let Served { subject, memory, looks, .. } = served;
+    let look = async move { state::State::of(&subject, &memory, hindrances(&subject).await).await };
+    told(looks.at("state".to_owned(), PAUSE, look).await)
+}
+
+async fn fan_out(State(served): State<Served>, Path((cid, run)): Path<(String, String)>) -> Response {
+    let Served { subject, looks, .. } = served;
+    let (Ok(cid), Ok(run)) = (Cid::new(cid), run.parse::<RunId>()) else {
+        return plain(StatusCode::NOT_FOUND, "no fan-out has this CID and run\n".to_owned());
+    };
+    let what = format!("{cid} {run}");
+    told(looks.at(what, PAUSE, async move { fan_out::Shown::of(&subject, &cid, run).await }).await)
+}
+
+async fn parked(State(served): State<Served>) -> Response {
+    let Served { subject, looks, .. } = served;
+    let Some(operator) = subject.operator.clone() else { return StatusCode::NOT_FOUND.into_response() };
+    told(looks.at("parked".to_owned(), PARKED_PAUSE, async move { Parked::of(&operator).await }).await)
+}
+
+/// What a look has come to.
+fn told(look: Option<Arc<str>>) -> Response {
+    match look {
+        Some(body) => text(StatusCode::OK, "application/json", body.to_string()),
+        None => plain(StatusCode::SERVICE_UNAVAILABLE, "too many look at different fan-outs\n".to_owned()),
+    }
 }
 
 /// Why it is of no use for now: one reason a line, none where it is.

@@ -3,10 +3,11 @@
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use fanfare::{
-    AskError, EndedBy, Environment, FanOutState, FanOutStatus, Fanfare, ServiceName, Sort, Source, Status,
-    StatusQuery, System, WireTime,
+    AskError, EndedBy, Environment, FanOutState, FanOutStatus, Fanfare, Heard, Roll, ServiceName, Sort,
+    Source, Status, StatusQuery, System, WireTime,
 };
 
 use crate::durations;
@@ -20,8 +21,9 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-Asks all coordinators, which have 3 s. Where one that the broker knows does not answer, the line
-on standard error says so: what it holds is missing. Fan-outs that wait for a coordinator are
+Asks all coordinators, which have 3 s. Where one that the broker knows does not answer, a line on
+standard error says so, and who has answered: what the other holds is missing. The broker does not
+tell its name; --watch knows it, where it has answered before. Fan-outs that wait for a coordinator are
 known to none; `fanfare doctor` counts them.
 
 Examples:
@@ -52,9 +54,10 @@ pub(crate) struct StatusArguments {
     #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
     min_age: Option<Duration>,
 
-    /// Which come first
-    #[arg(long, value_enum, default_value_t = SortBy::Age, value_name = "BY")]
-    sort: SortBy,
+    /// Which come first: the oldest (with --ended the latest to end), those with most missing or most failed targets, those
+    /// whose deadline is next, or by source or CID
+    #[arg(long, value_parser = sort(), default_value = Sort::Age.as_str(), value_name = "BY")]
+    sort: Sort,
 
     /// How many are shown, 1000 at the most
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
@@ -75,33 +78,11 @@ pub(crate) struct StatusArguments {
     json: bool,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum SortBy {
-    /// The oldest, and with --ended the latest to end
-    Age,
-    /// Those that wait for most targets
-    Missing,
-    /// Those with most failed targets
-    Failed,
-    /// Those whose deadline comes first
-    Deadline,
-    /// By source, the oldest first
-    Source,
-    /// By CID
-    Cid,
-}
-
-impl From<SortBy> for Sort {
-    fn from(by: SortBy) -> Self {
-        match by {
-            SortBy::Age => Self::Age,
-            SortBy::Missing => Self::Missing,
-            SortBy::Failed => Self::Failed,
-            SortBy::Deadline => Self::Deadline,
-            SortBy::Source => Self::Source,
-            SortBy::Cid => Self::Cid,
-        }
-    }
+/// Takes the word of an order.
+fn sort() -> impl TypedValueParser<Value = Sort> {
+    let named = |word: String| Sort::ALL.into_iter().find(|sort| sort.as_str() == word);
+    PossibleValuesParser::new(Sort::ALL.map(Sort::as_str))
+        .map(move |word| named(word).expect("it is one of them"))
 }
 
 pub(crate) async fn run(arguments: StatusArguments, settings: &Settings) -> Result<Exit, Failure> {
@@ -112,12 +93,13 @@ pub(crate) async fn run(arguments: StatusArguments, settings: &Settings) -> Resu
         cid_prefix: cid,
         service,
         min_age_s: min_age.map(|age| age.as_secs()),
-        sort: sort.into(),
+        lately: false,
+        sort,
         limit: limit.into(),
     };
     let fanfare = settings.fanfare("status")?;
     let outcome = match watch {
-        None => tell(&fanfare, &query, json, "").await,
+        None => tell(&fanfare, &query, json, "", &mut Roll::default()).await,
         Some(pause) => tokio::select! {
             () = Signals::listen()?.first() => Ok(Exit::Done),
             ended = keep_telling(&fanfare, &query, json, pause) => ended,
@@ -133,10 +115,11 @@ async fn keep_telling(
     json: bool,
     pause: Duration,
 ) -> Result<Exit, Failure> {
+    let mut roll = Roll::default();
     let before = if !json && io::stdout().is_terminal() { CLEAR } else { "" };
     loop {
         // A coordinator may be restarted while somebody watches.
-        match tell(fanfare, query, json, before).await {
+        match tell(fanfare, query, json, before, &mut roll).await {
             Err(failure) if failure.exit == Exit::BadInput => return Err(failure),
             Err(failure) => _ = failure.report(),
             Ok(_) => {}
@@ -145,8 +128,18 @@ async fn keep_telling(
     }
 }
 
-async fn tell(fanfare: &Fanfare, query: &StatusQuery, json: bool, before: &str) -> Result<Exit, Failure> {
-    let status = match fanfare.operator().status(query).await {
+async fn tell(
+    fanfare: &Fanfare,
+    query: &StatusQuery,
+    json: bool,
+    before: &str,
+    roll: &mut Roll,
+) -> Result<Exit, Failure> {
+    let told = fanfare.operator().status(query).await;
+    let heard = told.as_ref().map(|status| status.coordinators.heard.clone()).unwrap_or_default();
+    let silent = roll.call(heard, WireTime::from(System.now())).into_iter().filter(|heard| !heard.answers);
+    let silent: Vec<_> = silent.collect();
+    let status = match told {
         Ok(status) => status,
         Err(error) => return Err(not_told(fanfare, error).await),
     };
@@ -157,7 +150,10 @@ async fn tell(fanfare: &Fanfare, query: &StatusQuery, json: bool, before: &str) 
         print(format_args!("{before}{}", shown(&status, query.ended, now).join("\n")))?;
     }
     if let Some(shortfall) = status.coordinators.shortfall() {
-        say(format_args!("warning: {shortfall}: what they hold is missing here"));
+        say(format_args!("warning: {shortfall}; what the others hold is missing here"));
+    }
+    for Heard { name, last_utc, .. } in silent {
+        say(format_args!("warning: coordinator {name} has not answered since {last_utc} UTC"));
     }
     Ok(Exit::Done)
 }
@@ -228,6 +224,8 @@ pub(crate) const fn state_shown(state: &FanOutState) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use fanfare::{Cid, Coordinators};
 
     use super::*;
@@ -237,8 +235,8 @@ mod tests {
     }
 
     fn status(fan_outs: Vec<FanOutStatus>, matching: usize) -> Status {
-        let coordinators = Coordinators { answered: 1, refused: 0, silent: None };
-        Status { matching, fan_outs, coordinators }
+        let coordinators = Coordinators { answered: 1, refused: 0, silent: None, heard: BTreeMap::new() };
+        Status { matching, fan_outs, lately: BTreeMap::new(), coordinators }
     }
 
     fn fan_out(state: FanOutState, deadline: Option<u64>) -> FanOutStatus {

@@ -13,7 +13,7 @@ const PREFIX: &str = "FANFARE_";
 
 /// Variables that no flag stands for: the demo's, those of programs that a worker runs as services, and those that
 /// docker-compose.yml and the project's own checks read.
-const OTHERS: [&str; 13] = [
+const OTHERS: [&str; 14] = [
     "FANFARE_DEMO_PATH",
     "FANFARE_CID",
     "FANFARE_RUN",
@@ -24,6 +24,7 @@ const OTHERS: [&str; 13] = [
     "FANFARE_METADATA",
     "FANFARE_AMQP_PORT",
     "FANFARE_MANAGEMENT_PORT",
+    "FANFARE_DASHBOARD_PORT",
     "FANFARE_PROMETHEUS_PORT",
     "FANFARE_GRAFANA_PORT",
     "FANFARE_CI_COMPOSE",

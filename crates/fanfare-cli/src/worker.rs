@@ -8,10 +8,10 @@ use anyhow::{Result, bail};
 use clap::Args;
 use fanfare::services::FILE_STATS;
 use fanfare::{Registration, ServiceName, WorkerConfig, WorkerError};
-use rustix::system::uname;
 
 use crate::durations;
 use crate::exit::{Exit, Failure, without_broker};
+use crate::identity;
 use crate::monitor::{Address, Monitor, Subject};
 use crate::numbers;
 use crate::services;
@@ -85,7 +85,7 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
             .redelivery_limit
             .or(file.redelivery_limit)
             .unwrap_or(defaults.redelivery_limit),
-        name: Some(name()),
+        name: Some(identity::name()),
     };
     let stock = !arguments.no_stock && file.stock.unwrap_or(true);
     let offered = services::offered(&settings.file, stock, arguments.prefetch.or(file.prefetch));
@@ -94,8 +94,8 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
     let signals = Signals::listen()?;
     let worker = fanfare.worker_with(config).services(chosen);
     let (broker, readiness) = (Arc::clone(fanfare.broker()), worker.readiness());
-    let subject = Subject { role: "worker", broker, readiness, coordinator: None };
-    let _monitor = Monitor::start(arguments.listen.or(file.listen), subject).await?;
+    let subject = Subject { role: "worker", broker, readiness, coordinator: None, operator: None };
+    let _monitor = Monitor::start_if_any(arguments.listen.or(file.listen), subject).await?;
     let outcome = worker.run_until(signals.first()).await;
     let outcome = match outcome {
         Ok(()) => Ok(Exit::Done),
@@ -107,11 +107,6 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
     };
     fanfare.close().await;
     outcome
-}
-
-/// What operators are told that this process is.
-fn name() -> String {
-    format!("{}:{}", uname().nodename().to_string_lossy(), std::process::id())
 }
 
 fn chosen(mut all: BTreeMap<ServiceName, Registration>, names: &[ServiceName]) -> Result<Vec<Registration>> {

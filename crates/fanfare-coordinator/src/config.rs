@@ -38,6 +38,9 @@ pub struct Config {
     pub absence_pause: Duration,
     /// How long a stop may take before what is open is let go as it is.
     pub stop_within: Duration,
+    /// What operators are told that this coordinator is, such as its host and process. None, which is the default, leaves the ID
+    /// that it draws when it starts.
+    pub name: Option<String>,
 }
 
 impl Default for Config {
@@ -54,6 +57,7 @@ impl Default for Config {
             user_id: None,
             absence_pause: absence::PAUSE,
             stop_within: Duration::from_secs(20),
+            name: None,
         }
     }
 }

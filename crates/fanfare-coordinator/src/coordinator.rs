@@ -4,7 +4,7 @@ use std::sync::Arc;
 use fanfare_broker::{Backoff, Broker, Delivery, Environment, Subscription, SubscriptionOptions};
 use fanfare_fanin::{FanIn, Hold};
 use fanfare_protocol::{CancelRequest, CancelState, Cid, Manifest, Message, Presence, RunId, header};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -15,13 +15,15 @@ use crate::deadline::deadline;
 use crate::delivery::Tag;
 use crate::ended::LatelyEnded;
 use crate::fan_out::{Conclusion, FanOut, Ties, Word};
-use crate::inquiry::Inquiries;
+use crate::handle::Inquiry;
+use crate::inquiry::{Inquiries, Known};
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
 use crate::records::Records;
 use crate::shard::CancelWord;
 use crate::shards::Shards;
 use crate::trust::Trust;
+use crate::view::View;
 use crate::{Config, Error, Handle};
 
 /// Dead letters that one coordinator is handed at a time. There are none, unless an operator's policy makes some.
@@ -51,8 +53,10 @@ pub struct Coordinator {
     stop: CancellationToken,
     /// What others see of it.
     handle: Handle,
-    /// From those who want to know whether it lives.
-    pings: mpsc::Receiver<oneshot::Sender<()>>,
+    /// What they ask.
+    inquired: mpsc::Receiver<Inquiry>,
+    /// What its fan-outs have lately come to.
+    view: View,
 }
 
 /// A fan-out with a task.
@@ -69,11 +73,11 @@ impl Coordinator {
         let outbox =
             Outbox { broker, environment, names: config.names.clone(), absence_pause: config.absence_pause };
         let parking = TaskTracker::new();
-        let (handle, pings) = Handle::new();
+        let (handle, inquired) = Handle::new();
         let messenger = Messenger::new(outbox.clone(), parking.clone());
         let (trust, started) = (Trust::new(&config), Instant::now());
         Self {
-            inquiries: Inquiries::new(messenger.clone(), trust.clone()),
+            inquiries: Inquiries::new(messenger.clone(), trust.clone(), config.name.clone()),
             shards: Shards::new(&config, messenger.clone(), trust.clone(), started),
             messenger,
             outbox,
@@ -88,7 +92,8 @@ impl Coordinator {
             full: false,
             stop: CancellationToken::new(),
             handle,
-            pings,
+            inquired,
+            view: View::default(),
         }
     }
 
@@ -144,7 +149,7 @@ impl Coordinator {
                 // What has ended makes room for what comes, and there is never more of it than was taken.
                 biased;
                 () = &mut shutdown => break,
-                Some(ping) = self.pings.recv() => drop(ping.send(())),
+                Some(inquiry) = self.inquired.recv() => self.inquiries.ask(inquiry, &self.known()),
                 Some(conclusion) = self.tasks.join_next() => self.conclude(conclusion).await,
                 () = self.shards.run() => {}
                 Some(letter) = dead_letters.next() => {
@@ -231,7 +236,7 @@ impl Coordinator {
         let hold = Hold { token: self.outbox.environment.unique().into(), take_over };
         let (sender, inbox) = mpsc::unbounded_channel();
         tracing::debug!(cid = %manifest.cid, %run, targets = manifest.targets.len(), take_over, "fan-out taken");
-        let watched = self.handle.view.hold(&manifest, take_over);
+        let watched = self.view.hold(&manifest, take_over);
         let machine = FanIn::new(manifest, tag, hold, self.config.limits, now).with_deadline(deadline, now);
         let ties = Ties { inbox, stop: self.stop.clone(), watched };
         let messenger = self.messenger.clone();
@@ -248,7 +253,7 @@ impl Coordinator {
         match message.kind() {
             header::TYPE_CANCEL => self.cancel(&message),
             header::TYPE_PRESENCE => self.meet(&message),
-            _ => self.inquiries.take(&message, &self.open, &self.records),
+            _ => self.inquiries.take(&message, &self.known()),
         }
     }
 
@@ -299,6 +304,11 @@ impl Coordinator {
     fn is_of_another(&self, cid: &Cid, run: &RunId) -> bool {
         let known = self.open.get(run).map(|open| &open.cid).or_else(|| self.ended.cid(run));
         known.is_some_and(|known| known != cid)
+    }
+
+    /// What operators can be told.
+    fn known(&self) -> Known<'_> {
+        Known { open: &self.open, records: &self.records, view: &self.view }
     }
 
     /// Tells, once each time, that further fan-outs wait from here on.

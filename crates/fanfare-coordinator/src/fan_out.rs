@@ -26,7 +26,7 @@ use crate::outbox::{Outbox, Outcome};
 use crate::records::Record;
 use crate::telemetry;
 use crate::trust::Trust;
-use crate::view::{Failure, Watched};
+use crate::view::{FailedResult, Watched};
 
 /// From one word about progress to the next.
 pub(crate) const PROGRESS_PAUSE: Duration = Duration::from_millis(100);
@@ -191,9 +191,9 @@ impl FanOut {
     }
 
     fn handle_one(&mut self, event: Event<Tag>) -> Vec<Effect<Tag>> {
-        let failure = Failure::of(&event);
+        let failed = FailedResult::brought_by(&event);
         let effects = self.machine.handle(event, self.started.elapsed());
-        self.watched.counted(&self.machine, failure);
+        self.watched.counted(&self.machine, failed);
         effects
     }
 
@@ -227,9 +227,9 @@ impl FanOut {
             Effect::End(summary) => {
                 let manifest = self.machine.manifest();
                 tell(manifest, &summary);
+                self.watched.ended(&summary);
                 self.how = summary.completed.then(|| how_it_ended(manifest, &summary));
                 let at = self.outbox.environment.now().into();
-                self.watched.ended(&summary, at);
                 self.record = summary.completed.then(|| Record::new(&self.machine, summary.ending, at));
                 // What is being parked went with the queue: nobody hands it out again.
                 while self.parking.next().await.is_some() {}

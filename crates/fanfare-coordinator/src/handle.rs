@@ -1,28 +1,37 @@
 use fanfare_broker::{BrokerError, Readiness};
+use fanfare_protocol::{Cid, ExplainAnswer, RunId, StatusAnswer, StatusQuery};
 use tokio::sync::{mpsc, oneshot};
-
-use crate::view::{Snapshot, View};
 
 /// Looks into a coordinator from outside. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Handle {
     pub(crate) readiness: Readiness,
-    pub(crate) view: View,
-    pings: mpsc::Sender<oneshot::Sender<()>>,
+    inquiries: mpsc::Sender<Inquiry>,
+}
+
+/// What a coordinator's loop is asked through its handle, and where the answer goes.
+#[derive(Debug)]
+pub(crate) enum Inquiry {
+    /// Whether it lives.
+    Ping(oneshot::Sender<()>),
+    /// As operators ask it.
+    Status(StatusQuery, oneshot::Sender<StatusAnswer>),
+    /// As operators ask it: of which fan-outs, and how many targets.
+    Explain(Cid, Option<RunId>, usize, oneshot::Sender<ExplainAnswer>),
 }
 
 /// What is not ready before the coordinator has looked for its queues.
 const QUEUES: &str = "the coordinator's queues";
 
-/// Those who want to know at the same time whether a coordinator lives; others wait.
-const PINGS: usize = 8;
+/// Those who ask at the same time; others wait.
+const INQUIRIES: usize = 8;
 
 impl Handle {
-    /// A handle, and where its pings arrive.
-    pub(crate) fn new() -> (Self, mpsc::Receiver<oneshot::Sender<()>>) {
-        let (pings, receiver) = mpsc::channel(PINGS);
+    /// A handle, and where what it asks arrives.
+    pub(crate) fn new() -> (Self, mpsc::Receiver<Inquiry>) {
+        let (inquiries, receiver) = mpsc::channel(INQUIRIES);
         let readiness = Readiness::waiting(QUEUES, "it has not started yet");
-        (Self { readiness, view: View::default(), pings }, receiver)
+        (Self { readiness, inquiries }, receiver)
     }
 
     /// The coordinator waits for its queues.
@@ -41,17 +50,25 @@ impl Handle {
         &self.readiness
     }
 
-    /// What it holds and has lately seen.
-    #[must_use]
-    pub fn snapshot(&self) -> Snapshot {
-        self.view.snapshot()
-    }
-
     /// Returns when the coordinator's loop has answered, or has ended. Before it begins, and while it is stuck, this waits.
     pub async fn ping(&self) {
+        self.ask(Inquiry::Ping).await;
+    }
+
+    /// What this coordinator answers to operators who ask for the status. None where it has ended; it waits as
+    /// [`ping`](Self::ping) does.
+    pub async fn status(&self, query: StatusQuery) -> Option<StatusAnswer> {
+        self.ask(|answer| Inquiry::Status(query, answer)).await
+    }
+
+    /// What this coordinator answers to operators who ask of one fan-out, as [`status`](Self::status).
+    pub async fn explain(&self, cid: &Cid, run: Option<RunId>, limit: usize) -> Option<ExplainAnswer> {
+        self.ask(|answer| Inquiry::Explain(cid.clone(), run, limit, answer)).await
+    }
+
+    async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Inquiry) -> Option<T> {
         let (answer, answered) = oneshot::channel();
-        if self.pings.send(answer).await.is_ok() {
-            answered.await.ok();
-        }
+        self.inquiries.send(question(answer)).await.ok()?;
+        answered.await.ok()
     }
 }

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use fanfare_fanin::FanIn;
 use fanfare_protocol::{
-    ExplainAnswer, ExplainRequest, Explained, FailedTarget, FanOutState, FanOutStatus, Malformed, Manifest,
-    ManifestTarget, Message, MissingTarget, RunId, StatusAnswer, StatusQuery, StatusRequest, TargetResult,
-    WireTime, header, limits,
+    Cid, ExplainAnswer, ExplainRequest, Explained, FailedTarget, FanOutState, FanOutStatus, Malformed,
+    Manifest, ManifestTarget, Message, MissingTarget, RespondedTarget, RunId, StatusAnswer, StatusQuery,
+    StatusRequest, TargetResult, WireTime, header, limits,
 };
 use futures_util::future::join_all;
 use tokio::sync::{Semaphore, oneshot};
@@ -18,9 +18,11 @@ use tokio::time::timeout;
 use crate::coordinator::Open;
 use crate::delivery::Tag;
 use crate::fan_out::Word;
+use crate::handle::Inquiry;
 use crate::messenger::Messenger;
 use crate::records::{Record, Records};
 use crate::trust::Trust;
+use crate::view::View;
 
 /// Questions that are being answered, beyond which no more are: whoever asks does so again.
 const MOST_AT_A_TIME: usize = 16;
@@ -32,7 +34,17 @@ const PATIENCE: Duration = Duration::from_secs(2);
 pub(crate) struct Inquiries {
     messenger: Messenger,
     trust: Trust,
+    /// What whoever runs this coordinator calls it.
+    name: Option<String>,
     room: Arc<Semaphore>,
+}
+
+/// What there is to be told.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known<'a> {
+    pub(crate) open: &'a BTreeMap<RunId, Open>,
+    pub(crate) records: &'a Records,
+    pub(crate) view: &'a View,
 }
 
 /// Something that somebody wants to know of a fan-out, which its task puts to its machine.
@@ -66,15 +78,15 @@ impl fmt::Debug for Question {
 }
 
 impl Inquiries {
-    pub(crate) fn new(messenger: Messenger, trust: Trust) -> Self {
-        Self { messenger, trust, room: Arc::new(Semaphore::new(MOST_AT_A_TIME)) }
+    pub(crate) fn new(messenger: Messenger, trust: Trust, name: Option<String>) -> Self {
+        Self { messenger, trust, name, room: Arc::new(Semaphore::new(MOST_AT_A_TIME)) }
     }
 
     /// Takes a question that is put to all coordinators.
-    pub(crate) fn take(&self, message: &Message, open: &BTreeMap<RunId, Open>, records: &Records) {
+    pub(crate) fn take(&self, message: &Message, known: &Known<'_>) {
         let taken = match message.kind() {
-            header::TYPE_STATUS => self.status(message, open, records),
-            header::TYPE_EXPLAIN => self.explain(message, open, records),
+            header::TYPE_STATUS => self.take_status(message, known),
+            header::TYPE_EXPLAIN => self.take_explain(message, known),
             kind => return tracing::debug!(kind, "not a request that a coordinator knows"),
         };
         if let Err(reason) = taken {
@@ -82,64 +94,93 @@ impl Inquiries {
         }
     }
 
+    /// Answers what is asked in this process.
+    pub(crate) fn ask(&self, inquiry: Inquiry, known: &Known<'_>) {
+        match inquiry {
+            Inquiry::Ping(answer) => drop(answer.send(())),
+            Inquiry::Status(query, answer) => {
+                let told = self.status(query, None, known);
+                tokio::spawn(async move { answer.send(told.await) });
+            }
+            Inquiry::Explain(cid, run, limit, answer) => {
+                let told = self.explain(&cid, run, limit, None, known);
+                tokio::spawn(async move { answer.send(told.await) });
+            }
+        }
+    }
+
+    fn take_status(&self, message: &Message, known: &Known<'_>) -> Result<(), Malformed> {
+        let names = &self.messenger.outbox.names;
+        let StatusRequest { id, reply_to, query } = StatusRequest::decode(message, names)?;
+        let told = self.status(query, self.trust.check(message).err(), known);
+        self.answer(reply_to, async move { told.await.encode(&id) });
+        Ok(())
+    }
+
+    fn take_explain(&self, message: &Message, known: &Known<'_>) -> Result<(), Malformed> {
+        let names = &self.messenger.outbox.names;
+        let ExplainRequest { cid, run, reply_to, limit } = ExplainRequest::decode(message, names)?;
+        let told = self.explain(&cid, run, limit, self.trust.check(message).err(), known);
+        self.answer(reply_to, async move { told.await.encode(&cid) });
+        Ok(())
+    }
+
     fn status(
         &self,
-        message: &Message,
-        open: &BTreeMap<RunId, Open>,
-        records: &Records,
-    ) -> Result<(), Malformed> {
-        let outbox = &self.messenger.outbox;
-        let StatusRequest { id, reply_to, query } = StatusRequest::decode(message, &outbox.names)?;
-        let (coordinator, refused) = (self.messenger.coordinator(), self.trust.check(message).err());
-        let now = WireTime::from(outbox.environment.now());
+        query: StatusQuery,
+        refused: Option<String>,
+        known: &Known<'_>,
+    ) -> impl Future<Output = StatusAnswer> + Send + use<> {
+        let (coordinator, name) = (self.messenger.coordinator(), self.name.clone());
+        let now = WireTime::from(self.messenger.outbox.environment.now());
         let query = Arc::new(query);
-        let open = open.values().filter(|_| refused.is_none() && !query.ended);
+        let open = known.open.values().filter(|_| refused.is_none() && !query.ended);
         let asked = ask(open, || {
             let query = Arc::clone(&query);
             move |machine| status_if_wanted(machine, &query, now)
         });
-        let ended = records.iter().filter(|_| refused.is_none() && query.ended);
+        let ended = known.records.iter().filter(|_| refused.is_none() && query.ended);
         let wanted = |record: &&Record| {
             let serves = query.service.as_ref().is_none_or(|service| record.invokes(service));
             serves && query.matches(&record.explained.status, now)
         };
         let ended: Vec<_> = ended.filter(wanted).map(|record| record.explained.status.clone()).collect();
-        self.answer(reply_to, async move {
+        let lately = (refused.is_none() && query.lately).then(|| known.view.lately(known.records));
+        async move {
             let mut fan_outs = gather(asked).await;
             fan_outs.extend(ended);
             let matching = fan_outs.len();
             query.select(&mut fan_outs);
-            StatusAnswer { coordinator, refused, matching, fan_outs }.encode(&id)
-        });
-        Ok(())
+            StatusAnswer { coordinator, name, refused, matching, fan_outs, lately }
+        }
     }
 
     fn explain(
         &self,
-        message: &Message,
-        open: &BTreeMap<RunId, Open>,
-        records: &Records,
-    ) -> Result<(), Malformed> {
-        let names = &self.messenger.outbox.names;
-        let ExplainRequest { cid, run, reply_to, limit } = ExplainRequest::decode(message, names)?;
-        let (coordinator, refused) = (self.messenger.coordinator(), self.trust.check(message).err());
+        cid: &Cid,
+        run: Option<RunId>,
+        limit: usize,
+        refused: Option<String>,
+        known: &Known<'_>,
+    ) -> impl Future<Output = ExplainAnswer> + Send + use<> {
+        let (coordinator, name) = (self.messenger.coordinator(), self.name.clone());
         let trusted = refused.is_none();
         let is_meant = |of: &RunId| trusted && run.is_none_or(|run| run == *of);
-        let open = open.iter().filter(|(of, open)| is_meant(of) && open.cid == cid);
+        let open = known.open.iter().filter(|(of, open)| is_meant(of) && open.cid == *cid);
         let asked = ask(open.map(|(_, open)| open), || move |machine| Some(explain(machine, limit)));
         let of_cid = |record: &&Record| {
             let status = &record.explained.status;
-            is_meant(&status.run) && status.cid == cid
+            is_meant(&status.run) && status.cid == *cid
         };
-        let ended: Vec<_> = records.iter().filter(of_cid).map(|record| record.explained.clone()).collect();
-        self.answer(reply_to, async move {
+        let ended: Vec<_> =
+            known.records.iter().filter(of_cid).map(|record| record.explained.clone()).collect();
+        async move {
             let mut fan_outs = gather(asked).await;
             fan_outs.extend(ended);
             let matching = fan_outs.len();
             fan_outs.truncate(limits::EXPLAINED);
-            ExplainAnswer { coordinator, refused, matching, fan_outs }.encode(&cid)
-        });
-        Ok(())
+            ExplainAnswer { coordinator, name, refused, matching, fan_outs }
+        }
     }
 
     fn answer(&self, reply_to: String, answer: impl Future<Output = Message> + Send + 'static) {
@@ -195,23 +236,39 @@ pub(crate) fn status(machine: &FanIn<Tag>, state: FanOutState) -> FanOutStatus {
 }
 
 fn explain(machine: &FanIn<Tag>, limit: usize) -> Explained {
-    let missing = machine.missing().take(limit.min(limits::TOLD)).map(|place| {
+    let limit = limit.min(limits::TOLD);
+    let missing = machine.missing().take(limit).map(|place| {
         let ManifestTarget { key, service } = machine.manifest().targets[place].clone();
         MissingTarget { place, key, service }
     });
-    let missing = missing.collect();
-    let failures = failures(machine);
-    Explained { status: status(machine, machine.state()), missing, failures }
+    Explained {
+        status: status(machine, machine.state()),
+        missing: missing.collect(),
+        responded: responded(machine, limit),
+        failures: failures(machine),
+    }
+}
+
+/// The first of the targets that have a result.
+pub(crate) fn responded(machine: &FanIn<Tag>, limit: usize) -> Vec<RespondedTarget> {
+    let responded = machine.answers().take(limit).map(|(place, answer)| {
+        let ManifestTarget { key, service } = machine.manifest().targets[place].clone();
+        RespondedTarget { place, key, service, ok: answer.ok, at_utc: answer.at, ended_by: answer.ended_by }
+    });
+    responded.collect()
 }
 
 /// The first of the targets that have failed.
 pub(crate) fn failures(machine: &FanIn<Tag>) -> Vec<FailedTarget> {
-    let failures = machine.failures().take(limits::FAILURES_TOLD).map(|(place, answer)| {
-        let ManifestTarget { key, service } = machine.manifest().targets[place].clone();
-        let result = TargetResult::from_body(&answer.body);
-        let exception = result.ok().and_then(|result| result.exception).unwrap_or_default();
-        let exception = exception.chars().take(limits::EXCEPTION_TOLD_CHARS).collect();
-        FailedTarget { key, service, exception }
-    });
-    failures.collect()
+    let failures = machine.failures().take(limits::FAILURES_TOLD);
+    failures.map(|(place, answer)| failed_target(machine.manifest(), place, &answer.body)).collect()
+}
+
+/// A target that has failed, with the beginning of what its result says.
+pub(crate) fn failed_target(manifest: &Manifest, place: usize, result: &[u8]) -> FailedTarget {
+    let ManifestTarget { key, service } = manifest.targets[place].clone();
+    let exception =
+        TargetResult::from_body(result).ok().and_then(|result| result.exception).unwrap_or_default();
+    let exception = exception.chars().take(limits::EXCEPTION_TOLD_CHARS).collect();
+    FailedTarget { key, service, exception }
 }

@@ -45,4 +45,3 @@ pub use coordinator::Coordinator;
 pub use fanfare_fanin::Limits;
 pub use handle::Handle;
 pub use telemetry::describe_metrics;
-pub use view::{Ended, Failed, Progress, Snapshot};

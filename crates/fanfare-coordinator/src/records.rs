@@ -1,7 +1,7 @@
 use std::collections::{BTreeSet, VecDeque};
 
 use fanfare_fanin::FanIn;
-use fanfare_protocol::{Ending, Explained, FanOutState, ServiceName, WireTime};
+use fanfare_protocol::{Ending, Explained, FanOutState, ServiceName, WireTime, limits};
 
 use crate::delivery::Tag;
 use crate::inquiry;
@@ -27,7 +27,12 @@ impl Record {
         let Ending { missing, by, .. } = ending;
         let state = FanOutState::Ended { ended_utc: at, missing, ended_by: by };
         let status = inquiry::status(machine, state);
-        let explained = Explained { status, missing: Vec::new(), failures: inquiry::failures(machine) };
+        let explained = Explained {
+            status,
+            missing: Vec::new(),
+            responded: inquiry::responded(machine, limits::FAILURES_TOLD),
+            failures: inquiry::failures(machine),
+        };
         let services = machine.manifest().targets.iter().map(|target| target.service.clone());
         Self { explained, services: services.collect() }
     }
@@ -44,8 +49,10 @@ impl Record {
         let failures = self.explained.failures.iter();
         let failures = failures
             .map(|failed| failed.key.as_str().len() + failed.service.as_str().len() + failed.exception.len());
+        let responded = self.explained.responded.iter();
+        let responded = responded.map(|target| target.key.as_str().len() + target.service.as_str().len());
         let services = self.services.iter().map(|service| service.as_str().len());
-        AROUND + failures.chain(services).map(|text| AROUND / 5 + text).sum::<usize>()
+        AROUND + failures.chain(responded).chain(services).map(|text| AROUND / 5 + text).sum::<usize>()
     }
 }
 
@@ -103,8 +110,12 @@ mod tests {
             service: service(),
             exception: "x".repeat(2_000),
         };
-        let explained =
-            Explained { status, missing: Vec::new(), failures: (0..exceptions).map(failed).collect() };
+        let explained = Explained {
+            status,
+            missing: vec![],
+            responded: vec![],
+            failures: (0..exceptions).map(failed).collect(),
+        };
         Record { explained, services: [service()].into() }
     }
 

@@ -71,6 +71,10 @@ impl Held {
         Self { since: Instant::now(), ended: false }
     }
 
+    pub(crate) const fn since(&self) -> Instant {
+        self.since
+    }
+
     pub(crate) fn ended(&mut self, summary: &Summary) {
         self.ended = true;
         let by = match (summary.completed, summary.ending.by) {

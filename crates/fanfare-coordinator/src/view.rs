@@ -1,81 +1,17 @@
 //! What others may see of a coordinator at work: nothing here decides anything.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fanfare_fanin::{Event, FanIn, Item, Summary};
-use fanfare_protocol::{
-    Cid, EndedBy, Manifest, RunId, ServiceName, Source, TargetKey, TargetResult, WireTime,
-};
+use fanfare_protocol::{Lately, Manifest, RecentFailure, ServiceName, Totals, WireTime, limits};
 
 use crate::delivery::Tag;
+use crate::inquiry;
+use crate::records::Records;
 use crate::telemetry::{self, Held};
 
-/// Fan-outs that ended lately, and failures of targets, that are kept to be looked at.
-const KEPT: usize = 100;
-/// Characters of an exception that are kept.
-const EXCEPTION_CHARS: usize = 500;
-
-/// What a coordinator holds and has lately seen, at one moment.
-#[derive(Debug, Clone, Default)]
-pub struct Snapshot {
-    /// Fan-outs that it holds, the oldest invocation first.
-    pub open: Vec<Progress>,
-    /// Fan-outs that ended here, the latest first: 100 at most.
-    pub ended: Vec<Ended>,
-    /// Targets that failed, the latest first: 100 at most.
-    pub failures: Vec<Failed>,
-}
-
-/// How far one fan-out has come.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Progress {
-    /// The correlation ID.
-    pub cid: Cid,
-    /// The run.
-    pub run: RunId,
-    /// Who invoked it.
-    pub source: Source,
-    /// When it was invoked.
-    pub invoked_at: WireTime,
-    /// How many targets it has.
-    pub targets: usize,
-    /// How many of them have succeeded.
-    pub succeeded: usize,
-    /// How many have failed.
-    pub failed: usize,
-    /// How many are not awaited any longer.
-    pub missing: usize,
-}
-
-/// One fan-out that has ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Ended {
-    /// How far it had come.
-    pub progress: Progress,
-    /// When this coordinator was done with it.
-    pub at: WireTime,
-    /// What ended it before all targets had responded; none where they had.
-    pub by: Option<EndedBy>,
-}
-
-/// One target that failed.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failed {
-    /// The correlation ID of its fan-out.
-    pub cid: Cid,
-    /// Its key there.
-    pub key: TargetKey,
-    /// The service.
-    pub service: ServiceName,
-    /// When it failed, by its worker's clock.
-    pub at: WireTime,
-    /// Why: the first 500 characters.
-    pub exception: String,
-}
-
-/// Where the fan-outs of one coordinator are seen.
+/// What the fan-outs of one coordinator have lately come to.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct View {
     seen: Arc<Mutex<Seen>>,
@@ -83,63 +19,49 @@ pub(crate) struct View {
 
 #[derive(Debug, Default)]
 struct Seen {
-    open: BTreeMap<RunId, Arc<Counts>>,
-    ended: VecDeque<Ended>,
-    failures: VecDeque<Failed>,
+    /// The latest last.
+    failures: VecDeque<RecentFailure>,
+    /// Each with the number of the fan-out that invoked it last.
+    services: BTreeMap<ServiceName, u64>,
+    taken: u64,
+    totals: Totals,
 }
 
-/// What is known of one fan-out, and what of it changes.
-#[derive(Debug)]
-struct Counts {
-    /// As it was when it was taken.
-    begun: Progress,
-    succeeded: AtomicUsize,
-    failed: AtomicUsize,
-    missing: AtomicUsize,
-}
-
-impl Counts {
-    fn progress(&self) -> Progress {
-        Progress {
-            succeeded: self.succeeded.load(Ordering::Relaxed),
-            failed: self.failed.load(Ordering::Relaxed),
-            missing: self.missing.load(Ordering::Relaxed),
-            ..self.begun.clone()
+impl Seen {
+    /// A fan-out that invokes these was taken.
+    fn took(&mut self, services: BTreeSet<&ServiceName>) {
+        self.taken += 1;
+        for service in services.into_iter().take(limits::SERVICES_TOLD) {
+            match self.services.get_mut(service) {
+                Some(last) => *last = self.taken,
+                None => _ = self.services.insert(service.clone(), self.taken),
+            }
+        }
+        while self.services.len() > limits::SERVICES_TOLD {
+            let oldest =
+                self.services.iter().min_by_key(|(_, last)| **last).map(|(service, _)| service.clone());
+            oldest.map(|service| self.services.remove(&service));
         }
     }
 }
 
 impl View {
-    /// Shows a fan-out for as long as what this returns lives.
+    /// Watches a fan-out for as long as what this returns lives.
     pub(crate) fn hold(&self, manifest: &Manifest, take_over: bool) -> Watched {
-        let begun = Progress {
-            cid: manifest.cid.clone(),
-            run: manifest.run,
-            source: manifest.source.clone(),
-            invoked_at: manifest.req_ts_utc,
-            targets: manifest.targets.len(),
-            succeeded: 0,
-            failed: 0,
-            missing: 0,
-        };
-        let counts = Arc::new(Counts {
-            begun,
-            succeeded: AtomicUsize::default(),
-            failed: AtomicUsize::default(),
-            missing: AtomicUsize::default(),
-        });
-        self.seen().open.insert(manifest.run, Arc::clone(&counts));
-        Watched { view: self.clone(), counts, held: Held::begin(take_over) }
+        let targets = manifest.targets.iter().map(|target| &target.service);
+        self.seen().took(targets.chain(&manifest.on_target).chain(&manifest.on_final).collect());
+        Watched { view: self.clone(), held: Held::begin(take_over), succeeded: 0, failed: 0, missing: 0 }
     }
 
-    pub(crate) fn snapshot(&self) -> Snapshot {
+    /// What it has come to, with how fan-outs have ended.
+    pub(crate) fn lately(&self, records: &Records) -> Lately {
+        let ended = records.iter().take(limits::LATELY).map(|record| record.explained.status.clone());
         let seen = self.seen();
-        let mut open: Vec<Progress> = seen.open.values().map(|counts| counts.progress()).collect();
-        open.sort_by(|a, b| (a.invoked_at, &a.cid).cmp(&(b.invoked_at, &b.cid)));
-        Snapshot {
-            open,
-            ended: seen.ended.iter().rev().cloned().collect(),
+        Lately {
+            ended: ended.collect(),
             failures: seen.failures.iter().rev().cloned().collect(),
+            services: seen.services.keys().cloned().collect(),
+            totals: seen.totals,
         }
     }
 
@@ -148,73 +70,70 @@ impl View {
     }
 }
 
-/// A fan-out that others see, until this is dropped.
+/// A fan-out that is held, and what of it was counted.
 #[derive(Debug)]
 pub(crate) struct Watched {
     view: View,
-    counts: Arc<Counts>,
     held: Held,
+    succeeded: usize,
+    failed: usize,
+    missing: usize,
 }
 
 impl Watched {
-    /// Tells what a fan-in has counted up to now; `failure` is what it may have read last.
-    pub(crate) fn counted(&self, machine: &FanIn<Tag>, failure: Option<Failure>) {
+    /// Tells what a fan-in has counted up to now; `failed` is what it may have read last.
+    pub(crate) fn counted(&mut self, machine: &FanIn<Tag>, failed: Option<FailedResult>) {
         let missing = machine.responded() - machine.succeeded() - machine.failed();
-        let failed = count(&self.counts.failed, "failed", machine.failed());
-        count(&self.counts.succeeded, "ok", machine.succeeded());
-        count(&self.counts.missing, "missing", missing);
-        if let (true, Some(failure)) = (failed, failure) {
-            keep(&mut self.view.seen().failures, failure.seen(machine.manifest()));
+        more(&mut self.missing, "missing", missing);
+        let succeeded = more(&mut self.succeeded, "ok", machine.succeeded());
+        let more_failed = more(&mut self.failed, "failed", machine.failed());
+        if succeeded + more_failed == 0 {
+            return;
+        }
+        let failure = failed.filter(|_| more_failed > 0).map(|failed| failed.of(machine.manifest()));
+        let mut seen = self.view.seen();
+        seen.totals.succeeded += succeeded as u64;
+        seen.totals.failed += more_failed as u64;
+        if let Some(failure) = failure {
+            seen.failures.push_back(failure);
+            if seen.failures.len() > limits::LATELY {
+                seen.failures.pop_front();
+            }
         }
     }
 
-    pub(crate) fn ended(&mut self, summary: &Summary, at: WireTime) {
+    pub(crate) fn ended(&mut self, summary: &Summary) {
         self.held.ended(summary);
         if summary.completed {
-            let ended = Ended { progress: self.counts.progress(), at, by: summary.ending.by };
-            keep(&mut self.view.seen().ended, ended);
+            let mut seen = self.view.seen();
+            seen.totals.fan_outs += 1;
+            seen.totals.fan_in_ms +=
+                u64::try_from(self.held.since().elapsed().as_millis()).unwrap_or(u64::MAX);
         }
     }
 }
 
-impl Drop for Watched {
-    fn drop(&mut self) {
-        let mut seen = self.view.seen();
-        let run = self.counts.begun.run;
-        // A second hold on the same run may have begun before this one's end.
-        if seen.open.get(&run).is_some_and(|counts| Arc::ptr_eq(counts, &self.counts)) {
-            seen.open.remove(&run);
-        }
+/// How many there are more of them than before. A checkpoint can take the place of a result that had counted.
+fn more(known: &mut usize, outcome: &'static str, now: usize) -> usize {
+    let more = now.saturating_sub(*known);
+    *known = now;
+    if more > 0 {
+        telemetry::results(outcome, more);
     }
-}
-
-/// Whether there are more of them than before. A checkpoint can take the place of a result that had counted.
-fn count(known: &AtomicUsize, outcome: &'static str, now: usize) -> bool {
-    let before = known.swap(now, Ordering::Relaxed);
-    if now > before {
-        telemetry::results(outcome, now - before);
-    }
-    now > before
-}
-
-fn keep<T>(kept: &mut VecDeque<T>, item: T) {
-    if kept.len() == KEPT {
-        kept.pop_front();
-    }
-    kept.push_back(item);
+    more
 }
 
 /// A failed result that is about to be read.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct FailedResult {
     place: usize,
     at: WireTime,
     body: bytes::Bytes,
 }
 
-impl Failure {
-    /// The failure that an event brings, if it brings one.
-    pub(crate) fn of(event: &Event<Tag>) -> Option<Self> {
+impl FailedResult {
+    /// The one that an event brings, if it brings one.
+    pub(crate) fn brought_by(event: &Event<Tag>) -> Option<Self> {
         match event {
             Event::Delivered { item: Item::Result { place, answer }, .. } if !answer.ok => {
                 Some(Self { place: *place, at: answer.at, body: answer.body.clone() })
@@ -223,16 +142,30 @@ impl Failure {
         }
     }
 
-    fn seen(self, manifest: &Manifest) -> Failed {
-        let target = &manifest.targets[self.place];
-        let exception = TargetResult::from_body(&self.body).ok().and_then(|result| result.exception);
-        let exception = exception.unwrap_or_default().chars().take(EXCEPTION_CHARS).collect();
-        Failed {
+    fn of(&self, manifest: &Manifest) -> RecentFailure {
+        RecentFailure {
             cid: manifest.cid.clone(),
-            key: target.key.clone(),
-            service: target.service.clone(),
-            at: self.at,
-            exception,
+            run: manifest.run,
+            at_utc: self.at,
+            target: inquiry::failed_target(manifest, self.place, &self.body),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_so_many_services_are_told_of_and_those_that_were_invoked_last() {
+        let view = View::default();
+        let first: Vec<_> =
+            (0..limits::SERVICES_TOLD).map(|n| ServiceName::new(format!("first.{n}")).unwrap()).collect();
+        let second = ServiceName::new("second").unwrap();
+        view.seen().took(first.iter().collect());
+        view.seen().took([&first[7], &second].into());
+        let told = view.lately(&Records::default()).services;
+        assert_eq!(told.len(), limits::SERVICES_TOLD);
+        assert!(told.contains(&first[7]) && told.contains(&second), "{told:?}");
     }
 }

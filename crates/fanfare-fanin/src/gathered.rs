@@ -155,10 +155,9 @@ impl<T: Clone> Gathered<T> {
         self.entries.iter().enumerate().filter(|(_, entry)| entry.is_none()).map(|(place, _)| place)
     }
 
-    pub(crate) fn failures(&self) -> impl Iterator<Item = (usize, &Answer)> {
+    pub(crate) fn answers(&self) -> impl Iterator<Item = (usize, &Answer)> {
         let answers = self.entries.iter().enumerate();
-        let answers = answers.filter_map(|(place, entry)| Some((place, &entry.as_ref()?.answer)));
-        answers.filter(|(_, answer)| !answer.ok)
+        answers.filter_map(|(place, entry)| Some((place, &entry.as_ref()?.answer)))
     }
 
     /// Whether a target has failed because it was not awaited any longer.

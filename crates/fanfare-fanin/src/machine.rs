@@ -279,9 +279,14 @@ impl<T: Clone> FanIn<T> {
         self.gathered.missing()
     }
 
+    /// The places of the targets that have a result, with that.
+    pub fn answers(&self) -> impl Iterator<Item = (usize, &Answer)> {
+        self.gathered.answers()
+    }
+
     /// The places of the targets that have failed, with what says why.
     pub fn failures(&self) -> impl Iterator<Item = (usize, &Answer)> {
-        self.gathered.failures()
+        self.answers().filter(|(_, answer)| !answer.ok)
     }
 
     /// Tells what a message of the aggregation queue is to this fan-out.

@@ -13,7 +13,7 @@ impl Explanation {
     pub fn advice(&self, names: &QueueNames) -> Vec<String> {
         let mut advice = Vec::new();
         advice.extend(self.coordinators.shortfall().map(|shortfall| {
-            format!("{shortfall}: what they hold is missing here; ask again, and see that they run")
+            format!("{shortfall}; what the others hold is missing here: ask again, and see that they run")
         }));
         if let Some(reason) = &self.workers_unasked {
             advice.push(format!("what runs at workers is not known here: {reason}"));

@@ -7,7 +7,7 @@ use fanfare_broker::PublishError;
 use fanfare_protocol::queue::DELAY_STEPS;
 use fanfare_protocol::{
     AtWorker, Cid, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, FanOutState, FanOutStatus,
-    MissingTarget, RunId, ServiceName, TargetKey, WireTime, WorkerAnswer,
+    MissingTarget, RespondedTarget, RunId, ServiceName, TargetKey, WireTime, WorkerAnswer,
 };
 use serde::Serialize;
 
@@ -51,6 +51,9 @@ pub struct Told {
     /// The first of the targets that have no result. There are `targets` less `done`.
     #[serde(rename = "missing_targets")]
     pub missing: Vec<MissingFrom>,
+    /// The first of the targets that have a result, whoever wrote it. There are `done`.
+    #[serde(rename = "responded_targets")]
+    pub responded: Vec<RespondedTarget>,
     /// The first of the targets that have failed. There are `failed`.
     #[serde(rename = "failed_targets")]
     pub failures: Vec<FailedTarget>,
@@ -109,7 +112,7 @@ pub enum Whereabouts {
     Unknown,
 }
 
-/// The queue of a service.
+/// A queue, such as that of a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ServiceQueue {
     /// Whether it is there.
@@ -134,11 +137,31 @@ impl Operator {
         run: Option<RunId>,
         limit: usize,
     ) -> Result<Explanation, AskError> {
+        self.look_into(cid, run, limit, true).await
+    }
+
+    /// The same for whoever asks again and again. It does not look at what is parked, since a look takes that for a moment: a
+    /// target whose request is parked looks like one that was handed to a worker.
+    ///
+    /// # Errors
+    /// As [`explain`](Self::explain).
+    pub async fn follow(&self, cid: &Cid, run: Option<RunId>, limit: usize) -> Result<Explanation, AskError> {
+        self.look_into(cid, run, limit, false).await
+    }
+
+    async fn look_into(
+        &self,
+        cid: &Cid,
+        run: Option<RunId>,
+        limit: usize,
+        at_parked: bool,
+    ) -> Result<Explanation, AskError> {
         let names = &self.config.names;
         let question = |reply_to| ExplainRequest { cid: cid.clone(), run, reply_to, limit }.encode();
         let read = |message: &_| ExplainAnswer::decode(message).map(|answer| (answer.coordinator, answer));
         let (answers, known) = self.ask_coordinators(question, read).await?;
-        let coordinators = Coordinators::count(answers.iter().map(|answer| answer.refused.clone()), known)?;
+        let who = answers.iter().map(|it| (it.coordinator, it.name.as_ref(), it.refused.as_ref()));
+        let coordinators = Coordinators::count(who, known)?;
         let (matching, fan_outs) = merged(answers);
 
         let missing = fan_outs.iter().flat_map(|fan_out| &fan_out.missing);
@@ -152,10 +175,8 @@ impl Operator {
             Ok(at_workers) => (at_workers, None),
             Err(error) => (AtWorkers::new(), Some(with_causes(&error))),
         };
-        let query = ParkedQuery { cid: Some(cid.clone()), ..ParkedQuery::default() };
-        let parked = self.parked(&query, MOST_PARKED).await.map(|found| found.messages);
-        let mut parked = parked.unwrap_or_default();
-        parked.retain(|parked| run.is_none_or(|run| parked.run == Some(run)));
+        // After coordinators were asked: what one has let go in between is seen here.
+        let parked = if at_parked { self.parked_of(cid, run).await } else { Vec::new() };
         let fan_outs: Vec<Told> =
             fan_outs.into_iter().map(|explained| told(explained, &at_workers, &parked, &queues)).collect();
         let is_open = fan_outs.iter().flat_map(|fan_out| &fan_out.missing);
@@ -173,12 +194,22 @@ impl Operator {
         })
     }
 
-    async fn queue(&self, name: &str) -> Option<ServiceQueue> {
+    /// How a queue is. None where it cannot be looked at.
+    pub async fn queue(&self, name: &str) -> Option<ServiceQueue> {
         let state = self.broker.inspect(name).await.ok()?;
         Some(match state {
             Some(state) => ServiceQueue { there: true, waiting: state.messages, consumers: state.consumers },
             None => ServiceQueue { there: false, waiting: 0, consumers: 0 },
         })
+    }
+
+    /// What is parked of these fan-outs; nothing, where that cannot be looked at.
+    async fn parked_of(&self, cid: &Cid, run: Option<RunId>) -> Vec<Parked> {
+        let query = ParkedQuery { cid: Some(cid.clone()), ..ParkedQuery::default() };
+        let parked = self.parked(&query, MOST_PARKED).await.map(|found| found.messages);
+        let mut parked = parked.unwrap_or_default();
+        parked.retain(|parked| run.is_none_or(|run| parked.run == Some(run)));
+        parked
     }
 
     async fn retries_waiting(&self) -> u64 {
@@ -267,13 +298,20 @@ fn at_workers(answers: impl Iterator<Item = WorkerAnswer>) -> AtWorkers {
     all
 }
 
+impl From<Explained> for Told {
+    /// As one coordinator tells of it, which does not know where its targets are.
+    fn from(explained: Explained) -> Self {
+        told(explained, &AtWorkers::new(), &[], &BTreeMap::new())
+    }
+}
+
 fn told(
     explained: Explained,
     at_workers: &AtWorkers,
     parked: &[Parked],
     queues: &BTreeMap<ServiceName, Option<ServiceQueue>>,
 ) -> Told {
-    let Explained { status, missing, failures } = explained;
+    let Explained { status, missing, responded, failures } = explained;
     let missing = missing.into_iter().map(|target| {
         let request = format!("{}/{}", status.cid, target.place);
         let at_worker = at_workers.get(&(status.run, target.key.clone()));
@@ -283,7 +321,7 @@ fn told(
         let queue = queues.get(&target.service).copied().flatten();
         MissingFrom { whereabouts: whereabouts(at_worker, parked, queue), target }
     });
-    Told { missing: missing.collect(), status, failures }
+    Told { missing: missing.collect(), status, responded, failures }
 }
 
 fn whereabouts(

@@ -1,7 +1,7 @@
 //! What an operator asks and does.
 //!
 //! [`Operator::status`] tells which fan-outs are open, or have ended lately: all coordinators are asked, and their answers made
-//! one. [`Operator::explain`] tells what each missing target of one waits for. [`Operator::parked`], [`replay`](Operator::replay) and [`purge`](Operator::purge) see to what was parked.
+//! one, and a [`Roll`] names those that no longer answer. [`Operator::explain`] tells what each missing target of one waits for. [`Operator::parked`], [`replay`](Operator::replay) and [`purge`](Operator::purge) see to what was parked.
 #![doc(test(attr(deny(warnings))))]
 
 mod advice;
@@ -10,10 +10,12 @@ mod error;
 mod explain;
 mod operator;
 mod parked;
+mod roll;
 mod status;
 
 pub use error::AskError;
 pub use explain::{Explanation, MissingFrom, ServiceQueue, Told, Whereabouts};
 pub use operator::{Config, Operator};
 pub use parked::{Parked, ParkedMessages, ParkedQuery, ReplayError, Replayed};
+pub use roll::{Heard, Roll};
 pub use status::{Coordinators, Status};

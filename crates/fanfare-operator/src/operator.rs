@@ -49,4 +49,10 @@ impl Operator {
     pub fn new(broker: Arc<dyn Broker>, environment: Arc<dyn Environment>, config: Config) -> Self {
         Self { broker, environment, config }
     }
+
+    /// The names of the queues.
+    #[must_use]
+    pub const fn names(&self) -> &QueueNames {
+        &self.config.names
+    }
 }

@@ -1,7 +1,9 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 
-use fanfare_protocol::{Cid, FanOutState, FanOutStatus, RunId, StatusAnswer, StatusQuery, StatusRequest};
+use fanfare_protocol::{
+    Cid, FanOutState, FanOutStatus, Lately, RunId, StatusAnswer, StatusQuery, StatusRequest,
+};
 use serde::Serialize;
 
 use crate::{AskError, Operator};
@@ -13,6 +15,9 @@ pub struct Status {
     pub matching: usize,
     /// The first of them, in the order that was asked for.
     pub fan_outs: Vec<FanOutStatus>,
+    /// What has happened at each of the coordinators lately, where that was asked for.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub lately: BTreeMap<RunId, Lately>,
     /// Who has told.
     pub coordinators: Coordinators,
 }
@@ -26,6 +31,8 @@ pub struct Coordinators {
     pub refused: usize,
     /// How many have not, as far as the broker knows them: what these hold is not told of. None where it does not say.
     pub silent: Option<usize>,
+    /// Those who have answered: what whoever runs them calls them, or their IDs.
+    pub heard: BTreeMap<RunId, String>,
 }
 
 impl Coordinators {
@@ -35,25 +42,39 @@ impl Coordinators {
         let all = self.answered + self.refused + self.silent.unwrap_or_default();
         match (self.refused, self.silent) {
             (0, None | Some(0)) => None,
-            (0, Some(silent)) => Some(format!("{silent} of {all} coordinators did not answer in time")),
+            (0, Some(silent)) => Some(format!(
+                "{silent} of {all} coordinators did not answer in time: only {} did",
+                self.names()
+            )),
             (refused, _) => Some(format!("{refused} of {all} coordinators do not tell this user")),
         }
     }
 
-    /// Counts answers, of which each is a refusal or none.
-    pub(crate) fn count(
-        refusals: impl Iterator<Item = Option<String>>,
+    /// Those who have answered, the first of them where they are many.
+    fn names(&self) -> String {
+        const MOST: usize = 5;
+        let names: Vec<&str> = self.heard.values().take(MOST).map(String::as_str).collect();
+        match self.heard.len() - names.len() {
+            0 => names.join(", "),
+            more => format!("{} and {more} more", names.join(", ")),
+        }
+    }
+
+    /// Counts answers: whose each is, and why it does not tell.
+    pub(crate) fn count<'a>(
+        answers: impl Iterator<Item = (RunId, Option<&'a String>, Option<&'a String>)>,
         known: Option<u64>,
     ) -> Result<Self, AskError> {
-        let (mut told, mut refused, mut reason) = (0, 0, None);
-        for refusal in refusals {
+        let (mut told, mut refused, mut reason, mut heard) = (0, 0, None, BTreeMap::new());
+        for (id, name, refusal) in answers {
             *if refusal.is_some() { &mut refused } else { &mut told } += 1;
             reason = refusal.or(reason);
+            heard.insert(id, name.cloned().unwrap_or_else(|| id.to_string()));
         }
         let silent = |known| usize::try_from(known).unwrap_or(usize::MAX).saturating_sub(told + refused);
         match reason {
-            Some(reason) if told == 0 => Err(AskError::Refused(reason)),
-            _ => Ok(Self { answered: told, refused, silent: known.map(silent) }),
+            Some(reason) if told == 0 => Err(AskError::Refused(reason.clone())),
+            _ => Ok(Self { answered: told, refused, silent: known.map(silent), heard }),
         }
     }
 }
@@ -69,29 +90,39 @@ impl Operator {
         let question = |reply_to| StatusRequest { id, reply_to, query: query.clone() }.encode();
         let read = |message: &_| StatusAnswer::decode(message).map(|answer| (answer.coordinator, answer));
         let (answers, known) = self.ask_coordinators(question, read).await?;
-        merged(answers, known, query)
+        Status::of(answers, known, query)
     }
 }
 
-fn merged(answers: Vec<StatusAnswer>, known: Option<u64>, query: &StatusQuery) -> Result<Status, AskError> {
-    let refusals = answers.iter().map(|answer| answer.refused.clone());
-    let coordinators = Coordinators::count(refusals, known)?;
-    let mut matching = answers.iter().map(|answer| answer.matching).sum();
-    let mut runs: BTreeMap<RunId, FanOutStatus> = BTreeMap::new();
-    for status in answers.into_iter().flat_map(|answer| answer.fan_outs) {
-        match runs.entry(status.run) {
-            Entry::Vacant(vacant) => _ = vacant.insert(status),
-            Entry::Occupied(mut other) => {
-                matching -= 1;
-                if is_newer(&status, other.get()) {
-                    other.insert(status);
+impl Status {
+    /// What coordinators answer to one question, put together. `known` is how many there are, as far as anybody knows.
+    ///
+    /// # Errors
+    /// [`AskError::Refused`], where none of them tells.
+    pub fn of(answers: Vec<StatusAnswer>, known: Option<u64>, query: &StatusQuery) -> Result<Self, AskError> {
+        let who = answers.iter().map(|it| (it.coordinator, it.name.as_ref(), it.refused.as_ref()));
+        let coordinators = Coordinators::count(who, known)?;
+        let mut matching = answers.iter().map(|answer| answer.matching).sum();
+        let mut runs: BTreeMap<RunId, FanOutStatus> = BTreeMap::new();
+        let mut lately = BTreeMap::new();
+        for answer in answers {
+            lately.extend(answer.lately.map(|lately| (answer.coordinator, lately)));
+            for status in answer.fan_outs {
+                match runs.entry(status.run) {
+                    Entry::Vacant(vacant) => _ = vacant.insert(status),
+                    Entry::Occupied(mut other) => {
+                        matching -= 1;
+                        if is_newer(&status, other.get()) {
+                            other.insert(status);
+                        }
+                    }
                 }
             }
         }
+        let mut fan_outs = runs.into_values().collect();
+        query.select(&mut fan_outs);
+        Ok(Self { matching, fan_outs, lately, coordinators })
     }
-    let mut fan_outs = runs.into_values().collect();
-    query.select(&mut fan_outs);
-    Ok(Status { matching, fan_outs, coordinators })
 }
 
 /// Of what two coordinators say of one fan-out, which is on its way from one to the other, what is nearer to its end counts.
@@ -122,7 +153,9 @@ mod tests {
     }
 
     fn answer(coordinator: u128, fan_outs: Vec<FanOutStatus>, matching: usize) -> StatusAnswer {
-        StatusAnswer { coordinator: Uuid::from_u128(coordinator).into(), refused: None, matching, fan_outs }
+        let name = (coordinator != 2).then(|| format!("host:{coordinator}"));
+        let coordinator = Uuid::from_u128(coordinator).into();
+        StatusAnswer { coordinator, name, refused: None, matching, fan_outs, lately: None }
     }
 
     fn query(limit: usize) -> StatusQuery {
@@ -135,19 +168,22 @@ mod tests {
             answer(1, vec![fan_out(1, 5), fan_out(3, 2)], 7),
             answer(2, vec![fan_out(2, 0), fan_out(3, 4)], 2),
         ];
-        let status = merged(answers.clone(), Some(2), &query(10)).unwrap();
+        let status = Status::of(answers.clone(), Some(2), &query(10)).unwrap();
         assert_eq!(status.matching, 8, "one of them is on its way from one to the other");
         let done: Vec<_> =
             status.fan_outs.iter().map(|fan_out| (fan_out.cid.as_str(), fan_out.done)).collect();
         assert_eq!(done, [("c-1", 5), ("c-2", 0), ("c-3", 4)]);
         assert_eq!(status.coordinators.shortfall(), None);
-        assert_eq!(merged(answers, Some(2), &query(1)).unwrap().fan_outs.len(), 1);
+        assert_eq!(Status::of(answers, Some(2), &query(1)).unwrap().fan_outs.len(), 1);
     }
 
     #[test]
     fn those_who_are_known_and_do_not_answer_are_counted() {
-        let told = |known| merged(vec![answer(1, vec![], 0)], known, &query(1)).unwrap().coordinators;
-        assert_eq!(told(Some(3)).shortfall().unwrap(), "2 of 3 coordinators did not answer in time");
+        let told = |known| Status::of(vec![answer(1, vec![], 0)], known, &query(1)).unwrap().coordinators;
+        assert_eq!(
+            told(Some(3)).shortfall().unwrap(),
+            "2 of 3 coordinators did not answer in time: only host:1 did"
+        );
         assert_eq!((told(None).silent, told(None).shortfall()), (None, None));
         // More than the broker knows: one has just lost its connection.
         assert_eq!(told(Some(0)).silent, Some(0));
@@ -156,9 +192,10 @@ mod tests {
     #[test]
     fn a_refusal_of_all_is_an_error_and_of_some_a_shortfall() {
         let refused = |n| StatusAnswer { refused: Some("no".to_owned()), ..answer(n, vec![], 0) };
-        let error = merged(vec![refused(1), refused(2)], Some(2), &query(1)).unwrap_err();
+        let error = Status::of(vec![refused(1), refused(2)], Some(2), &query(1)).unwrap_err();
         assert_eq!(error.to_string(), "coordinators do not tell: no");
-        let some = merged(vec![refused(1), answer(2, vec![fan_out(1, 1)], 1)], Some(2), &query(1)).unwrap();
+        let some =
+            Status::of(vec![refused(1), answer(2, vec![fan_out(1, 1)], 1)], Some(2), &query(1)).unwrap();
         assert_eq!(some.coordinators.shortfall().unwrap(), "1 of 2 coordinators do not tell this user");
     }
 }

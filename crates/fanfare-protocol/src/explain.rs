@@ -2,7 +2,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::message::{HeaderValue, Message};
 use crate::name::{Cid, RunId, ServiceName, TargetKey};
-use crate::{FanOutStatus, Malformed, QueueNames, WireTime, header};
+use crate::{EndedBy, FanOutStatus, Malformed, QueueNames, WireTime, header};
 
 /// Asks all coordinators, or all workers, what they know of one fan-out.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +27,9 @@ struct Body {
 pub struct ExplainAnswer {
     /// Drawn by the coordinator when it started: it tells the coordinators apart.
     pub coordinator: RunId,
+    /// What whoever runs it calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Why it does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
@@ -45,6 +48,9 @@ pub struct Explained {
     /// The first of the targets that have no result. There are `targets` less `done`.
     #[serde(rename = "missing_targets")]
     pub missing: Vec<MissingTarget>,
+    /// The first of the targets that have a result, whoever wrote it. There are `done`.
+    #[serde(default, rename = "responded_targets", skip_serializing_if = "Vec::is_empty")]
+    pub responded: Vec<RespondedTarget>,
     /// The first [`limits::FAILURES_TOLD`](crate::limits::FAILURES_TOLD) of the targets that have failed. There are `failed`.
     #[serde(rename = "failed_targets")]
     pub failures: Vec<FailedTarget>,
@@ -59,6 +65,24 @@ pub struct MissingTarget {
     pub key: TargetKey,
     /// The service that it invokes.
     pub service: ServiceName,
+}
+
+/// A target that has a result.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RespondedTarget {
+    /// Its place in the manifest.
+    pub place: usize,
+    /// Its key.
+    pub key: TargetKey,
+    /// The service that it invokes.
+    pub service: ServiceName,
+    /// Whether it succeeded.
+    pub ok: bool,
+    /// When it responded, by its worker's clock.
+    pub at_utc: WireTime,
+    /// Where a coordinator wrote the result in its place: why.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "EndedBy::read")]
+    pub ended_by: Option<EndedBy>,
 }
 
 /// A target that has failed.

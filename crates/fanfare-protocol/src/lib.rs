@@ -26,6 +26,7 @@ mod crc32;
 mod explain;
 pub mod header;
 mod invocation;
+mod lately;
 pub mod limits;
 mod manifest;
 pub mod message;
@@ -48,9 +49,11 @@ pub use channel::{Channel, UnknownChannel};
 pub use completion::{Cancellation, CompletionPolicy, EndedBy, Ending, InvalidPolicy};
 pub use coordination::{Checkpoint, CheckpointEntry, Ended, EndedRun, Fence, Sentinel};
 pub use explain::{
-    AtWorker, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, MissingTarget, WorkerAnswer,
+    AtWorker, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, MissingTarget, RespondedTarget,
+    WorkerAnswer,
 };
 pub use invocation::{Invocation, MalformedInvocation, ReplyAddress};
+pub use lately::{Lately, RecentFailure, Totals};
 pub use manifest::{Manifest, ManifestTarget};
 pub use message::{HeaderValue, Headers, Message, Properties};
 pub use metadata::{InvalidMetadata, Metadata};

@@ -36,6 +36,10 @@ pub const LINKS: usize = 128;
 /// Fan-outs, or targets of one fan-out, that one answer to an operator tells of: as much as a person can look through, and
 /// far from [`MESSAGE_BYTES`].
 pub const TOLD: usize = 1_000;
+/// Fan-outs that have ended lately, and failures, of which an answer to an operator who watches tells.
+pub const LATELY: usize = 50;
+/// Services that such an answer names. Whoever watches looks at the queue of each.
+pub const SERVICES_TOLD: usize = 50;
 /// Failed targets of one fan-out that an answer to an operator tells of, which are longer: with their exceptions.
 pub const FAILURES_TOLD: usize = 100;
 /// Characters of an exception in an answer to an operator.

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::message::Message;
 use crate::name::{Cid, RunId, ServiceName, Source};
-use crate::{EndedBy, Malformed, QueueNames, WireTime, header, limits};
+use crate::{EndedBy, Lately, Malformed, QueueNames, WireTime, header, limits};
 
 /// Asks all coordinators which fan-outs they hold, or have ended lately.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +36,9 @@ pub struct StatusQuery {
     /// That were invoked so many seconds ago, or more.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub min_age_s: Option<u64>,
+    /// Also what has happened lately.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub lately: bool,
     /// Which of them come first.
     pub sort: Sort,
     /// How many of them, [`limits::TOLD`] at most.
@@ -50,6 +53,7 @@ impl Default for StatusQuery {
             cid_prefix: None,
             service: None,
             min_age_s: None,
+            lately: false,
             sort: Sort::default(),
             limit: 100,
         }
@@ -134,6 +138,9 @@ pub enum FanOutState {
 pub struct StatusAnswer {
     /// Drawn by the coordinator when it started: it tells the coordinators apart.
     pub coordinator: RunId,
+    /// What whoever runs it calls it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// Why it does not tell.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
@@ -141,6 +148,9 @@ pub struct StatusAnswer {
     pub matching: usize,
     /// The first of them, in the order that was asked for.
     pub fan_outs: Vec<FanOutStatus>,
+    /// What has happened there lately, where that was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lately: Option<Lately>,
 }
 
 impl StatusQuery {
@@ -164,6 +174,23 @@ impl StatusQuery {
 }
 
 impl Sort {
+    /// All of them.
+    pub const ALL: [Self; 6] =
+        [Self::Age, Self::Missing, Self::Failed, Self::Deadline, Self::Source, Self::Cid];
+
+    /// Its word in a query.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Age => "age",
+            Self::Missing => "missing",
+            Self::Failed => "failed",
+            Self::Deadline => "deadline",
+            Self::Source => "source",
+            Self::Cid => "cid",
+        }
+    }
+
     fn compare(self, one: &FanOutStatus, other: &FanOutStatus) -> Ordering {
         let age = |status: &FanOutStatus| match status.state {
             FanOutState::Ended { ended_utc, .. } => (None, Some(Reverse(ended_utc))),
@@ -278,6 +305,13 @@ mod tests {
         }
         let ended = vec![ended(1, 7), ended(2, 9), ended(3, 8)];
         assert_eq!(selected(Sort::Age, ended), ["c-2", "c-3", "c-1"], "the latest first");
+    }
+
+    #[test]
+    fn every_order_has_its_word() {
+        for sort in Sort::ALL {
+            assert_eq!(serde_json::to_value(sort).unwrap(), sort.as_str());
+        }
     }
 
     #[test]

@@ -60,13 +60,14 @@ pub use fanfare_coordinator::{
     Limits as CoordinatorLimits,
 };
 pub use fanfare_operator::{
-    AskError, Config as OperatorConfig, Coordinators, Explanation, MissingFrom, Operator, Parked,
-    ParkedMessages, ParkedQuery, ReplayError, Replayed, ServiceQueue, Status, Told, Whereabouts,
+    AskError, Config as OperatorConfig, Coordinators, Explanation, Heard, MissingFrom, Operator, Parked,
+    ParkedMessages, ParkedQuery, ReplayError, Replayed, Roll, ServiceQueue, Status, Told, Whereabouts,
 };
 pub use fanfare_protocol::{
-    Cancellation, Channel, Cid, EndedBy, FailedTarget, FanOutState, FanOutStatus, FinalPayload,
-    InvalidMetadata, InvalidName, Metadata, MissingTarget, PayloadError, Prefix, QueueNames, RunId,
-    ServiceName, Sort, Source, StatusQuery, TargetFailure, TargetKey, TargetResult, WireTime,
+    Cancellation, Channel, Cid, EndedBy, ExplainAnswer, Explained, FailedTarget, FanOutState, FanOutStatus,
+    FinalPayload, InvalidMetadata, InvalidName, Lately, Metadata, MissingTarget, PayloadError, Prefix,
+    QueueNames, RecentFailure, RespondedTarget, RunId, ServiceName, Sort, Source, StatusAnswer, StatusQuery,
+    TargetFailure, TargetKey, TargetResult, Totals, WireTime,
 };
 pub use fanfare_publisher::{
     Accepted, Aggregation, CancelError, Completion, Config as PublisherConfig, Failure, Fanout, IntoNames,
@@ -77,11 +78,6 @@ pub use fanfare_worker::{
     Config as WorkerConfig, Context, Registration, Result, Retry, Service, ServiceError, Worker, WorkerError,
     service,
 };
-
-/// What a coordinator tells of itself: [`CoordinatorHandle::snapshot`].
-pub mod coordinator {
-    pub use fanfare_coordinator::{Ended, Failed, Progress, Snapshot};
-}
 
 /// The examples of the README, which run as tests.
 #[cfg(doctest)]

@@ -33,6 +33,7 @@ pub(super) struct Container {
     program: &'static str,
     name: String,
     port: u16,
+    management: u16,
 }
 
 /// Whether the environment names the image, so that no other way will do.
@@ -62,12 +63,14 @@ impl Engine {
         let nth = STARTED.fetch_add(1, Ordering::Relaxed);
         let name = format!("fanfare-test-{}-{nth}", std::process::id());
         // The value exists before the container does, so that nothing stays where starting fails half-way.
-        let container = Container { program: self.program, name, port: environment::free_port()? };
+        let (port, management) = (environment::free_port()?, environment::free_port()?);
+        let container = Container { program: self.program, name, port, management };
         let mut run = Command::new(self.program);
         // Not `--rm`: with it, Docker sometimes removes a container that it is asked to restart.
         run.args(["run", "--detach", "--pull=never", "--name", &container.name])
             .args(["--label", "fanfare.test=true", "--ulimit", "nofile=20000:20000"])
-            .args(["--publish", &format!("127.0.0.1:{}:5672", container.port), &self.image]);
+            .args(["--publish", &format!("127.0.0.1:{}:5672", container.port)])
+            .args(["--publish", &format!("127.0.0.1:{}:15672", container.management), &self.image]);
         process::output_undisturbed(&mut run, LIMIT)?;
         Ok(container)
     }
@@ -90,6 +93,10 @@ impl Container {
 impl Instance for Container {
     fn port(&self) -> u16 {
         self.port
+    }
+
+    fn management(&self) -> Option<u16> {
+        Some(self.management)
     }
 
     fn check_running(&mut self) -> Result<()> {

@@ -32,6 +32,9 @@ const TOOL_LIMIT: Duration = Duration::from_secs(60);
 /// The file of its folder that a node is set up by.
 const SETTINGS: &str = "rabbitmq.conf";
 
+/// The file that lists a node's plugins.
+const PLUGINS: &str = "enabled_plugins";
+
 /// The file in which a node tells its process.
 const PID: &str = "pid";
 
@@ -61,6 +64,8 @@ struct Place {
     tools: PathBuf,
     folder: Folder,
     port: u16,
+    /// None where the management API does not run.
+    management: Option<u16>,
     distribution_port: u16,
     port_mapper_port: u16,
 }
@@ -89,8 +94,12 @@ impl Package {
         folders.find(|folder| folder.join("rabbitmq-server").exists()).map(|folder| Self { folder })
     }
 
-    pub(super) fn start(&self) -> Result<Node> {
-        let place = Place::create(self.folder.clone(), environment::free_port()?)?;
+    /// `management` says whether it has the management API.
+    pub(super) fn start(&self, management: bool) -> Result<Node> {
+        let mut place = Place::create(self.folder.clone(), environment::free_port()?)?;
+        if management {
+            place.add_management()?;
+        }
         // Started here and in the foreground: the node would start one that stays behind when the node ends.
         let port_mapper = Arc::new(place.start_port_mapper()?);
         Ok(Node { server: place.start_server()?, port_mapper, place })
@@ -111,7 +120,7 @@ impl Node {
         fs::copy(self.place.folder.file(SECRET), place.folder.file(SECRET))
             .context("the first node of a cluster has left no secret")?;
         let first = format!("cluster_formation.classic_config.nodes.1 = {}\n", self.place.name());
-        File::options().append(true).open(place.folder.file(SETTINGS))?.write_all(first.as_bytes())?;
+        place.set(&first)?;
         Ok(Self { server: place.start_server()?, port_mapper: Arc::clone(&self.port_mapper), place })
     }
 }
@@ -119,7 +128,22 @@ impl Node {
 impl Place {
     fn create(tools: PathBuf, port_mapper_port: u16) -> Result<Self> {
         let (port, distribution_port) = (environment::free_port()?, environment::free_port()?);
-        Ok(Self { tools, folder: Folder::create()?, port, distribution_port, port_mapper_port })
+        let folder = Folder::create()?;
+        Ok(Self { tools, folder, port, management: None, distribution_port, port_mapper_port })
+    }
+
+    /// Adds lines to its settings.
+    fn set(&self, settings: &str) -> Result<()> {
+        let mut file = File::options().append(true).open(self.folder.file(SETTINGS))?;
+        Ok(file.write_all(settings.as_bytes())?)
+    }
+
+    fn add_management(&mut self) -> Result<()> {
+        let port = environment::free_port()?;
+        self.set(&format!("management.tcp.ip = 127.0.0.1\nmanagement.tcp.port = {port}\n"))?;
+        fs::write(self.folder.file(PLUGINS), "[rabbitmq_management].\n")?;
+        self.management = Some(port);
+        Ok(())
     }
 
     fn name(&self) -> String {
@@ -137,7 +161,7 @@ impl Place {
             ("RABBITMQ_CONFIG_FILES", path("conf.d/*.conf")),
             ("RABBITMQ_ADVANCED_CONFIG_FILE", path("advanced.config")),
             ("RABBITMQ_GENERATED_CONFIG_DIR", path("generated")),
-            ("RABBITMQ_ENABLED_PLUGINS_FILE", path("enabled_plugins")),
+            ("RABBITMQ_ENABLED_PLUGINS_FILE", path(PLUGINS)),
             ("RABBITMQ_MNESIA_BASE", path("data")),
             ("RABBITMQ_LOG_BASE", path("log")),
             ("RABBITMQ_PID_FILE", path(PID)),
@@ -194,6 +218,10 @@ impl Place {
 impl Instance for Node {
     fn port(&self) -> u16 {
         self.place.port
+    }
+
+    fn management(&self) -> Option<u16> {
+        self.place.management
     }
 
     fn check_running(&mut self) -> Result<()> {
@@ -256,7 +284,7 @@ impl Folder {
             .with_context(|| format!("cannot create {}", path.display()))?;
         let folder = Self(path);
         fs::write(folder.file(SETTINGS), "log.file.level = warning\n")?;
-        fs::write(folder.file("enabled_plugins"), "[].\n")?;
+        fs::write(folder.file(PLUGINS), "[].\n")?;
         Ok(folder)
     }
 

@@ -1,4 +1,4 @@
-//! The page: one file, which loads nothing and shows what `/api/state` and `/metrics` say.
+//! The page: one document, which loads nothing and shows what `/api/state` and its like say.
 
 use std::sync::LazyLock;
 
@@ -10,15 +10,21 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use sha2::{Digest, Sha256};
 
-const PAGE: &str = include_str!("page.html");
+const STYLE: &str = include_str!("page.css");
+const SCRIPT: &str = include_str!("page.js");
+
+static PAGE: LazyLock<String> = LazyLock::new(|| {
+    let frame = include_str!("page.html").replace("<style></style>", &format!("<style>{STYLE}</style>"));
+    frame.replace("<script></script>", &format!("<script>{SCRIPT}</script>"))
+});
 
 /// Nothing runs and nothing is loaded but what is in the page, whatever a message might smuggle into it.
 static POLICY: LazyLock<String> = LazyLock::new(|| {
     format!(
         "default-src 'none'; script-src '{}'; style-src '{}'; connect-src 'self'; base-uri 'none'; form-action 'none'; \
          frame-ancestors 'none'",
-        hash("script"),
-        hash("style")
+        hash(SCRIPT),
+        hash(STYLE)
     )
 });
 
@@ -30,12 +36,10 @@ pub(super) async fn page() -> Response {
         (REFERRER_POLICY, "no-referrer"),
         (X_CONTENT_TYPE_OPTIONS, "nosniff"),
     ];
-    (headers, PAGE).into_response()
+    (headers, PAGE.as_str()).into_response()
 }
 
-/// What a policy names the one element of this kind by.
-fn hash(element: &str) -> String {
-    let (_, rest) = PAGE.split_once(&format!("<{element}>")).expect("the page has one");
-    let (text, _) = rest.split_once(&format!("</{element}>")).expect("it ends");
+/// What a policy names an element by that has this text.
+fn hash(text: &str) -> String {
     format!("sha256-{}", BASE64_STANDARD.encode(Sha256::digest(text)))
 }

@@ -3,6 +3,8 @@
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
 
 use crate::http::ask;
@@ -12,6 +14,22 @@ pub(crate) struct Browser {
     driver: Child,
     address: String,
     session: String,
+}
+
+/// What somebody likes a page to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Scheme {
+    Light,
+    Dark,
+}
+
+impl Scheme {
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Light => "light",
+            Self::Dark => "dark",
+        }
+    }
 }
 
 impl Browser {
@@ -42,7 +60,13 @@ impl Browser {
             })
             .expect("chromedriver says where it listens");
         let mut browser = Self { driver, address: format!("127.0.0.1:{port}"), session: String::new() };
-        let arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"];
+        let arguments = [
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-dev-shm-usage",
+            "--hide-scrollbars",
+        ];
         let capabilities = json!({ "alwaysMatch": { "goog:chromeOptions": { "args": arguments } } });
         let session = browser.post("", json!({ "capabilities": capabilities }));
         browser.session = format!("/{}", session["sessionId"].as_str().unwrap());
@@ -58,10 +82,28 @@ impl Browser {
         self.post("/execute/sync", json!({ "script": format!("return {expression}"), "args": [] }))
     }
 
-    /// The texts of the cells in the rows of a table's body.
+    /// Gives the page a size, and a liking for light or dark.
+    pub(crate) fn shows(&self, width: u32, height: u32, scheme: Scheme) {
+        let liking = json!([{ "name": "prefers-color-scheme", "value": scheme.as_str() }]);
+        self.devtools("Emulation.setEmulatedMedia", json!({ "features": liking }));
+        let size = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600 });
+        self.devtools("Emulation.setDeviceMetricsOverride", size);
+    }
+
+    /// The page as a WebP.
+    pub(crate) fn picture(&self) -> Vec<u8> {
+        let taken = self.devtools("Page.captureScreenshot", json!({ "format": "webp", "quality": 80 }));
+        BASE64_STANDARD.decode(taken["data"].as_str().unwrap()).unwrap()
+    }
+
+    fn devtools(&self, command: &str, parameters: Value) -> Value {
+        self.post("/goog/cdp/execute", json!({ "cmd": command, "params": parameters }))
+    }
+
+    /// The texts of the cells in the rows of a table's body; the one that says that there is none is left out.
     pub(crate) fn rows(&self, table: &str) -> Vec<Vec<String>> {
         let rows = format!(
-            "[...document.getElementById('{table}').rows].map(row => [...row.cells].map(it => it.textContent))"
+            "[...document.getElementById('{table}').rows].filter(row => !row.querySelector('.empty')).map(row => [...row.cells].map(it => it.textContent))"
         );
         serde_json::from_value(self.value_of(&rows)).unwrap()
     }

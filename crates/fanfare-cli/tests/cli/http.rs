@@ -19,12 +19,17 @@ pub(crate) fn get(address: &str, path: &str) -> Answer {
 }
 
 pub(crate) fn ask(address: &str, method: &str, path: &str, body: &str) -> Answer {
+    ask_as(address, address, method, path, body)
+}
+
+/// The same, with another name for the host.
+pub(crate) fn ask_as(host: &str, address: &str, method: &str, path: &str, body: &str) -> Answer {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let bytes = body.len();
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {bytes}\r\n\r\n{body}"
     )
     .unwrap();

@@ -6,6 +6,7 @@ mod browser;
 mod collector;
 mod demo;
 mod frozen;
+mod gc;
 mod http;
 mod monitor;
 mod page;

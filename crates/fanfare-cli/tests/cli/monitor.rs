@@ -15,6 +15,7 @@ use crate::support::{Ended, Running, broker, eventually, fanfare, split};
 /// A coordinator and a worker that can be asked.
 pub(crate) struct Asked {
     directory: TempDir,
+    prefix: String,
     pub(crate) coordinator: Running,
     pub(crate) worker: Running,
     variables: Vec<(&'static str, String)>,
@@ -45,16 +46,30 @@ impl Asked {
         };
         let coordinator = start(&["coordinator"], "coordinator started");
         let worker = start(&["worker", "--log-format", "json"], &format!("\"service\":\"{ready}\""));
-        Self { coordinator, worker, directory, variables }
+        Self { coordinator, worker, directory, prefix, variables }
+    }
+
+    pub(crate) fn prefix(&self) -> &str {
+        &self.prefix
     }
 
     pub(crate) fn path(&self) -> &Path {
         self.directory.path()
     }
 
-    pub(crate) fn invoke(&self, arguments: &[&str]) -> Ended {
+    pub(crate) fn another_coordinator(&self) -> Running {
         let mut command = fanfare(self.path());
-        command.args(["invoke", "--source", "test"]).args(arguments).envs(self.variables.clone());
+        command.arg("coordinator").envs(self.variables.clone());
+        Running::spawn(command, "coordinator started")
+    }
+
+    pub(crate) fn invoke(&self, arguments: &[&str]) -> Ended {
+        self.run(&[&["invoke", "--source", "test"], arguments].concat())
+    }
+
+    pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
+        let mut command = fanfare(self.path());
+        command.args(arguments).envs(self.variables.clone());
         command.output().unwrap().into()
     }
 }

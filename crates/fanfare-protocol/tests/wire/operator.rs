@@ -2,7 +2,8 @@
 
 use fanfare_protocol::{
     AtWorker, Doing, EndedBy, ExplainAnswer, ExplainRequest, Explained, FailedTarget, FanOutState,
-    FanOutStatus, MissingTarget, QueueNames, Sort, StatusAnswer, StatusQuery, StatusRequest, WorkerAnswer,
+    FanOutStatus, Lately, MissingTarget, QueueNames, RecentFailure, RespondedTarget, Sort, StatusAnswer,
+    StatusQuery, StatusRequest, Totals, WorkerAnswer,
 };
 
 use crate::samples::{check, cid, key, run, service, source, time};
@@ -56,10 +57,11 @@ fn a_question_for_the_status_says_only_what_is_wanted() {
                 cid_prefix: Some("63".to_owned()),
                 service: Some(service("my.service1")),
                 min_age_s: Some(60),
+                lately: true,
                 sort: Sort::Deadline,
                 limit: 1,
             },
-            r#"{"ended":true,"source":"fanout1.my-service","cid_prefix":"63","service":"my.service1","min_age_s":60,"sort":"deadline","limit":1}"#,
+            r#"{"ended":true,"source":"fanout1.my-service","cid_prefix":"63","service":"my.service1","min_age_s":60,"lately":true,"sort":"deadline","limit":1}"#,
         ),
     ] {
         let request = StatusRequest { id: cid(), reply_to: REPLY_TO.to_owned(), query };
@@ -85,9 +87,11 @@ fn an_answer_about_the_status() {
         FanOutStatus { deadline_utc: Some(time("2025-01-20 19:55:45")), ..status(FanOutState::Gathering) };
     let all = StatusAnswer {
         coordinator: run(),
+        name: None,
         refused: None,
         matching: 7,
         fan_outs: vec![deadline, status(FanOutState::Calling), status(ended())],
+        lately: None,
     };
     let body = format!(
         r#"{{"coordinator":"{RUN}","matching":7,"fan_outs":[{{{STATUS},"deadline_utc":"2025-01-20 19:55:45","state":"gathering"}},{{{STATUS},"state":"calling"}},{{{STATUS},{ENDED}}}]}}"#
@@ -97,7 +101,25 @@ fn an_answer_about_the_status() {
         StatusAnswer { refused: Some("why".to_owned()), matching: 0, fan_outs: vec![], ..all.clone() };
     let body = format!(r#"{{"coordinator":"{RUN}","refused":"why","matching":0,"fan_outs":[]}}"#);
     check(&refused.encode(&cid()), &answer("status-answer", &body));
-    for answer in [all, refused] {
+    let target = FailedTarget { key: key("k"), service: service("my.service1"), exception: "why".to_owned() };
+    let failure = RecentFailure { cid: cid(), run: run(), at_utc: time("2025-01-19 19:55:46"), target };
+    let watched = StatusAnswer {
+        name: Some("host:7".to_owned()),
+        matching: 0,
+        fan_outs: vec![],
+        lately: Some(Lately {
+            ended: vec![status(ended())],
+            failures: vec![failure],
+            services: vec![service("my.service1")],
+            totals: Totals { fan_outs: 1, fan_in_ms: 900, succeeded: 1, failed: 2 },
+        }),
+        ..all.clone()
+    };
+    let body = format!(
+        r#"{{"coordinator":"{RUN}","name":"host:7","matching":0,"fan_outs":[],"lately":{{"ended":[{{{STATUS},{ENDED}}}],"failures":[{{"cid":"63e7c3a2ba616badecb125ce","run":"{RUN}","at_utc":"2025-01-19 19:55:46","key":"k","service":"my.service1","exception":"why"}}],"services":["my.service1"],"totals":{{"fan_outs":1,"fan_in_ms":900,"succeeded":1,"failed":2}}}}}}"#
+    );
+    check(&watched.encode(&cid()), &answer("status-answer", &body));
+    for answer in [all, refused, watched] {
         assert_eq!(StatusAnswer::decode(&answer.encode(&cid())), Ok(answer));
     }
 }
@@ -126,13 +148,21 @@ fn a_question_about_one_fan_out_names_the_run_where_it_is_known() {
 fn what_a_coordinator_answers_about_one_fan_out() {
     let missing = MissingTarget { place: 2, key: key("ключ 2"), service: service("my.service2") };
     let failed = FailedTarget { key: key("k"), service: service("my.service1"), exception: "why".to_owned() };
-    let explained =
-        Explained { status: status(FanOutState::Gathering), missing: vec![missing], failures: vec![failed] };
-    let over = Explained { status: status(ended()), missing: vec![], failures: vec![] };
-    let all =
-        ExplainAnswer { coordinator: run(), refused: None, matching: 2, fan_outs: vec![explained, over] };
+    let responded = |place, ok, ended_by| {
+        let (key, service) = (key("k"), service("my.service1"));
+        RespondedTarget { place, key, service, ok, at_utc: time("2025-01-19 19:55:46"), ended_by }
+    };
+    let explained = Explained {
+        status: status(FanOutState::Gathering),
+        missing: vec![missing],
+        responded: vec![responded(0, true, None), responded(1, false, Some(EndedBy::Cancel))],
+        failures: vec![failed],
+    };
+    let over = Explained { status: status(ended()), missing: vec![], responded: vec![], failures: vec![] };
+    let fan_outs = vec![explained, over];
+    let all = ExplainAnswer { coordinator: run(), name: None, refused: None, matching: 2, fan_outs };
     let body = format!(
-        r#"{{"coordinator":"{RUN}","matching":2,"fan_outs":[{{{STATUS},"state":"gathering","missing_targets":[{{"place":2,"key":"ключ 2","service":"my.service2"}}],"failed_targets":[{{"key":"k","service":"my.service1","exception":"why"}}]}},{{{STATUS},{ENDED},"missing_targets":[],"failed_targets":[]}}]}}"#
+        r#"{{"coordinator":"{RUN}","matching":2,"fan_outs":[{{{STATUS},"state":"gathering","missing_targets":[{{"place":2,"key":"ключ 2","service":"my.service2"}}],"responded_targets":[{{"place":0,"key":"k","service":"my.service1","ok":true,"at_utc":"2025-01-19 19:55:46"}},{{"place":1,"key":"k","service":"my.service1","ok":false,"at_utc":"2025-01-19 19:55:46","ended_by":"cancel"}}],"failed_targets":[{{"key":"k","service":"my.service1","exception":"why"}}]}},{{{STATUS},{ENDED},"missing_targets":[],"failed_targets":[]}}]}}"#
     );
     check(&all.encode(&cid()), &answer("explain-answer", &body));
     assert_eq!(ExplainAnswer::decode(&all.encode(&cid())), Ok(all));

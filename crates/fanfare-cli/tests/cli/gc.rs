@@ -1,0 +1,59 @@
+//! `fanfare gc` on RabbitMQ with its management API.
+
+use std::fs;
+
+use fanfare::{Cid, Fanfare};
+
+use crate::monitor::Asked;
+use crate::support::{broker, eventually};
+
+const SERVICES: &str = r#"
+[services."t.waits"]
+exec = ["sh", "-c", "while test -e fanfare.toml -a ! -e go; do sleep 0.02; done; cat"]
+"#;
+
+/// The management API of the broker. None where this run is told to do without, which it says.
+fn management() -> Option<String> {
+    if std::env::var_os("FANFARE_TEST_NO_MANAGEMENT").is_some() {
+        #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
+        {
+            println!("left out: FANFARE_TEST_NO_MANAGEMENT is set, so there is no management API to ask");
+        }
+        return None;
+    }
+    let url = std::env::var("FANFARE_TEST_MANAGEMENT");
+    Some(url.expect(
+        "this test asks RabbitMQ's management API: run `cargo xtask test`, or set FANFARE_TEST_NO_MANAGEMENT",
+    ))
+}
+
+#[tokio::test]
+async fn queue_that_no_fan_out_owns_is_told_of_first_and_then_removed_and_no_other() {
+    let Some(management) = management() else { return };
+    let asked = Asked::start("gc", SERVICES, "t.waits");
+    let open = ["--cid", "open", "--target", "t.waits", "--on-final", "helpers.input-logger"];
+    assert_eq!(asked.invoke(&open).exit, 0);
+    // As a publisher leaves it that dies before its manifest is out.
+    let publisher = Fanfare::builder(broker()).prefix(asked.prefix()).connect().await.unwrap();
+    let run = "0123456789abcdef0123456789abcdef".parse().unwrap();
+    let leftover = publisher.names().aggregation(&Cid::new("crashed").unwrap(), run);
+    publisher.broker().declare(&leftover).await.unwrap();
+    let gc = |arguments: &[&str]| asked.run(&[&["gc", "--management", &management], arguments].concat());
+
+    eventually("no fan-out waits for its coordinator", || gc(&[]).exit == 0);
+    let told = gc(&[]);
+    assert_eq!((told.exit, told.stdout), (0, format!("{} (0 messages)\n", leftover.name)));
+    assert!(told.stderr.starts_with("1 queues would be removed"), "{}", told.stderr);
+    assert!(publisher.broker().exists(&leftover.name).await.unwrap(), "to tell removes nothing");
+
+    let removed = gc(&["--yes", "--min-age", "100ms"]);
+    assert_eq!((removed.exit, removed.stdout), (0, format!("{} removed (0 messages)\n", leftover.name)));
+    assert!(!publisher.broker().exists(&leftover.name).await.unwrap());
+    let none = gc(&[]);
+    assert_eq!((none.exit, none.stderr.as_str()), (0, "no aggregation queue is without a fan-out\n"));
+    fs::write(asked.path().join("go"), "").unwrap();
+    eventually("the open fan-out ends with its result", || {
+        asked.run(&["status", "--ended", "--json"]).stdout.contains("\"done\":1,\"failed\":0")
+    });
+    publisher.close().await;
+}
