@@ -310,7 +310,7 @@ async fn clear(fanfare: &Fanfare, shards: u32) {
     let services = [TARGET, ON_FINAL, memory::HELD].map(str::to_owned).into_iter().chain(on_target);
     let services = services.filter_map(|name| Some(names.service(&ServiceName::new(name).ok()?)));
     let shards = (0..shards).map(|number| names.shard(number));
-    for queue in services.chain(shards).chain([names.fanin(), names.dead(), names.parked()]) {
+    for queue in services.chain(shards).chain([names.fanin(), names.dead(), names.parked(), names.full()]) {
         if let Err(error) = fanfare.broker().delete(&queue.name).await {
             tracing::warn!(queue = queue.name, %error, "not deleted");
         }

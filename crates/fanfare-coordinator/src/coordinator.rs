@@ -74,7 +74,7 @@ impl Coordinator {
         let (trust, started) = (Trust::new(&config), Instant::now());
         Self {
             inquiries: Inquiries::new(messenger.clone(), trust.clone()),
-            shards: Shards::new(&config, messenger.clone(), trust.clone(), started),
+            shards: Shards::new(&config, messenger.clone(), trust.clone(), started, handle.view.clone()),
             messenger,
             outbox,
             trust,
@@ -146,7 +146,7 @@ impl Coordinator {
                 () = &mut shutdown => break,
                 Some(ping) = self.pings.recv() => drop(ping.send(())),
                 Some(conclusion) = self.tasks.join_next() => self.conclude(conclusion).await,
-                () = self.shards.run() => {}
+                record = self.shards.run() => self.records.extend([record]),
                 Some(letter) = dead_letters.next() => {
                     self.parking.spawn(dead_letters::settle(self.outbox.clone(), self.trust.clone(), letter));
                 }
@@ -170,6 +170,7 @@ impl Coordinator {
     async fn ensure_queues(&self) -> Result<(), Error> {
         let names = &self.config.names;
         let shards = (0..self.config.shards).map(|number| names.shard(number));
+        let shards = shards.chain((self.config.shards > 0).then(|| names.full()));
         for queue in [names.fanin(), names.parked(), names.dead()].into_iter().chain(shards) {
             let mut backoff = Backoff::default();
             while let Err(error) = self.outbox.broker.ensure(&queue).await {
@@ -248,7 +249,7 @@ impl Coordinator {
         match message.kind() {
             header::TYPE_CANCEL => self.cancel(&message),
             header::TYPE_PRESENCE => self.meet(&message),
-            _ => self.inquiries.take(&message, &self.open, &self.records),
+            _ => self.inquiries.take(&message, &self.open, &self.shards, &self.records),
         }
     }
 
@@ -283,7 +284,7 @@ impl Coordinator {
         }
         let asked = CancelWord { cid: cid.clone(), run, reply_to: reply_to.clone(), found };
         // Whoever consumes the shard answers, also that it knows nothing.
-        if !self.shards.ask(asked) && !found {
+        if !self.shards.cancel(asked) && !found {
             let state = match self.ended.find(&cid, run) {
                 Some((run, cancellation)) => CancelState::Ended { run, cancellation },
                 None => match run.filter(|run| self.is_of_another(&cid, run)) {

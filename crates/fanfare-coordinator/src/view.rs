@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fanfare_fanin::{Event, FanIn, Item, Summary};
+use fanfare_fanin::{Answer, Event, FanIn, Item, Summary};
 use fanfare_protocol::{
     Cid, EndedBy, Manifest, RunId, ServiceName, Source, TargetKey, TargetResult, WireTime,
 };
@@ -132,6 +132,11 @@ impl View {
         Watched { view: self.clone(), counts, held: Held::begin(take_over) }
     }
 
+    /// Shows a target that has failed, of a fan-out in a shard.
+    pub(crate) fn failed(&self, manifest: &Manifest, place: usize, answer: &Answer) {
+        keep(&mut self.seen().failures, Failure::new(place, answer).seen(manifest));
+    }
+
     pub(crate) fn snapshot(&self) -> Snapshot {
         let seen = self.seen();
         let mut open: Vec<Progress> = seen.open.values().map(|counts| counts.progress()).collect();
@@ -158,7 +163,7 @@ pub(crate) struct Watched {
 
 impl Watched {
     /// Tells what a fan-in has counted up to now; `failure` is what it may have read last.
-    pub(crate) fn counted(&self, machine: &FanIn<Tag>, failure: Option<Failure>) {
+    pub(crate) fn counted<T: Clone>(&self, machine: &FanIn<T>, failure: Option<Failure>) {
         let missing = machine.responded() - machine.succeeded() - machine.failed();
         let failed = count(&self.counts.failed, "failed", machine.failed());
         count(&self.counts.succeeded, "ok", machine.succeeded());
@@ -217,10 +222,14 @@ impl Failure {
     pub(crate) fn of(event: &Event<Tag>) -> Option<Self> {
         match event {
             Event::Delivered { item: Item::Result { place, answer }, .. } if !answer.ok => {
-                Some(Self { place: *place, at: answer.at, body: answer.body.clone() })
+                Some(Self::new(*place, answer))
             }
             _ => None,
         }
+    }
+
+    fn new(place: usize, answer: &Answer) -> Self {
+        Self { place, at: answer.at, body: answer.body.clone() }
     }
 
     fn seen(self, manifest: &Manifest) -> Failed {
