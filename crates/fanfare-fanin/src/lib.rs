@@ -29,6 +29,7 @@ mod event;
 mod gathered;
 mod machine;
 mod manifests;
+mod places;
 mod read;
 mod shard;
 

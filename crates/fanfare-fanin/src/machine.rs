@@ -13,6 +13,7 @@ use crate::checkpoints::Checkpoints;
 use crate::gathered::Gathered;
 use crate::machine::closing::Closing;
 use crate::manifests::Manifests;
+use crate::places::Places;
 use crate::read::read;
 use crate::{Answer, Effect, Event, Item, Publication, PublicationId, Summary};
 
@@ -70,8 +71,7 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct FanIn<T> {
     manifest: Arc<Manifest>,
-    /// The place of each key.
-    places: BTreeMap<String, usize>,
+    places: Places,
     hold: Hold,
     limits: Limits,
     queue: Queue,
@@ -163,8 +163,6 @@ impl<T: Clone> FanIn<T> {
     #[must_use]
     pub fn new(manifest: Manifest, tag: T, hold: Hold, limits: Limits, now: Time) -> Self {
         let manifest = Arc::new(manifest);
-        let targets = manifest.targets.iter().enumerate();
-        let places = targets.map(|(place, target)| (target.key.to_string(), place)).collect();
         Self {
             hold,
             limits,
@@ -187,7 +185,7 @@ impl<T: Clone> FanIn<T> {
             pending: BTreeMap::new(),
             next_publication: 0,
             summary: Summary::default(),
-            places,
+            places: Places::of(&manifest),
             manifest,
         }
     }
