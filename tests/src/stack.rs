@@ -402,6 +402,7 @@ impl Stack {
         let services = services.iter().filter_map(|name| ServiceName::new(name.as_str()).ok());
         let mut queues: Vec<String> = services.map(|service| self.names.service(&service).name).collect();
         queues.extend((0..self.shards).map(|shard| self.names.shard(shard).name));
+        queues.extend((self.shards > 0).then(|| self.names.full().name));
         queues.extend([self.names.fanin(), self.names.dead(), self.names.parked()].map(|queue| queue.name));
         for queue in queues {
             let _ = broker.delete(&queue).await;

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Parser;
-use fanfare_tests::chaos::{self, Options};
+use fanfare_tests::chaos::{self, Gathering, Options};
 
 #[derive(Parser)]
 struct Arguments {
@@ -17,6 +17,9 @@ struct Arguments {
     /// Chooses fan-outs and faults.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Where results are gathered.
+    #[arg(long, value_enum, default_value_t = Gathering::Both)]
+    aggregation: Gathering,
     /// Only judges the journals that an earlier run has kept.
     #[arg(long)]
     judge: Option<PathBuf>,
@@ -24,7 +27,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> Result<ExitCode> {
-    let Arguments { minutes, seed, judge } = Arguments::parse();
+    let Arguments { minutes, seed, aggregation, judge } = Arguments::parse();
     if let Some(folder) = judge {
         let report = chaos::Report::of(&folder)?;
         print!("{report}");
@@ -35,6 +38,7 @@ async fn main() -> Result<ExitCode> {
     let options = Options {
         duration: Duration::from_secs(60 * minutes),
         seed,
+        aggregation,
         program: PathBuf::from(env!("CARGO_BIN_EXE_fanfare-test-node")),
         folder: folder.clone(),
     };

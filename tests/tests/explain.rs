@@ -5,7 +5,7 @@ use std::time::Duration;
 use fanfare_operator::{Explanation, Operator, Told, Whereabouts};
 use fanfare_protocol::{Cid, EndedBy, FanOutState, RunId};
 use fanfare_publisher::{Accepted, Fanout, Publisher, Target};
-use fanfare_tests::{PATIENCE, Stack, eventually, on_both_brokers, services};
+use fanfare_tests::{PATIENCE, Stack, eventually, in_shards, on_both_brokers, services};
 use fanfare_worker::{Context, Registration, Retry, service};
 use serde_json::Value;
 use std::sync::Mutex;
@@ -16,6 +16,15 @@ on_both_brokers!(
     missing_targets_beyond_the_limit_are_counted,
     a_fan_out_that_has_ended_is_told_of_with_its_failures,
     a_fan_out_that_waits_for_a_coordinator_is_told_from_one_that_is_not_known,
+    a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of,
+    only_the_run_that_is_meant_is_told_of,
+);
+
+in_shards!(
+    each_missing_target_is_told_of_with_where_it_is,
+    a_target_that_waits_for_another_attempt_is_told_of_with_its_exception,
+    missing_targets_beyond_the_limit_are_counted,
+    a_fan_out_that_has_ended_is_told_of_with_its_failures,
     a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of,
     only_the_run_that_is_meant_is_told_of,
 );

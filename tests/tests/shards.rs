@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fanfare_coordinator::Limits;
-use fanfare_protocol::{FinalPayload, QueueNames};
+use fanfare_protocol::{FinalPayload, QueueNames, StatusQuery};
 use fanfare_publisher::{Accepted, Failure, Fanout, InvokeError, Publisher, Target};
-use fanfare_tests::{Stack, eventually, services};
+use fanfare_tests::{PATIENCE, Stack, eventually, services};
 
 /// Turns async functions that take a [`Stack`] into tests on both brokers, with so many shards.
 macro_rules! with_shards {
@@ -33,6 +33,8 @@ with_shards!(
     a_fan_out_wider_than_the_window_ends_though_its_results_come_before_its_manifest: 1,
     many_fan_outs_are_held_open_and_survive_a_crash: 2,
     a_publisher_is_refused_when_too_much_waits_in_its_shard: 1,
+    a_publisher_is_refused_when_as_many_fan_outs_are_open_as_may_be_and_nothing_is_lost: 1,
+    many_results_are_held_open_with_few_unacked: 1,
     what_no_fan_out_claims_is_dropped: 1,
     a_shard_that_is_deleted_ends_its_fan_outs_with_what_is_missing_failed: 1,
     a_manifest_that_was_parked_goes_to_its_shard_from_where_manifests_go: 1,
@@ -132,14 +134,19 @@ async fn many_fan_outs_are_held_open_and_survive_a_crash(stack: Stack) {
     let fan_outs = if fanfare_tests::full() { 20_000 } else { 500 };
     let mut done = stack.record("my.done").await;
     let mut target = stack.record("my.target").await;
-    let first = stack.coordinator();
+    let config = || {
+        let mut config = stack.coordinator_config();
+        (config.shard_limits.window, config.shard_limits.most_open) = (40_000, 20_000);
+        config
+    };
+    let first = stack.coordinator_with(config());
     let publisher = stack.publisher();
     for n in 0..fan_outs {
         invoke(&publisher, "my.target", n).await;
     }
     eventually("the coordinator holds all manifests", async || first.mortal().held() == fan_outs).await;
     first.kill().await;
-    let second = stack.coordinator();
+    let second = stack.coordinator_with(config());
     for _ in 0..fan_outs {
         let request = target.next().await;
         fanfare_tests::answer(&stack, &request, Some("an answer")).await;
@@ -230,4 +237,75 @@ async fn a_publisher_is_refused_when_too_much_waits_in_its_shard(stack: Stack) {
     let coordinator = stack.coordinator();
     done.next_final().await;
     stack.ended([&accepted], coordinator).await;
+}
+
+async fn a_publisher_is_refused_when_as_many_fan_outs_are_open_as_may_be_and_nothing_is_lost(stack: Stack) {
+    const MOST: usize = 5;
+    let mut done = stack.record("my.done").await;
+    let mut target = stack.record("my.target").await;
+    let mut config = stack.coordinator_config();
+    config.shard_limits.most_open = MOST;
+    let coordinator = stack.coordinator_with(config);
+    let mut accepted = Vec::new();
+    for n in 0..MOST {
+        accepted.push(invoke(&stack.publisher(), "my.target", n).await);
+    }
+    let full = stack.names().full().name;
+    stack.queue_has(&full, "a word of the coordinator", |state| state.messages > 0).await;
+    let fanout = || stack.publisher().fanout("my.source").target("my.target", "more").on_final("my.done");
+    let refused = fanout().invoke().await;
+    let Err(InvokeError::NotAccepted { source: Failure::Full, requests_sent: false, .. }) = refused else {
+        panic!("{refused:?}")
+    };
+    for _ in 0..MOST {
+        fanfare_tests::answer(&stack, &target.next().await, Some("an answer")).await;
+        done.next_final().await;
+    }
+    stack.queue_has(&full, "no word any more", |state| state.messages == 0).await;
+    accepted.push(fanout().invoke().await.expect("there is room again"));
+    fanfare_tests::answer(&stack, &target.next().await, Some("an answer")).await;
+    done.next_final().await;
+    stack.ended(&accepted, coordinator).await;
+    assert_eq!((target.rest().await, done.rest().await), (vec![], vec![]));
+}
+
+async fn many_results_are_held_open_with_few_unacked(stack: Stack) {
+    const FAN_OUTS: usize = 10;
+    // Of each fan-out, so many results may be in no checkpoint.
+    const RESULTS_HELD: usize = 100;
+    let width = if fanfare_tests::full() { 10_000 } else { 500 };
+    let mut done = stack.record("my.done").await;
+    let mut target = stack.record("my.target").await;
+    let _worker = stack.worker([services::echo()]).await;
+    let mut config = stack.coordinator_config();
+    config.limits.results_held = RESULTS_HELD;
+    let coordinator = stack.coordinator_with(config);
+    let publisher = stack.publisher();
+    let mut accepted = Vec::new();
+    for _ in 0..FAN_OUTS {
+        let fanout = publisher.fanout("my.source").target("my.target", ());
+        let targets = (0..width).map(|n| Target::new("test.echo", n).key(n.to_string()));
+        let fanout = targets.fold(fanout, Fanout::add).on_final("my.done");
+        accepted.push(fanout.invoke().await.expect("accepted"));
+    }
+    let operator = stack.operator(PATIENCE);
+    eventually("all results are held", async || {
+        let status = operator.status(&StatusQuery::default()).await.ok();
+        status.is_some_and(|status| {
+            status.matching == FAN_OUTS && status.fan_outs.iter().all(|fan_out| fan_out.done == width)
+        })
+    })
+    .await;
+    // A manifest, results, and checkpoints of three levels.
+    let most = FAN_OUTS * (1 + RESULTS_HELD + 3 * 10);
+    eventually("few deliveries are unacked", async || coordinator.mortal().held() <= most).await;
+    for _ in 0..FAN_OUTS {
+        fanfare_tests::answer(&stack, &target.next().await, Some("an answer")).await;
+    }
+    for _ in 0..FAN_OUTS {
+        let payload = done.next_final().await;
+        assert_eq!((payload.data.len(), payload.failures().count()), (width + 1, 0));
+    }
+    stack.ended(&accepted, coordinator).await;
+    assert_eq!(done.rest().await, []);
 }

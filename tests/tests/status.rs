@@ -6,7 +6,7 @@ use std::time::Duration;
 use fanfare_operator::{AskError, Operator, Status};
 use fanfare_protocol::{EndedBy, FanOutState, FanOutStatus, ServiceName, Sort, Source, StatusQuery};
 use fanfare_publisher::{Accepted, Publisher, Target};
-use fanfare_tests::{PATIENCE, Stack, eventually, on_both_brokers, services};
+use fanfare_tests::{PATIENCE, Stack, eventually, in_shards, on_both_brokers, services};
 
 on_both_brokers!(
     fan_outs_of_all_coordinators_are_told_of_with_how_far_they_have_come,
@@ -17,6 +17,13 @@ on_both_brokers!(
     without_a_coordinator_nobody_tells,
     coordinators_of_certain_users_tell_them_only,
     a_question_of_a_later_version_is_ignored,
+);
+
+in_shards!(
+    fan_outs_of_all_coordinators_are_told_of_with_how_far_they_have_come,
+    those_that_do_not_match_are_left_out_and_those_beyond_the_limit_counted,
+    those_that_have_ended_are_told_of_with_how_they_ended,
+    coordinators_of_certain_users_tell_them_only,
 );
 
 /// A fan-out of one target that responds, one that fails, and so many that nobody runs.

@@ -3,7 +3,7 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::broker::{Broker, Restartable, Way};
 use crate::process::{self, Group};
@@ -15,6 +15,7 @@ use crate::{environment, say};
 Examples:
   cargo xtask chaos                                             two minutes
   cargo xtask chaos --minutes 30 --seed 7                       as chosen by 7, as far as processes can be repeated
+  cargo xtask chaos --aggregation shared                        with all fan-outs in shards
   FANFARE_TEST_IMAGE=rabbitmq:4.3-management cargo xtask chaos --from container
 
 Fails where a promise was broken, shows the records that prove it, and keeps what every process wrote.")]
@@ -27,9 +28,24 @@ pub(crate) struct Options {
     #[arg(long)]
     seed: Option<u64>,
 
+    /// Where results are gathered.
+    #[arg(long, value_enum, default_value_t = Gathering::Both)]
+    aggregation: Gathering,
+
     /// What provides the broker.
     #[arg(long, value_enum, default_value_t = Way::Auto)]
     from: Way,
+}
+
+/// Where results are gathered.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Gathering {
+    /// In a queue of each fan-out's own.
+    PerCid,
+    /// In shards.
+    Shared,
+    /// Some fan-outs share, and the others do not.
+    Both,
 }
 
 /// Runs it.
@@ -43,6 +59,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     // The workspace's features are those of `cargo test`, so that nothing is built a second time.
     command.args(["test", "--locked", "--workspace", "--quiet", "--test", "chaos", "--"]);
     command.args(["--minutes", &options.minutes.to_string(), "--seed", &seed.to_string()]);
+    let aggregation = options.aggregation.to_possible_value().expect("all can be given");
+    command.args(["--aggregation", aggregation.get_name()]);
     command.env("FANFARE_TEST_RESTART_BROKER", broker.url());
     command.env("FANFARE_TEST_RESTART_COMMAND", broker.command());
     command.envs(broker.control().map(|control| ("FANFARE_TEST_RESTART_CONTROL", control)));

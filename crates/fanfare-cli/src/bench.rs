@@ -16,14 +16,15 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use fanfare::{Fanfare, ServiceName};
 
-use self::case::{ANSWER_BYTES, Aggregation, Case, MOST_TARGETS, ON_FINAL, TARGET};
+use self::case::{ANSWER_BYTES, Case, MOST_TARGETS, ON_FINAL, TARGET};
 use self::process::{Process, Usage};
 use self::report::{Outcome, Report, Roles, Round};
 use self::role::{Load, Order, Part, Role, Serving, now, play};
+use crate::configuration::Aggregation;
 use crate::durations;
 use crate::exit::{Exit, Failure, print, say};
 use crate::numbers;
@@ -46,7 +47,7 @@ const WARM_UP: Duration = Duration::from_secs(1);
 For each case it tells fan-outs and targets per second, how long `invoke` takes and how long
 after the last result the final callback comes, under full load and with one fan-out at a time,
 and CPU time and peak memory of each role; and beside them the raw limit of the same broker in the same minute: the same messages through
-plain lapin, and the coming and going of as many queues. The ratio is what Fanfare reaches of
+plain lapin, and the coming and going of as many queues, where each fan-out has one. The ratio is what Fanfare reaches of
 that. Only ratios can be compared between machines and days. docs/performance.md explains it.
 
 Queues have a prefix of their own and are deleted at the end. All of it takes about a quarter of
@@ -55,6 +56,7 @@ an hour with the defaults.
 Examples:
   fanfare bench --broker amqp://localhost
   fanfare bench --widths 10,100 --payload 100 --on-target 0 --rounds 5
+  fanfare bench --aggregation per-cid,shared --widths 2,10,100 --payload 100 --on-target 0
   fanfare bench --widths 100 --workers 1,2,4,8 --concurrency 4 --service-time 20ms
   fanfare bench --json bench.json --plot docs/bench
 
@@ -83,9 +85,13 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = numbers::parse::<u64>)]
     seconds: u64,
 
-    /// Where results are gathered
-    #[arg(long, value_enum, value_name = "WHERE", default_value_t = Aggregation::PerCid)]
-    aggregation: Aggregation,
+    /// Where results are gathered, divided by commas
+    #[arg(long, value_name = "HOW", value_delimiter = ',', default_values_t = [Aggregation::PerCid])]
+    aggregation: Vec<Aggregation>,
+
+    /// How many shards there are in shared aggregation
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = numbers::parse::<u32>)]
+    shards: u32,
 
     /// Processes that run workers, divided by commas: each 1 to 64
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1])]
@@ -133,12 +139,12 @@ pub(crate) async fn run(mut arguments: BenchArguments, settings: &Settings) -> R
     raw::uri(settings)?;
     let signals = Signals::listen()?;
     let prefix = format!("bench-{:x}", now());
-    let fanfare = settings.connected_apart("bench", &prefix).await?;
+    let fanfare = settings.connected_apart("bench", &prefix, Aggregation::PerCid).await?;
     let measured = tokio::select! {
         measured = figures(&arguments, cases, &fanfare) => measured,
         () = signals.first() => Err(anyhow!("interrupted")),
     };
-    clear(&fanfare).await;
+    clear(&fanfare, arguments.shards).await;
     fanfare.close().await;
     let published = measured.and_then(|figures| arguments.publish(&figures));
     published.map(|()| Exit::Done).map_err(|error| Failure::new(Exit::Failed, error))
@@ -153,7 +159,10 @@ struct Figures {
 
 async fn figures(arguments: &BenchArguments, cases: Vec<Case>, fanfare: &Fanfare) -> Result<Figures> {
     if arguments.memory {
-        let memory = memory::measure(fanfare).await?;
+        let [aggregation] = arguments.aggregation[..] else {
+            bail!("--memory measures one --aggregation: give per-cid or shared");
+        };
+        let memory = memory::measure(fanfare, aggregation).await?;
         let json = serde_json::to_string_pretty(&memory)?;
         return Ok(Figures { tables: memory.to_string(), json, plots: Vec::new() });
     }
@@ -170,13 +179,14 @@ impl BenchArguments {
 
     /// Every combination of what was asked for.
     fn cases(&self) -> Result<Vec<Case>> {
-        let Self { aggregation, .. } = *self;
         let mut cases = Vec::new();
-        for &payload in &self.payload {
-            for &on_target in &self.on_target {
-                for &width in &self.widths {
-                    let case = |&workers| Case { width, payload, on_target, aggregation, workers };
-                    cases.extend(self.workers.iter().map(case));
+        for &aggregation in &self.aggregation {
+            for &payload in &self.payload {
+                for &on_target in &self.on_target {
+                    for &width in &self.widths {
+                        let case = |&workers| Case { aggregation, width, payload, on_target, workers };
+                        cases.extend(self.workers.iter().map(case));
+                    }
                 }
             }
         }
@@ -232,10 +242,10 @@ async fn measure(arguments: &BenchArguments, cases: Vec<Case>, fanfare: &Fanfare
     let mut outcomes = Vec::new();
     let count = cases.len();
     for (index, case) in cases.into_iter().enumerate() {
-        let Case { width, payload, on_target, workers, .. } = case;
+        let Case { aggregation, width, payload, on_target, workers } = case;
         let number = index + 1;
         say(format_args!(
-            "{number} of {count}: width {width}, {payload} bytes, {on_target} on-target, {workers} workers"
+            "{number} of {count}: {aggregation}, width {width}, {payload} bytes, {on_target} on-target, {workers} workers"
         ));
         outcomes.push(measure_case(arguments, case, fanfare).await?);
     }
@@ -243,7 +253,7 @@ async fn measure(arguments: &BenchArguments, cases: Vec<Case>, fanfare: &Fanfare
         fanfare: env!("CARGO_PKG_VERSION"),
         broker: Report::broker(&fanfare.broker().server().await?),
         machine: machine(),
-        aggregation: arguments.aggregation,
+        shards: arguments.shards,
         service_time_ms: arguments.serving().service_time.as_millis(),
         concurrency: arguments.concurrency,
         coordinators: arguments.coordinators,
@@ -294,12 +304,13 @@ async fn measure_case(arguments: &BenchArguments, case: Case, fanfare: &Fanfare)
 }
 
 /// Deletes the queues that the processes have declared and left.
-async fn clear(fanfare: &Fanfare) {
+async fn clear(fanfare: &Fanfare, shards: u32) {
     let names = fanfare.names();
     let on_target = (1..=MOST_ON_TARGET).map(case::on_target_name);
     let services = [TARGET, ON_FINAL, memory::HELD].map(str::to_owned).into_iter().chain(on_target);
     let services = services.filter_map(|name| Some(names.service(&ServiceName::new(name).ok()?)));
-    for queue in services.chain([names.fanin(), names.dead(), names.parked()]) {
+    let shards = (0..shards).map(|number| names.shard(number));
+    for queue in services.chain(shards).chain([names.fanin(), names.dead(), names.parked(), names.full()]) {
         if let Err(error) = fanfare.broker().delete(&queue.name).await {
             tracing::warn!(queue = queue.name, %error, "not deleted");
         }

@@ -1,11 +1,11 @@
 //! `fanfare.toml`, read strictly: a mistake is refused with its line and what was meant.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::{Display, Write};
+use std::fmt::{self, Display, Write};
 use std::path::{Path, PathBuf};
 
 use fanfare_protocol::ServiceName;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
 use crate::durations::{Limit, Written};
@@ -62,13 +62,22 @@ pub(crate) enum QueueType {
 }
 
 /// Where results are gathered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Aggregation {
     /// In a queue for each fan-out.
     PerCid,
     /// In a fixed number of queues that all fan-outs share.
     Shared,
+}
+
+impl Display for Aggregation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::PerCid => "per-cid",
+            Self::Shared => "shared",
+        })
+    }
 }
 
 /// One URL, several divided by commas, or a list.

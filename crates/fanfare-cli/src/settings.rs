@@ -108,8 +108,15 @@ impl Settings {
     }
 
     /// A handle on a broker that answered, with queues of its own.
-    pub(crate) async fn connected_apart(&self, role: &str, prefix: &str) -> Result<Fanfare, Failure> {
-        self.builder(role)?.prefix(prefix).connect().await.map_err(refused)
+    pub(crate) async fn connected_apart(
+        &self,
+        role: &str,
+        prefix: &str,
+        aggregation: configuration::Aggregation,
+    ) -> Result<Fanfare, Failure> {
+        let aggregation = self::aggregation(Some(aggregation), self.shards)?;
+        let publisher = PublisherConfig { aggregation, ..self.publisher() };
+        self.builder(role)?.publisher(publisher).prefix(prefix).connect().await.map_err(refused)
     }
 
     fn builder(&self, role: &str) -> Result<Builder, Failure> {

@@ -65,8 +65,12 @@ impl Default for Config {
 /// What one shard may hold.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ShardSettings {
-    /// Unacked messages of one shard: its prefetch. 40,000. Manifests, results and checkpoints of all its fan-outs count; when
-    /// it is nearly full, results are written into checkpoints.
+    /// Fan-outs that are open in one shard when publishers are told to invoke no more. 5,000. Those that services invoke, which others
+    /// wait for, and what is invoked within the second that it takes to be heard come on top.
+    pub most_open: usize,
+    /// Unacked messages of one shard: its prefetch. 10,000. Manifests, results and checkpoints of all its fan-outs count; when
+    /// it is nearly full, results are written into checkpoints. To find the message that an ack is for, RabbitMQ goes through all
+    /// unacked ones before it: with 40,000 of them it is busy with little else.
     pub window: u16,
     /// How long a result waits for its manifest before it counts as late. 120 s: twice the time limit of the publishers, or
     /// more.
@@ -78,7 +82,12 @@ pub struct ShardSettings {
 
 impl Default for ShardSettings {
     fn default() -> Self {
-        Self { window: 40_000, patience: Duration::from_secs(120), recorded: Duration::from_secs(60 * 60) }
+        Self {
+            most_open: 5_000,
+            window: 10_000,
+            patience: Duration::from_secs(120),
+            recorded: Duration::from_secs(60 * 60),
+        }
     }
 }
 
@@ -135,6 +144,9 @@ impl Config {
                 self.shards.to_string(),
                 "give 0 to 1024; as many as the broker has cores are plenty",
             );
+        }
+        if self.shard_limits.most_open == 0 {
+            return setting("shard_limits.most_open", "0".to_owned(), "give at least 1; 5000 is the default");
         }
         if self.shard_limits.window < limits.window {
             let rule = "it must not be smaller than limits.window, which one fan-out may take of it";

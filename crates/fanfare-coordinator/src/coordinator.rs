@@ -75,10 +75,10 @@ impl Coordinator {
         let parking = TaskTracker::new();
         let (handle, inquired) = Handle::new();
         let messenger = Messenger::new(outbox.clone(), parking.clone());
-        let (trust, started) = (Trust::new(&config), Instant::now());
+        let (trust, started, view) = (Trust::new(&config), Instant::now(), View::default());
         Self {
             inquiries: Inquiries::new(messenger.clone(), trust.clone(), config.name.clone()),
-            shards: Shards::new(&config, messenger.clone(), trust.clone(), started),
+            shards: Shards::new(&config, messenger.clone(), trust.clone(), started, view.clone()),
             messenger,
             outbox,
             trust,
@@ -93,7 +93,7 @@ impl Coordinator {
             stop: CancellationToken::new(),
             handle,
             inquired,
-            view: View::default(),
+            view,
         }
     }
 
@@ -151,7 +151,7 @@ impl Coordinator {
                 () = &mut shutdown => break,
                 Some(inquiry) = self.inquired.recv() => self.inquiries.ask(inquiry, &self.known()),
                 Some(conclusion) = self.tasks.join_next() => self.conclude(conclusion).await,
-                () = self.shards.run() => {}
+                record = self.shards.run() => self.records.extend([record]),
                 Some(letter) = dead_letters.next() => {
                     self.parking.spawn(dead_letters::settle(self.outbox.clone(), self.trust.clone(), letter));
                 }
@@ -175,6 +175,7 @@ impl Coordinator {
     async fn ensure_queues(&self) -> Result<(), Error> {
         let names = &self.config.names;
         let shards = (0..self.config.shards).map(|number| names.shard(number));
+        let shards = shards.chain((self.config.shards > 0).then(|| names.full()));
         for queue in [names.fanin(), names.parked(), names.dead()].into_iter().chain(shards) {
             let mut backoff = Backoff::default();
             while let Err(error) = self.outbox.broker.ensure(&queue).await {
@@ -288,7 +289,7 @@ impl Coordinator {
         }
         let asked = CancelWord { cid: cid.clone(), run, reply_to: reply_to.clone(), found };
         // Whoever consumes the shard answers, also that it knows nothing.
-        if !self.shards.ask(asked) && !found {
+        if !self.shards.cancel(asked) && !found {
             let state = match self.ended.find(&cid, run) {
                 Some((run, cancellation)) => CancelState::Ended { run, cancellation },
                 None => match run.filter(|run| self.is_of_another(&cid, run)) {
@@ -308,7 +309,7 @@ impl Coordinator {
 
     /// What operators can be told.
     fn known(&self) -> Known<'_> {
-        Known { open: &self.open, records: &self.records, view: &self.view }
+        Known { open: &self.open, shards: &self.shards, records: &self.records, view: &self.view }
     }
 
     /// Tells, once each time, that further fan-outs wait from here on.

@@ -49,7 +49,13 @@ pub(crate) enum Word {
         reply_to: String,
     },
     /// Somebody wants to know how the fan-out is.
-    Question(Question),
+    Question(Question<FanIn<Tag>>),
+}
+
+impl From<Question<FanIn<Tag>>> for Word {
+    fn from(question: Question<FanIn<Tag>>) -> Self {
+        Self::Question(question)
+    }
 }
 
 /// What ties the task of a fan-out to its coordinator.

@@ -5,22 +5,24 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_fanin::FanIn;
+use fanfare_fanin::{FanIn, Shard};
 use fanfare_protocol::{
     Cid, ExplainAnswer, ExplainRequest, Explained, FailedTarget, FanOutState, FanOutStatus, Malformed,
     Manifest, ManifestTarget, Message, MissingTarget, RespondedTarget, RunId, StatusAnswer, StatusQuery,
     StatusRequest, TargetResult, WireTime, header, limits,
 };
 use futures_util::future::join_all;
+use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::{Semaphore, oneshot};
 use tokio::time::timeout;
 
 use crate::coordinator::Open;
 use crate::delivery::Tag;
-use crate::fan_out::Word;
 use crate::handle::Inquiry;
 use crate::messenger::Messenger;
 use crate::records::{Record, Records};
+use crate::shard;
+use crate::shards::Shards;
 use crate::trust::Trust;
 use crate::view::View;
 
@@ -43,22 +45,21 @@ pub(crate) struct Inquiries {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Known<'a> {
     pub(crate) open: &'a BTreeMap<RunId, Open>,
+    pub(crate) shards: &'a Shards,
     pub(crate) records: &'a Records,
     pub(crate) view: &'a View,
 }
 
-/// Something that somebody wants to know of a fan-out, which its task puts to its machine.
-pub(crate) struct Question(Box<Ask>);
+/// Something that somebody wants to know of a fan-out, or of those in a shard, which its task puts to its machine.
+pub(crate) struct Question<M>(Box<dyn FnOnce(&M) + Send>);
 
-type Ask = dyn FnOnce(&FanIn<Tag>) + Send;
-
-impl Question {
+impl<M> Question<M> {
     /// Asks something, and hands over what is answered, unless it is nothing.
     fn new<T: Send + 'static>(
-        ask: impl FnOnce(&FanIn<Tag>) -> Option<T> + Send + 'static,
+        ask: impl FnOnce(&M) -> Option<T> + Send + 'static,
     ) -> (Self, oneshot::Receiver<T>) {
         let (sender, receiver) = oneshot::channel();
-        let question = move |machine: &FanIn<Tag>| {
+        let question = move |machine: &M| {
             if let Some(answer) = ask(machine) {
                 let _ = sender.send(answer);
             }
@@ -66,12 +67,12 @@ impl Question {
         (Self(Box::new(question)), receiver)
     }
 
-    pub(crate) fn put(self, machine: &FanIn<Tag>) {
+    pub(crate) fn put(self, machine: &M) {
         (self.0)(machine);
     }
 }
 
-impl fmt::Debug for Question {
+impl<M> fmt::Debug for Question<M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Question")
     }
@@ -134,10 +135,17 @@ impl Inquiries {
         let (coordinator, name) = (self.messenger.coordinator(), self.name.clone());
         let now = WireTime::from(self.messenger.outbox.environment.now());
         let query = Arc::new(query);
-        let open = known.open.values().filter(|_| refused.is_none() && !query.ended);
-        let asked = ask(open, || {
+        let asks = refused.is_none() && !query.ended;
+        let asked = ask(known.open.values().filter(|_| asks).map(|open| &open.inbox), || {
             let query = Arc::clone(&query);
-            move |machine| status_if_wanted(machine, &query, now)
+            move |machine: &FanIn<Tag>| status_if_wanted(machine, &query, now)
+        });
+        let asked_shards = ask(known.shards.inboxes().filter(|_| asks), || {
+            let query = Arc::clone(&query);
+            move |shard: &Shard<shard::Tag>| {
+                let wanted = shard.fan_ins().filter_map(|machine| status_if_wanted(machine, &query, now));
+                Some(wanted.collect::<Vec<_>>())
+            }
         });
         let ended = known.records.iter().filter(|_| refused.is_none() && query.ended);
         let wanted = |record: &&Record| {
@@ -147,7 +155,7 @@ impl Inquiries {
         let ended: Vec<_> = ended.filter(wanted).map(|record| record.explained.status.clone()).collect();
         let lately = (refused.is_none() && query.lately).then(|| known.view.lately(known.records));
         async move {
-            let mut fan_outs = gather(asked).await;
+            let mut fan_outs = gather_all(asked, asked_shards).await;
             fan_outs.extend(ended);
             let matching = fan_outs.len();
             query.select(&mut fan_outs);
@@ -167,7 +175,16 @@ impl Inquiries {
         let trusted = refused.is_none();
         let is_meant = |of: &RunId| trusted && run.is_none_or(|run| run == *of);
         let open = known.open.iter().filter(|(of, open)| is_meant(of) && open.cid == *cid);
-        let asked = ask(open.map(|(_, open)| open), || move |machine| Some(explain(machine, limit)));
+        let asked = ask(open.map(|(_, open)| &open.inbox), || {
+            move |machine: &FanIn<Tag>| Some(explain(machine, limit))
+        });
+        let asked_shards = ask(known.shards.inbox(cid).into_iter().filter(|_| trusted), || {
+            let cid = cid.clone();
+            move |shard: &Shard<shard::Tag>| {
+                let meant = shard.find(&cid, run).into_iter().filter_map(|run| shard.fan_in(&run));
+                Some(meant.map(|machine| explain(machine, limit)).collect::<Vec<_>>())
+            }
+        });
         let of_cid = |record: &&Record| {
             let status = &record.explained.status;
             is_meant(&status.run) && status.cid == *cid
@@ -175,7 +192,7 @@ impl Inquiries {
         let ended: Vec<_> =
             known.records.iter().filter(of_cid).map(|record| record.explained.clone()).collect();
         async move {
-            let mut fan_outs = gather(asked).await;
+            let mut fan_outs = gather_all(asked, asked_shards).await;
             fan_outs.extend(ended);
             let matching = fan_outs.len();
             fan_outs.truncate(limits::EXPLAINED);
@@ -194,17 +211,32 @@ impl Inquiries {
     }
 }
 
-/// Puts a question to the tasks of fan-outs.
-fn ask<'a, T: Send + 'static, Q: FnOnce(&FanIn<Tag>) -> Option<T> + Send + 'static>(
-    open: impl Iterator<Item = &'a Open>,
+/// Puts a question to the tasks with these inboxes.
+fn ask<'a, M, W, T, Q>(
+    inboxes: impl Iterator<Item = &'a UnboundedSender<W>>,
     question: impl Fn() -> Q,
-) -> Vec<oneshot::Receiver<T>> {
-    open.map(|open| {
+) -> Vec<oneshot::Receiver<T>>
+where
+    W: From<Question<M>> + 'a,
+    T: Send + 'static,
+    Q: FnOnce(&M) -> Option<T> + Send + 'static,
+{
+    let asked = inboxes.map(|inbox| {
         let (question, answer) = Question::new(question());
-        let _ = open.inbox.send(Word::Question(question));
+        let _ = inbox.send(question.into());
         answer
-    })
-    .collect()
+    });
+    asked.collect()
+}
+
+/// What the tasks of fan-outs answer, and those of shards.
+async fn gather_all<T>(
+    asked: Vec<oneshot::Receiver<T>>,
+    asked_shards: Vec<oneshot::Receiver<Vec<T>>>,
+) -> Vec<T> {
+    let (mut answers, of_shards) = tokio::join!(gather(asked), gather(asked_shards));
+    answers.extend(of_shards.into_iter().flatten());
+    answers
 }
 
 /// What the tasks answer. Those that have just ended answer nothing.
@@ -213,14 +245,18 @@ async fn gather<T>(asked: Vec<oneshot::Receiver<T>>) -> Vec<T> {
     answers.into_iter().filter_map(|answer| answer.ok()?.ok()).collect()
 }
 
-fn status_if_wanted(machine: &FanIn<Tag>, query: &StatusQuery, now: WireTime) -> Option<FanOutStatus> {
+fn status_if_wanted<T: Clone>(
+    machine: &FanIn<T>,
+    query: &StatusQuery,
+    now: WireTime,
+) -> Option<FanOutStatus> {
     let mut invoked = machine.manifest().targets.iter().map(|target| &target.service);
     let serves = query.service.as_ref().is_none_or(|service| invoked.any(|invoked| invoked == service));
     serves.then(|| status(machine, machine.state())).filter(|status| query.matches(status, now))
 }
 
 /// How far a fan-out has come.
-pub(crate) fn status(machine: &FanIn<Tag>, state: FanOutState) -> FanOutStatus {
+pub(crate) fn status<T: Clone>(machine: &FanIn<T>, state: FanOutState) -> FanOutStatus {
     let Manifest { cid, run, source, req_ts_utc, targets, deadline_utc, .. } = &**machine.manifest();
     FanOutStatus {
         cid: cid.clone(),
@@ -235,7 +271,7 @@ pub(crate) fn status(machine: &FanIn<Tag>, state: FanOutState) -> FanOutStatus {
     }
 }
 
-fn explain(machine: &FanIn<Tag>, limit: usize) -> Explained {
+fn explain<T: Clone>(machine: &FanIn<T>, limit: usize) -> Explained {
     let limit = limit.min(limits::TOLD);
     let missing = machine.missing().take(limit).map(|place| {
         let ManifestTarget { key, service } = machine.manifest().targets[place].clone();
@@ -250,7 +286,7 @@ fn explain(machine: &FanIn<Tag>, limit: usize) -> Explained {
 }
 
 /// The first of the targets that have a result.
-pub(crate) fn responded(machine: &FanIn<Tag>, limit: usize) -> Vec<RespondedTarget> {
+pub(crate) fn responded<T: Clone>(machine: &FanIn<T>, limit: usize) -> Vec<RespondedTarget> {
     let responded = machine.answers().take(limit).map(|(place, answer)| {
         let ManifestTarget { key, service } = machine.manifest().targets[place].clone();
         RespondedTarget { place, key, service, ok: answer.ok, at_utc: answer.at, ended_by: answer.ended_by }
@@ -259,7 +295,7 @@ pub(crate) fn responded(machine: &FanIn<Tag>, limit: usize) -> Vec<RespondedTarg
 }
 
 /// The first of the targets that have failed.
-pub(crate) fn failures(machine: &FanIn<Tag>) -> Vec<FailedTarget> {
+pub(crate) fn failures<T: Clone>(machine: &FanIn<T>) -> Vec<FailedTarget> {
     let failures = machine.failures().take(limits::FAILURES_TOLD);
     failures.map(|(place, answer)| failed_target(machine.manifest(), place, &answer.body)).collect()
 }

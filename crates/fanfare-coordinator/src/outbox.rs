@@ -120,7 +120,7 @@ impl Outbox {
 
     async fn declare_own(&self, queue: &str) {
         let shard = self.names.shard_number(queue).map(|number| self.names.shard(number));
-        for spec in [self.names.fanin(), self.names.parked()].into_iter().chain(shard) {
+        for spec in [self.names.fanin(), self.names.parked(), self.names.full()].into_iter().chain(shard) {
             if spec.name == queue
                 && let Err(error) = self.broker.declare(&spec).await
             {

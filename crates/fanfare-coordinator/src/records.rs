@@ -3,7 +3,6 @@ use std::collections::{BTreeSet, VecDeque};
 use fanfare_fanin::FanIn;
 use fanfare_protocol::{Ending, Explained, FanOutState, ServiceName, WireTime, limits};
 
-use crate::delivery::Tag;
 use crate::inquiry;
 
 /// How fan-outs have ended here lately, for operators. A fixed number of them, and of their bytes.
@@ -23,7 +22,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    pub(crate) fn new(machine: &FanIn<Tag>, ending: Ending, at: WireTime) -> Self {
+    pub(crate) fn new<T: Clone>(machine: &FanIn<T>, ending: Ending, at: WireTime) -> Self {
         let Ending { missing, by, .. } = ending;
         let state = FanOutState::Ended { ended_utc: at, missing, ended_by: by };
         let status = inquiry::status(machine, state);
@@ -33,8 +32,8 @@ impl Record {
             responded: inquiry::responded(machine, limits::FAILURES_TOLD),
             failures: inquiry::failures(machine),
         };
-        let services = machine.manifest().targets.iter().map(|target| target.service.clone());
-        Self { explained, services: services.collect() }
+        let services: BTreeSet<_> = machine.manifest().targets.iter().map(|target| &target.service).collect();
+        Self { explained, services: services.into_iter().cloned().collect() }
     }
 
     /// Whether a target of it invoked this service.

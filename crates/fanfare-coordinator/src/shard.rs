@@ -1,17 +1,17 @@
 //! One shard that this coordinator consumes: carries what it reads to the shard's state machine, and what that wants done to
 //! the broker.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{Backoff, BrokerError, Consumer, ConsumerChannel, Delivery, PublishError};
+use fanfare_broker::{Backoff, Consumer, ConsumerChannel, Delivery};
 use fanfare_fanin::{
-    Memory, Shard, ShardEffect, ShardEvent, ShardLimits, ShardPublication, ShardPublicationId, Summary,
+    FanIn, Memory, Shard, ShardEffect, ShardEvent, ShardLimits, ShardPublication, ShardPublicationId, Summary,
 };
 use fanfare_protocol::{
-    CancelState, Cancellation, Cid, EndedBy, Manifest, Message, Progress, QueueSpec, RunId, header,
+    CancelState, Cancellation, Cid, EndedBy, Manifest, Message, QueueSpec, RunId, header,
 };
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -24,13 +24,22 @@ use crate::addressing::addressed;
 use crate::aggregation_queue::{consume, is_gone_at_once};
 use crate::deadline::deadline;
 use crate::ended::LatelyEnded;
-use crate::fan_out::{MOST_ASKERS, PROGRESS_PAUSE, how_it_ended, sleep_until, tell};
+use crate::fan_out::{MOST_ASKERS, how_it_ended, sleep_until, tell};
+use crate::inquiry::Question;
+use crate::members::HEARTBEAT;
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
-use crate::shard::acks::{Acks, Tag};
+use crate::records::Record;
+use crate::telemetry;
 use crate::trust::Trust;
+use crate::view::{View, Watched as Shown};
+
+pub(crate) use self::acks::Tag;
+use self::{acks::Acks, progress::Watchers, source::Source};
 
 mod acks;
+mod progress;
+mod source;
 
 /// What is taken in at one go before what follows from it is done.
 const AT_ONE_GO: usize = 256;
@@ -48,6 +57,21 @@ pub(crate) struct CancelWord {
     pub(crate) found: bool,
 }
 
+/// What the task of a shard is told.
+#[derive(Debug)]
+pub(crate) enum Word {
+    /// Somebody asks for a cancel.
+    Cancel(CancelWord),
+    /// Somebody wants to know how its fan-outs are.
+    Question(Question<Shard<Tag>>),
+}
+
+impl From<Question<Shard<Tag>>> for Word {
+    fn from(question: Question<Shard<Tag>>) -> Self {
+        Self::Question(question)
+    }
+}
+
 /// What is known of a shard's fan-outs that have ended. It is kept when the shard is left to another, and may return.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
@@ -59,14 +83,22 @@ pub(crate) struct Known {
 pub(crate) struct ShardTask {
     pub(crate) queue: QueueSpec,
     pub(crate) limits: ShardLimits,
+    /// Fan-outs that may be open.
+    pub(crate) most_open: usize,
+    /// What publishers find where there are.
+    pub(crate) full: Message,
     pub(crate) messenger: Messenger,
     pub(crate) trust: Trust,
-    pub(crate) inbox: mpsc::UnboundedReceiver<CancelWord>,
+    pub(crate) inbox: mpsc::UnboundedReceiver<Word>,
     pub(crate) started: Instant,
     pub(crate) leave: CancellationToken,
     /// How long it may take to leave, before what is open is let go as it is.
     pub(crate) leave_within: Duration,
     pub(crate) known: Known,
+    /// Where its fan-outs are seen.
+    pub(crate) view: View,
+    /// Where it is told how they have ended.
+    pub(crate) ended: mpsc::UnboundedSender<Record>,
 }
 
 /// What is under way on one channel of the shard.
@@ -75,50 +107,15 @@ struct Hold<'a> {
     machine: Shard<Tag>,
     acks: Acks,
     publishing: FuturesUnordered<BoxFuture<'static, (ShardPublicationId, Outcome)>>,
-    parking: FuturesUnordered<BoxFuture<'static, ()>>,
+    parking: FuturesUnordered<BoxFuture<'static, Tag>>,
     effects: Vec<ShardEffect<Tag>>,
     /// Where those wait who asked for a cancel.
     askers: BTreeMap<RunId, BTreeSet<String>>,
-    /// The fan-outs whose callers want to know how far they have come, and what they were told last.
-    watched: BTreeMap<RunId, Watched>,
-    telling: FuturesUnordered<BoxFuture<'static, (RunId, bool)>>,
-}
-
-/// Where deliveries come from.
-enum Source {
-    Consumer(Consumer),
-    /// The consumer has ended, which was not told yet; with an error where its channel did.
-    Ended(Option<BrokerError>),
-    /// There is nothing more.
-    Nothing,
-}
-
-impl Source {
-    async fn next(&mut self) -> Option<Result<Delivery, BrokerError>> {
-        match self {
-            Self::Consumer(consumer) => consumer.next().await,
-            Self::Ended(error) => error.take().map(Err),
-            Self::Nothing => pending().await,
-        }
-    }
-
-    /// One that is there already.
-    fn ready(&mut self) -> Option<Delivery> {
-        let Self::Consumer(consumer) = self else { return None };
-        match consumer.next().now_or_never()? {
-            Some(Ok(delivery)) => return Some(delivery),
-            Some(Err(error)) => *self = Self::Ended(Some(error)),
-            None => *self = Self::Ended(None),
-        }
-        None
-    }
-}
-
-struct Watched {
-    waiter: String,
-    manifest: Arc<Manifest>,
-    told: usize,
-    busy: bool,
+    /// The open fan-outs, as others see them.
+    shown: BTreeMap<RunId, Shown>,
+    watchers: Watchers,
+    /// When publishers are told again that as many fan-outs are open as may be; none where fewer are.
+    full: Option<Instant>,
 }
 
 impl ShardTask {
@@ -159,13 +156,14 @@ impl ShardTask {
         tracing::debug!(queue = self.queue.name, "shard consumed");
         let mut hold = Hold {
             machine,
-            acks: Acks::default(),
+            acks: Acks::new(self.limits.window),
             publishing: FuturesUnordered::new(),
             parking: FuturesUnordered::new(),
             effects: Vec::new(),
             askers: BTreeMap::new(),
-            watched: BTreeMap::new(),
-            telling: FuturesUnordered::new(),
+            shown: BTreeMap::new(),
+            watchers: Watchers::default(),
+            full: None,
             task: self,
         };
         hold.serve(&*channel, consumer).await;
@@ -197,10 +195,15 @@ impl Hold<'_> {
                     return;
                 }
                 Some((id, outcome)) = self.publishing.next() => self.published(id, outcome),
-                Some(()) = self.parking.next() => {}
-                Some((run, heard)) = self.telling.next() => self.told(run, heard),
-                Some(word) = self.task.inbox.recv() => self.cancel(&word),
+                Some(tag) = self.parking.next() => self.acks.push(tag),
+                Some(()) = self.watchers.told() => {}
+                Some(word) = self.task.inbox.recv() => match word {
+                    Word::Cancel(word) => self.cancel(&word),
+                    Word::Question(question) => question.put(&self.machine),
+                },
                 () = sleep_until(timeout) => self.handle(ShardEvent::TimePassed),
+                () = sleep_until(self.acks.due()) => {}
+                () = sleep_until(self.full) => {}
                 next = source.next() => match next {
                     Some(Ok(delivery)) => self.read(delivery),
                     Some(Err(_)) => return,
@@ -224,6 +227,7 @@ impl Hold<'_> {
             }
             self.carry_out().await;
         }
+        self.acks.flush_all().await;
     }
 
     fn handle(&mut self, event: ShardEvent<Tag>) {
@@ -240,8 +244,10 @@ impl Hold<'_> {
     fn read(&mut self, delivery: Delivery) {
         let Delivery { message, redelivered, receipt } = delivery;
         if message.kind() != header::TYPE_MANIFEST {
-            let tag = self.acks.tag(receipt, false);
-            return self.handle(ShardEvent::Delivered { tag, redelivered, message });
+            let (tag, run) = (self.acks.tag(receipt, false), message.run());
+            telemetry::read(redelivered);
+            self.handle(ShardEvent::Delivered { tag, redelivered, message });
+            return run.into_iter().for_each(|run| self.show(run));
         }
         let tag = self.acks.tag(receipt, true);
         let outbox = &self.task.messenger.outbox;
@@ -256,13 +262,29 @@ impl Hold<'_> {
             Ok(mut manifest) => {
                 let take_over = redelivered || Manifest::is_renewed(&message);
                 let deadline = deadline(&mut manifest, &*outbox.environment, self.task.started);
-                let manifest = Box::new(manifest);
-                if manifest.progress && manifest.waiter.is_some() {
-                    self.watch(&manifest);
-                }
+                let (run, manifest) = (manifest.run, Box::new(manifest));
                 self.handle(ShardEvent::Manifest { tag, manifest, take_over, deadline });
+                self.begin(run, take_over);
             }
             Err(reason) => self.effects.push(ShardEffect::Park { tag, message, reason }),
+        }
+    }
+
+    /// Shows a fan-out from now on, if it is open and was not shown before.
+    fn begin(&mut self, run: RunId, take_over: bool) {
+        let (Entry::Vacant(entry), Some(machine)) = (self.shown.entry(run), self.machine.fan_in(&run)) else {
+            return;
+        };
+        let manifest = machine.manifest();
+        entry.insert(self.task.view.hold(manifest, take_over));
+        self.watchers.begin(manifest);
+        self.show(run);
+    }
+
+    /// Shows how far a fan-out has come, if it is open.
+    fn show(&mut self, run: RunId) {
+        if let (Some(shown), Some(machine)) = (self.shown.get_mut(&run), self.machine.fan_in(&run)) {
+            shown.counted(machine, None);
         }
     }
 
@@ -274,30 +296,62 @@ impl Hold<'_> {
                 ShardEffect::Ack(tag) => self.acks.push(tag),
                 ShardEffect::Park { tag, message, reason } => self.park(tag, message, reason),
                 ShardEffect::Cancelled { manifest, cancellation } => self.cancelled(&manifest, cancellation),
-                ShardEffect::Ended { manifest, summary } => self.ended(&manifest, &summary),
+                ShardEffect::Over { fan_in, summary } => self.over(&fan_in, summary.as_ref()),
+                ShardEffect::Failed { manifest, place, answer } => {
+                    self.task.view.failed(&manifest, place, &answer);
+                }
                 ShardEffect::Dropped { run, messages } => {
                     let queue = &self.task.queue.name;
+                    telemetry::late(messages);
                     tracing::debug!(queue, %run, messages, "dropped: its fan-out has ended, or never began");
                 }
             }
         }
         self.acks.flush().await;
-        self.tell_progress();
+        self.watchers.tell(&self.machine, &self.task.messenger.outbox.broker);
+        self.tell_whether_full();
+    }
+
+    /// Tells publishers, for as long as it is so, that as many fan-outs are open as may be. That ends when a tenth of them has ended.
+    fn tell_whether_full(&mut self) {
+        let (open, most, now) = (self.machine.open(), self.task.most_open, Instant::now());
+        if open < most && (self.full.is_none() || open < most - most / 10) {
+            self.full = None;
+        } else if self.full.is_none_or(|again| again <= now) {
+            if self.full.is_none() {
+                let queue = &self.task.queue.name;
+                tracing::warn!(
+                    queue,
+                    open,
+                    "as many fan-outs are open in a shard as may be, and publishers are refused: see what they wait for                      (`fanfare status`), or use more shards"
+                );
+            }
+            self.full = Some(now + HEARTBEAT);
+            self.task.messenger.tell_publishers(self.task.full.clone());
+        }
     }
 
     fn publish(&mut self, id: ShardPublicationId, publication: ShardPublication) {
         let outbox = self.task.messenger.outbox.clone();
         let shard = &self.task.queue.name;
         let to_shard = |message| (shard.clone(), message, Absence::Waits);
+        let mut kind = None;
         let (queue, message, absence) = match publication {
             ShardPublication::Of(manifest, publication) => {
+                kind = telemetry::kind_of(&publication);
                 addressed(&manifest, publication, &outbox, &self.task.trust)
             }
             ShardPublication::Fence(fence) => to_shard(fence.encode_in_shard(shard)),
             ShardPublication::Ended(ended) => to_shard(ended.encode(shard)),
             ShardPublication::Again(message) => to_shard(message.anew()),
         };
-        self.publishing.push(Box::pin(async move { (id, outbox.publish(&queue, message, absence).await) }));
+        self.publishing.push(Box::pin(async move {
+            let outcome = outbox.publish(&queue, message, absence).await;
+            if outcome == Outcome::Safe {
+                telemetry::published(kind);
+            }
+            (id, outcome)
+        }));
     }
 
     fn park(&mut self, tag: Tag, message: Message, reason: String) {
@@ -305,16 +359,29 @@ impl Hold<'_> {
         tracing::warn!(queue, reason, message_id = message.properties.message_id, "message parked");
         self.parking.push(Box::pin(async move {
             outbox.park(message, &queue, &reason).await;
-            tag.ack().await;
+            tag
         }));
     }
 
-    fn ended(&mut self, manifest: &Manifest, summary: &Summary) {
+    /// A fan-out has ended, or is let go.
+    fn over(&mut self, fan_in: &FanIn<Tag>, summary: Option<&Summary>) {
+        let manifest = fan_in.manifest();
+        let shown = self.shown.remove(&manifest.run);
+        self.askers.remove(&manifest.run);
+        self.watchers.end(&manifest.run);
+        let Some(summary) = summary else { return };
         tell(manifest, summary);
         let how = summary.completed.then(|| how_it_ended(manifest, summary));
         self.task.known.lately.insert(manifest.run, manifest.cid.clone(), how);
-        self.askers.remove(&manifest.run);
-        self.watched.remove(&manifest.run);
+        let at = self.task.messenger.outbox.environment.now().into();
+        if let Some(mut shown) = shown {
+            shown.counted(fan_in, None);
+            shown.ended(summary);
+        }
+        if summary.completed {
+            // Nobody listens any more to a coordinator that stops.
+            let _ = self.task.ended.send(Record::new(fan_in, summary.ending, at));
+        }
     }
 
     /// Somebody asks for a cancel, for the first time or again.
@@ -349,43 +416,6 @@ impl Hold<'_> {
         }
         if cancellation.ended_by == Some(EndedBy::Cancel) {
             messenger.announce(cid, *run);
-        }
-    }
-
-    fn watch(&mut self, manifest: &Manifest) {
-        let Some(waiter) = manifest.waiter.clone() else { return };
-        let manifest = Arc::new(manifest.clone());
-        self.watched.insert(manifest.run, Watched { waiter, manifest, told: 0, busy: false });
-    }
-
-    /// Tells the callers who want to know how many targets have responded. Nothing depends on it: there is one try, and what has
-    /// changed meanwhile is told by the next.
-    fn tell_progress(&mut self) {
-        let machine = &self.machine;
-        self.watched.retain(|run, _| machine.responded(run).is_some());
-        for (run, watched) in &mut self.watched {
-            let responded = machine.responded(run).unwrap_or(watched.told);
-            if watched.busy || watched.told == responded {
-                continue;
-            }
-            (watched.told, watched.busy) = (responded, true);
-            let targets = watched.manifest.targets.len();
-            let message = Progress { responded, targets }.encode(&watched.manifest);
-            let (broker, waiter, run) =
-                (Arc::clone(&self.task.messenger.outbox.broker), watched.waiter.clone(), *run);
-            self.telling.push(Box::pin(async move {
-                let sent = broker.publish(&waiter, message).await;
-                tokio::time::sleep(PROGRESS_PAUSE).await;
-                (run, !matches!(sent, Err(PublishError::Unroutable(_))))
-            }));
-        }
-    }
-
-    fn told(&mut self, run: RunId, heard: bool) {
-        if !heard {
-            self.watched.remove(&run);
-        } else if let Some(watched) = self.watched.get_mut(&run) {
-            watched.busy = false;
         }
     }
 }

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fanfare_fanin::ShardLimits;
-use fanfare_protocol::{Presence, QueueNames};
+use fanfare_protocol::{Cid, Presence, QueueNames};
 use tokio::sync::mpsc;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
@@ -12,8 +12,10 @@ use crate::Config;
 use crate::fan_out::sleep_until;
 use crate::members::{HEARTBEAT, Members};
 use crate::messenger::Messenger;
-use crate::shard::{CancelWord, Known, ShardTask};
+use crate::records::Record;
+use crate::shard::{CancelWord, Known, ShardTask, Word};
 use crate::trust::Trust;
+use crate::view::View;
 
 /// The shards that this coordinator consumes, each by a task of its own.
 #[derive(Debug)]
@@ -21,6 +23,8 @@ pub(crate) struct Shards {
     names: QueueNames,
     count: u32,
     limits: ShardLimits,
+    /// Fan-outs that may be open in one.
+    most_open: usize,
     /// How long it may take to leave one.
     leave_within: Duration,
     messenger: Messenger,
@@ -35,16 +39,27 @@ pub(crate) struct Shards {
     tasks: JoinSet<(u32, Known)>,
     /// What is known of shards that were left.
     known: BTreeMap<u32, Known>,
+    view: View,
+    /// How fan-outs have ended, for operators.
+    tell_ended: mpsc::UnboundedSender<Record>,
+    ended: mpsc::UnboundedReceiver<Record>,
 }
 
 #[derive(Debug)]
 struct Consumed {
-    inbox: mpsc::UnboundedSender<CancelWord>,
+    inbox: mpsc::UnboundedSender<Word>,
     leave: CancellationToken,
 }
 
 impl Shards {
-    pub(crate) fn new(config: &Config, messenger: Messenger, trust: Trust, started: Instant) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        messenger: Messenger,
+        trust: Trust,
+        started: Instant,
+        view: View,
+    ) -> Self {
+        let (tell_ended, ended) = mpsc::unbounded_channel();
         let limits = ShardLimits {
             window: config.shard_limits.window,
             patience: config.shard_limits.patience,
@@ -55,6 +70,7 @@ impl Shards {
             names: config.names.clone(),
             count: config.shards,
             limits,
+            most_open: config.shard_limits.most_open,
             leave_within: config.stop_within,
             members: Members::new(messenger.coordinator, config.shards),
             next_heartbeat: None,
@@ -65,6 +81,9 @@ impl Shards {
             consumed: BTreeMap::new(),
             tasks: JoinSet::new(),
             known: BTreeMap::new(),
+            view,
+            tell_ended,
+            ended,
         }
     }
 
@@ -112,6 +131,8 @@ impl Shards {
         let task = ShardTask {
             queue: self.names.shard(shard),
             limits: self.limits,
+            most_open: self.most_open,
+            full: self.trust.sign(self.members.presence(false).encode()),
             messenger: self.messenger.clone(),
             trust: self.trust.clone(),
             inbox,
@@ -119,19 +140,23 @@ impl Shards {
             leave: leave.clone(),
             leave_within: self.leave_within,
             known: self.known.remove(&shard).unwrap_or_default(),
+            view: self.view.clone(),
+            ended: self.tell_ended.clone(),
         };
         self.tasks.spawn(async move { (shard, task.run().await) });
         self.consumed.insert(shard, Consumed { inbox: sender, leave });
     }
 
-    /// Works for as long as it is awaited: tells the others of this one, and takes up shards again that were left.
-    pub(crate) async fn run(&mut self) {
+    /// Works for as long as it is awaited: tells the others of this one, and takes up shards again that were left. Returns how a
+    /// fan-out has ended, each time that one has.
+    pub(crate) async fn run(&mut self) -> Record {
         loop {
             let heartbeat = self.next_heartbeat;
             tokio::select! {
                 biased;
                 Some(left) = self.tasks.join_next() => self.note(left),
                 () = sleep_until(heartbeat) => self.beat(),
+                Some(record) = self.ended.recv() => return record,
             }
         }
     }
@@ -151,13 +176,20 @@ impl Shards {
         self.share();
     }
 
-    /// Passes on what somebody asks. Returns whether it is answered.
-    pub(crate) fn ask(&self, word: CancelWord) -> bool {
-        if self.count == 0 {
-            return false;
-        }
-        let shard = QueueNames::shard_of(&word.cid, self.count);
-        self.consumed.get(&shard).is_some_and(|consumed| consumed.inbox.send(word).is_ok())
+    /// Passes on that somebody asks for a cancel. Returns whether it is answered.
+    pub(crate) fn cancel(&self, word: CancelWord) -> bool {
+        self.inbox(&word.cid).is_some_and(|inbox| inbox.send(Word::Cancel(word)).is_ok())
+    }
+
+    /// The way to the task of a CID's shard, where it is consumed here.
+    pub(crate) fn inbox(&self, cid: &Cid) -> Option<&mpsc::UnboundedSender<Word>> {
+        let shard = (self.count > 0).then(|| QueueNames::shard_of(cid, self.count))?;
+        Some(&self.consumed.get(&shard)?.inbox)
+    }
+
+    /// The ways to the tasks of all shards that are consumed here.
+    pub(crate) fn inboxes(&self) -> impl Iterator<Item = &mpsc::UnboundedSender<Word>> {
+        self.consumed.values().map(|consumed| &consumed.inbox)
     }
 
     /// Begins to leave all of them.

@@ -114,6 +114,11 @@ pub(crate) fn read(redelivered: bool) {
     }
 }
 
+/// Results have come for a fan-out that has ended, or never began.
+pub(crate) fn late(results: usize) {
+    counter!(IGNORED, "reason" => "late").increment(results as u64);
+}
+
 /// What a publication is counted as once it is safe.
 pub(crate) const fn kind_of(publication: &Publication) -> Option<&'static str> {
     match publication {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fanfare_fanin::{Event, FanIn, Item, Summary};
+use fanfare_fanin::{Answer, Event, FanIn, Item, Summary};
 use fanfare_protocol::{Lately, Manifest, RecentFailure, ServiceName, Totals, WireTime, limits};
 
 use crate::delivery::Tag;
@@ -43,6 +43,13 @@ impl Seen {
             oldest.map(|service| self.services.remove(&service));
         }
     }
+
+    fn failed(&mut self, failure: RecentFailure) {
+        self.failures.push_back(failure);
+        if self.failures.len() > limits::LATELY {
+            self.failures.pop_front();
+        }
+    }
 }
 
 impl View {
@@ -51,6 +58,11 @@ impl View {
         let targets = manifest.targets.iter().map(|target| &target.service);
         self.seen().took(targets.chain(&manifest.on_target).chain(&manifest.on_final).collect());
         Watched { view: self.clone(), held: Held::begin(take_over), succeeded: 0, failed: 0, missing: 0 }
+    }
+
+    /// Shows a target that has failed, of a fan-out in a shard.
+    pub(crate) fn failed(&self, manifest: &Manifest, place: usize, answer: &Answer) {
+        self.seen().failed(FailedResult::new(place, answer).of(manifest));
     }
 
     /// What it has come to, with how fan-outs have ended.
@@ -82,7 +94,7 @@ pub(crate) struct Watched {
 
 impl Watched {
     /// Tells what a fan-in has counted up to now; `failed` is what it may have read last.
-    pub(crate) fn counted(&mut self, machine: &FanIn<Tag>, failed: Option<FailedResult>) {
+    pub(crate) fn counted<T: Clone>(&mut self, machine: &FanIn<T>, failed: Option<FailedResult>) {
         let missing = machine.responded() - machine.succeeded() - machine.failed();
         more(&mut self.missing, "missing", missing);
         let succeeded = more(&mut self.succeeded, "ok", machine.succeeded());
@@ -94,12 +106,7 @@ impl Watched {
         let mut seen = self.view.seen();
         seen.totals.succeeded += succeeded as u64;
         seen.totals.failed += more_failed as u64;
-        if let Some(failure) = failure {
-            seen.failures.push_back(failure);
-            if seen.failures.len() > limits::LATELY {
-                seen.failures.pop_front();
-            }
-        }
+        failure.into_iter().for_each(|failure| seen.failed(failure));
     }
 
     pub(crate) fn ended(&mut self, summary: &Summary) {
@@ -136,10 +143,14 @@ impl FailedResult {
     pub(crate) fn brought_by(event: &Event<Tag>) -> Option<Self> {
         match event {
             Event::Delivered { item: Item::Result { place, answer }, .. } if !answer.ok => {
-                Some(Self { place: *place, at: answer.at, body: answer.body.clone() })
+                Some(Self::new(*place, answer))
             }
             _ => None,
         }
+    }
+
+    fn new(place: usize, answer: &Answer) -> Self {
+        Self { place, at: answer.at, body: answer.body.clone() }
     }
 
     fn of(&self, manifest: &Manifest) -> RecentFailure {

@@ -29,6 +29,7 @@ mod effect;
 mod event;
 mod gathered;
 mod machine;
+mod places;
 mod read;
 mod shard;
 

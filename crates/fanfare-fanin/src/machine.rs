@@ -14,6 +14,7 @@ use crate::checkpoints::Checkpoints;
 use crate::copies::Copies;
 use crate::gathered::Gathered;
 use crate::machine::closing::Closing;
+use crate::places::Places;
 use crate::read::read;
 use crate::{Answer, Effect, Event, Item, Publication, PublicationId, Summary};
 
@@ -71,8 +72,7 @@ impl Default for Limits {
 #[derive(Debug)]
 pub struct FanIn<T> {
     manifest: Arc<Manifest>,
-    /// The place of each key.
-    places: BTreeMap<String, usize>,
+    places: Places,
     hold: Hold,
     limits: Limits,
     queue: Queue,
@@ -184,8 +184,6 @@ impl<T: Clone> FanIn<T> {
     #[must_use]
     pub fn new(manifest: Manifest, tag: T, hold: Hold, limits: Limits, now: Time) -> Self {
         let manifest = Arc::new(manifest);
-        let targets = manifest.targets.iter().enumerate();
-        let places = targets.map(|(place, target)| (target.key.to_string(), place)).collect();
         Self {
             hold,
             limits,
@@ -212,7 +210,7 @@ impl<T: Clone> FanIn<T> {
             pending: BTreeMap::new(),
             next_publication: 0,
             summary: Summary::default(),
-            places,
+            places: Places::of(&manifest),
             manifest,
         }
     }

@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
 use fanfare_protocol::{
     Checkpoint, CheckpointEntry, EndedBy, Fence, Malformed, Manifest, Message, TargetResult, TraceParent,
@@ -7,13 +5,14 @@ use fanfare_protocol::{
 };
 use fanfare_protocol::{key_of, place_of};
 
+use crate::places::Places;
 use crate::{Answer, Item};
 
-/// Tells what a message of the aggregation queue is to this fan-out. `places` gives the place of each key of the manifest.
+/// Tells what a message of the aggregation queue is to this fan-out. `places` are those of the manifest.
 ///
 /// A result that can be told to belong to a target but is not of the protocol's form becomes a failed result which says
 /// what is wrong, always the same one for the same message: whichever coordinator reads it, the outcome is the same.
-pub(crate) fn read(message: &Message, manifest: &Manifest, places: &BTreeMap<String, usize>) -> Item {
+pub(crate) fn read(message: &Message, manifest: &Manifest, places: &Places) -> Item {
     match message.kind() {
         header::TYPE_RESULT => read_result(message, manifest, places),
         header::TYPE_CHECKPOINT if is_foreign(message, manifest) => Item::Stranger,
@@ -37,12 +36,12 @@ fn is_foreign(message: &Message, manifest: &Manifest) -> bool {
     message.run().is_ok_and(|run| run != manifest.run)
 }
 
-fn read_result(message: &Message, manifest: &Manifest, places: &BTreeMap<String, usize>) -> Item {
+fn read_result(message: &Message, manifest: &Manifest, places: &Places) -> Item {
     if is_foreign(message, manifest) {
         return Item::Stranger;
     }
     let place = match key_of(message) {
-        Some(key) => places.get(key).copied(),
+        Some(key) => places.find(manifest, key),
         None => {
             let id = message.properties.message_id.as_deref().unwrap_or_default();
             match place_of(id, &manifest.cid) {
@@ -98,18 +97,15 @@ fn trimmed(body: &Bytes) -> Bytes {
     body.slice_ref(body.trim_ascii())
 }
 
-fn with_sound_bodies(
-    checkpoint: Checkpoint,
-    manifest: &Manifest,
-    places: &BTreeMap<String, usize>,
-) -> Checkpoint {
-    let sound =
-        |entry: CheckpointEntry| match (TargetResult::from_body(&entry.body), places.get(entry.key.as_str()))
-        {
-            (Err(Malformed(reason)), Some(place)) => {
-                CheckpointEntry { body: failure(manifest, *place, reason, None, None).body, ..entry }
-            }
-            _ => entry,
-        };
+fn with_sound_bodies(checkpoint: Checkpoint, manifest: &Manifest, places: &Places) -> Checkpoint {
+    let sound = |entry: CheckpointEntry| match (
+        TargetResult::from_body(&entry.body),
+        places.find(manifest, entry.key.as_str()),
+    ) {
+        (Err(Malformed(reason)), Some(place)) => {
+            CheckpointEntry { body: failure(manifest, place, reason, None, None).body, ..entry }
+        }
+        _ => entry,
+    };
     Checkpoint { entries: checkpoint.entries.into_iter().map(sound).collect(), ..checkpoint }
 }

@@ -18,7 +18,7 @@ use self::unclaimed::{Held, Unclaimed};
 use self::words::Of;
 pub use self::words::{ShardEffect, ShardEvent, ShardPublication, ShardPublicationId};
 use self::{fences::Fences, records::Records};
-use crate::{Deadline, Effect, Event, FanIn, Hold, Limits, Time};
+use crate::{Deadline, Effect, Event, FanIn, Hold, Item, Limits, Time};
 
 /// Numbers that bound what a shard holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,10 +127,15 @@ impl<T: Clone> Shard<T> {
         }
     }
 
-    /// How many targets of an open fan-out have a result.
+    /// An open fan-out.
     #[must_use]
-    pub fn responded(&self, run: &RunId) -> Option<usize> {
-        self.open.get(run).map(|open| open.fan_in.responded())
+    pub fn fan_in(&self, run: &RunId) -> Option<&FanIn<T>> {
+        self.open.get(run).map(|open| &open.fan_in)
+    }
+
+    /// The open fan-outs.
+    pub fn fan_ins(&self) -> impl Iterator<Item = &FanIn<T>> {
+        self.open.values().map(|open| &open.fan_in)
     }
 
     /// Whether nothing is left to do after [`ShardEvent::Stop`] or [`ShardEvent::Gone`].
@@ -273,10 +278,20 @@ impl<T: Clone> Shard<T> {
         if let Some(open) = self.open.get_mut(&run) {
             let Held { tag, redelivered, message } = held;
             let item = open.fan_in.read(&message);
+            let failed = open.fan_in.failed();
+            let failure = match &item {
+                Item::Result { place, answer } if !answer.ok => Some((*place, answer.clone())),
+                _ => None,
+            };
             let effects = open.fan_in.handle(Event::Delivered { tag, redelivered, item }, now);
+            if let Some((place, answer)) = failure.filter(|_| open.fan_in.failed() > failed) {
+                let manifest = Arc::clone(open.fan_in.manifest());
+                out.push(ShardEffect::Failed { manifest, place, answer });
+            }
             self.carry_out(run, effects, Some(&message), out);
         } else if self.memory.ended.contains(&run) || self.memory.unclaimed.contains(&run) {
             self.ack(held.tag, out);
+            out.push(ShardEffect::Dropped { run, messages: 1 });
         } else if !self.stopping {
             self.unclaimed.push(run, held, now);
         }
@@ -397,7 +412,7 @@ impl<T: Clone> Shard<T> {
     ) {
         let Some(open) = self.open.get_mut(&run) else { return };
         let (manifest, opened) = (open.fan_in.manifest(), open.number);
-        let mut over = false;
+        let mut over = None;
         for effect in effects {
             match effect {
                 Effect::Publish(id, publication) => {
@@ -417,26 +432,27 @@ impl<T: Clone> Shard<T> {
                     out.push(ShardEffect::Cancelled { manifest: Arc::clone(manifest), cancellation });
                 }
                 Effect::End(summary) => {
-                    over = true;
+                    over = Some(Some(summary));
                     self.memory.ended.insert(run);
-                    out.push(ShardEffect::Ended { manifest: Arc::clone(manifest), summary });
                 }
-                Effect::Abandon { .. } => over = true,
+                Effect::Abandon { .. } => over = Some(None),
                 Effect::DeleteQueue => unreachable!("a fan-out in a shard has no queue of its own"),
             }
         }
-        if !over && open.fan_in.wants_record() && !std::mem::replace(&mut open.recording, true) {
+        if over.is_none() && open.fan_in.wants_record() && !std::mem::replace(&mut open.recording, true) {
             self.records.want(run);
         }
-        let timeout = open.fan_in.next_timeout().filter(|_| !over);
+        let timeout = open.fan_in.next_timeout().filter(|_| over.is_none());
         if timeout != open.timeout {
             if let Some(before) = std::mem::replace(&mut open.timeout, timeout) {
                 self.timeouts.remove(&(before, run));
             }
             self.timeouts.extend(timeout.map(|at| (at, run)));
         }
-        if over {
-            self.open.remove(&run);
+        if let Some(summary) = over
+            && let Some(Open { fan_in, .. }) = self.open.remove(&run)
+        {
+            out.push(ShardEffect::Over { fan_in: Box::new(fan_in), summary });
         }
     }
 

@@ -13,6 +13,9 @@ pub const DELIVERY_LIMIT: i64 = 2_147_483_647;
 /// Milliseconds that an aggregation queue outlives its last use: seven days.
 pub const AGGREGATION_EXPIRES_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 
+/// Milliseconds for which it counts that a shard was full: coordinators say so again every two seconds.
+pub const FULL_MS: i64 = 5_000;
+
 /// Milliseconds that the queue of a coordinator or a worker outlives the channel that it was declared on: a minute.
 pub const EAR_EXPIRES_MS: i64 = 60 * 1000;
 
@@ -206,14 +209,23 @@ impl QueueNames {
     #[must_use]
     pub fn shard_number(&self, queue: &str) -> Option<u32> {
         let digits = queue.strip_prefix(self.prefix.as_str())?.strip_prefix(".shard.")?;
-        let number = digits.parse().ok().filter(|number| *number < SHARDS)?;
-        (self.shard(number).name == queue).then_some(number)
+        let number: u32 = digits.parse().ok().filter(|number| *number < SHARDS)?;
+        // Only the one way to write the number.
+        (number.to_string() == digits).then_some(number)
+    }
+
+    /// Holds a message for as long as one of the shards has as many open fan-outs as it may have. Publishers look at it.
+    #[must_use]
+    pub fn full(&self) -> QueueSpec {
+        let full = self.internal("shard.full");
+        let ttl = [("x-message-ttl", FULL_MS.into())];
+        QueueSpec { arguments: full.arguments.into_iter().chain(ttl).collect(), ..full }
     }
 
     /// Whether a fan-out's results may be gathered in this queue: its own aggregation queue, or a shard.
     #[must_use]
     pub fn is_reply_queue(&self, queue: &str, cid: &Cid, run: RunId) -> bool {
-        queue == self.aggregation(cid, run).name || self.shard_number(queue).is_some()
+        self.shard_number(queue).is_some() || queue == self.named(&format!("agg.{cid}.{run}"))
     }
 
     /// The answer for one waiting caller; `id` is drawn by it.

@@ -1,7 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use chrono::{DateTime, Datelike, NaiveDateTime, SubsecRound, Utc};
+use chrono::{DateTime, Datelike, NaiveDateTime, SubsecRound, Timelike, Utc};
 use serde::{Deserialize, Serialize};
 
 const FORMAT: &str = "%Y-%m-%d %H:%M:%S";
@@ -52,7 +52,10 @@ impl From<DateTime<Utc>> for WireTime {
 
 impl fmt::Display for WireTime {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.format(FORMAT).fmt(f)
+        // Every message has some, and what `format` does takes several times as long.
+        let (date, time) = (self.0.date_naive(), self.0.time());
+        write!(f, "{:04}-{:02}-{:02} ", date.year(), date.month(), date.day())?;
+        write!(f, "{:02}:{:02}:{:02}", time.hour(), time.minute(), time.second())
     }
 }
 

@@ -60,15 +60,28 @@ impl Shared {
         if most == u64::MAX || self.backlog.takes(&queue, most) {
             return Ok(());
         }
-        let waiting = match self.through_outages(self.preparation_end(), || self.broker.inspect(&queue)).await
-        {
-            Ok(looked) => looked.map_or(0, |state| state.messages / messages),
-            // RabbitMQ 4.3 lets only those look who may also configure. A user with the rights of a publisher alone is not held
-            // to the bound there.
-            Err(Failure::Broker(BrokerError::Denied(_))) => 0,
-            Err(failure) => return Err(failure),
-        };
+        let waiting = self.waiting(&queue).await? / messages;
+        if manifest.is_shared(&self.config.names) && !nested && self.is_full().await? {
+            return Err(Failure::Full);
+        }
         self.backlog.saw(queue.clone(), waiting);
         if self.backlog.takes(&queue, most) { Ok(()) } else { Err(Failure::Busy { waiting, most }) }
+    }
+
+    /// Whether a coordinator says that as many fan-outs are open in a shard as may be. Those of services are not held to it: others
+    /// wait for them.
+    async fn is_full(&self) -> Result<bool, Failure> {
+        Ok(self.waiting(&self.config.names.full().name).await? > 0)
+    }
+
+    /// Messages that wait in a queue.
+    async fn waiting(&self, queue: &str) -> Result<u64, Failure> {
+        match self.through_outages(self.preparation_end(), || self.broker.inspect(queue)).await {
+            Ok(looked) => Ok(looked.map_or(0, |state| state.messages)),
+            // RabbitMQ 4.3 lets only those look who may also configure. A user with the rights of a publisher alone is not held
+            // to the bounds there.
+            Err(Failure::Broker(BrokerError::Denied(_))) => Ok(0),
+            Err(failure) => Err(failure),
+        }
     }
 }

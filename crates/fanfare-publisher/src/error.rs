@@ -90,6 +90,12 @@ pub enum Failure {
         /// The limit: [`Config::most_waiting`](crate::Config::most_waiting), or twice that inside a service.
         most: u64,
     },
+    /// As many fan-outs are open in a shard as may be.
+    #[error(
+        "as many fan-outs are open in a shard as its coordinator takes: try again later, see what they wait for (`fanfare \
+         status`), or use more shards"
+    )]
+    Full,
     /// The request for a service could not be brought into its queue.
     #[error("the request for `{service}` could not be sent")]
     Request {

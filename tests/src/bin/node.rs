@@ -8,12 +8,16 @@ use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
 use fanfare_broker::System;
 use fanfare_broker::amqp::{self, AmqpBroker};
-use fanfare_coordinator::Coordinator;
+use fanfare_coordinator::{Coordinator, ShardSettings};
 use fanfare_protocol::{Prefix, QueueNames};
-use fanfare_publisher::Publisher;
+use fanfare_publisher::{Aggregation, Publisher};
 use fanfare_tests::chaos::{self, Journal};
 use fanfare_tests::services;
 use fanfare_worker::Worker;
+
+/// How long it is recorded in a shard that fan-outs have ended: longer than a broker that was killed is away, and short enough for
+/// tests to wait until nothing is left.
+const RECORDED: Duration = Duration::from_secs(30);
 
 #[derive(Parser)]
 struct Arguments {
@@ -22,8 +26,11 @@ struct Arguments {
     #[arg(long)]
     prefix: String,
     /// Shards that a coordinator serves.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, global = true, default_value_t = 0)]
     shards: u32,
+    /// What is invoked here is gathered in them.
+    #[arg(long, global = true)]
+    shared: bool,
     #[command(subcommand)]
     role: Role,
 }
@@ -90,16 +97,20 @@ async fn main() -> Result<()> {
     let shutdown = async move {
         terminated.recv().await;
     };
+    let aggregation = match (arguments.shared, arguments.shards) {
+        (true, shards) => Aggregation::Shared { shards },
+        (false, _) => Aggregation::PerCid,
+    };
+    let invokes = fanfare_publisher::Config { names: names.clone(), aggregation, ..Default::default() };
     match arguments.role {
         Role::Publisher { seed, chaos } => {
             // Workers may not have come so far yet.
-            let config = fanfare_publisher::Config { names, declare_missing: true, ..Default::default() };
+            let config = fanfare_publisher::Config { declare_missing: true, ..invokes };
             let publisher = Publisher::new(broker, Arc::new(System), config);
             chaos::publish(publisher, chaos.journal()?, seed, shutdown).await?;
         }
         Role::Worker { concurrency, prefetch, redelivery_limit, hangs, chaos } => {
-            let config = fanfare_publisher::Config { names, ..Default::default() };
-            let publisher = Publisher::new(broker, Arc::new(System), config);
+            let publisher = Publisher::new(broker, Arc::new(System), invokes);
             let services = match chaos {
                 Some(chaos) => chaos::services(&chaos.journal()?, concurrency),
                 None if hangs => vec![services::report(true).concurrency(concurrency)],
@@ -117,6 +128,7 @@ async fn main() -> Result<()> {
             let mut config = fanfare_coordinator::Config {
                 names,
                 shards: arguments.shards,
+                shard_limits: ShardSettings { recorded: RECORDED, ..ShardSettings::default() },
                 absence_pause: Duration::from_millis(300),
                 ..Default::default()
             };

@@ -19,5 +19,5 @@ pub(crate) use dice::Dice;
 pub use journal::Journal;
 pub use publishing::publish;
 pub use report::Report;
-pub use supervisor::{Options, run};
+pub use supervisor::{Gathering, Options, run};
 pub use work::services;

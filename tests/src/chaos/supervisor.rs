@@ -2,6 +2,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use clap::ValueEnum;
 use fanfare_protocol::{Prefix, QueueNames};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
@@ -27,6 +28,20 @@ const END_LIMIT: Duration = Duration::from_secs(240);
 /// Between two looks at the queues. Quorum queues tell what they hold every five seconds.
 const LOOK: Duration = Duration::from_secs(6);
 
+/// Shards, where there are any.
+const SHARDS: u32 = 3;
+
+/// Where results are gathered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Gathering {
+    /// In a queue of each fan-out's own.
+    PerCid,
+    /// In shards.
+    Shared,
+    /// As chosen by whose process invokes: some share, and the others do not.
+    Both,
+}
+
 /// How long chaos lasts, and what chooses it.
 #[derive(Debug, Clone)]
 pub struct Options {
@@ -34,6 +49,8 @@ pub struct Options {
     pub duration: Duration,
     /// Chooses fan-outs and faults. The same seed chooses the same; what processes make of it is their own.
     pub seed: u64,
+    /// Where results are gathered.
+    pub aggregation: Gathering,
     /// The program of every process: `env!("CARGO_BIN_EXE_fanfare-test-node")`.
     pub program: PathBuf,
     /// Where journals are kept.
@@ -52,11 +69,12 @@ pub async fn run(options: Options) -> Result<Report> {
     let mut posts = Vec::new();
     for (role, count) in PROCESSES {
         for number in 1..=count {
-            let arguments = match role {
+            let mut arguments = match role {
                 Role::Publisher => vec!["--seed".to_owned(), options.seed.to_string()],
                 Role::Worker => vec!["--concurrency".to_owned(), "16".to_owned()],
                 _ => Vec::new(),
             };
+            arguments.extend(options.aggregation.arguments(role, number));
             posts.push(Post::new(role, number, arguments, &broker).await?);
         }
     }
@@ -76,6 +94,20 @@ pub async fn run(options: Options) -> Result<Report> {
     leftovers::write(&broker, &names, &journal).await?;
     ensure_no_panic(&options.folder)?;
     Report::of(&options.folder)
+}
+
+impl Gathering {
+    /// What a process is told of it.
+    fn arguments(self, role: Role, number: usize) -> Vec<String> {
+        let shares = match self {
+            Self::PerCid => return Vec::new(),
+            Self::Shared => true,
+            Self::Both => number % 2 == 1,
+        };
+        let mut arguments = vec!["--shards".to_owned(), SHARDS.to_string()];
+        arguments.extend((shares && role != Role::Coordinator).then(|| "--shared".to_owned()));
+        arguments
+    }
 }
 
 struct Chaos<'a> {

@@ -67,7 +67,7 @@ pub(super) fn properties(message: &Message) -> Result<BasicProperties, BrokerErr
 
 /// A message that the broker delivered, or returned.
 pub(super) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
-    let text = |text: &Option<ShortString>| text.as_ref().map(ToString::to_string);
+    let text = |text: &Option<ShortString>| text.as_ref().map(|text| text.as_str().to_owned());
     Message {
         properties: Properties {
             content_type: text(properties.content_type()),
@@ -121,7 +121,7 @@ fn field(value: &HeaderValue) -> Result<AMQPValue, BrokerError> {
 }
 
 fn headers(table: &FieldTable) -> Headers {
-    table.into_iter().map(|(name, value)| (name.to_string(), header(value))).collect()
+    table.into_iter().map(|(name, value)| (name.as_str().to_owned(), header(value))).collect()
 }
 
 fn header(value: &AMQPValue) -> HeaderValue {
@@ -134,7 +134,7 @@ fn header(value: &AMQPValue) -> HeaderValue {
         AMQPValue::LongInt(number) => HeaderValue::Int((*number).into()),
         AMQPValue::LongUInt(number) => HeaderValue::Int((*number).into()),
         AMQPValue::LongLongInt(number) => HeaderValue::Int(*number),
-        AMQPValue::ShortString(text) => HeaderValue::Text(text.to_string()),
+        AMQPValue::ShortString(text) => HeaderValue::Text(text.as_str().to_owned()),
         AMQPValue::LongString(text) => match std::str::from_utf8(text.as_bytes()) {
             Ok(text) => HeaderValue::Text(text.to_owned()),
             Err(_) => HeaderValue::Other(text.to_string()),

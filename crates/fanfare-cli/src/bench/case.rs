@@ -1,14 +1,14 @@
 //! What is measured: one shape of fan-outs, and the messages that it cannot do without.
 
-use std::{fmt, iter};
+use std::iter;
 
-use clap::ValueEnum;
 use fanfare::{Channel, Cid, Metadata, QueueNames, RunId, ServiceName, TargetKey, TargetResult, WireTime};
-use fanfare_protocol::{Manifest, ManifestTarget, Source, limits};
+use fanfare_protocol::{Manifest, ManifestTarget, QueueSpec, Source, limits};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::raw::Limits;
+use crate::configuration::Aggregation;
 
 /// The service of every target.
 pub(super) const TARGET: &str = "bench.target";
@@ -25,37 +25,20 @@ pub(super) const MOST_TARGETS: usize = limits::MESSAGE_BYTES / (ENTRY_BYTES + AN
 const TARGETS_OPEN: usize = 2_000;
 const LEAST_OPEN: usize = 2;
 const MOST_OPEN: usize = 64;
-/// A run, and a CID of the length that is drawn.
-const ZEROS: &str = "00000000000000000000000000000000";
 
 /// One shape of fan-outs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Case {
+    /// Where results are gathered.
+    pub(super) aggregation: Aggregation,
     /// Targets of each.
     pub(super) width: usize,
     /// Bytes of a request, and of its answer where a final payload has room for as much.
     pub(super) payload: usize,
     /// On-target callbacks.
     pub(super) on_target: usize,
-    pub(super) aggregation: Aggregation,
     /// Processes that run workers.
     pub(super) workers: usize,
-}
-
-/// Where results are gathered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub(super) enum Aggregation {
-    /// In a queue of each fan-out's own, which is declared, consumed and deleted for it.
-    PerCid,
-}
-
-impl fmt::Display for Aggregation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::PerCid => "per-cid",
-        })
-    }
 }
 
 /// A kind of message.
@@ -95,23 +78,25 @@ impl Case {
         [Kind::Manifest, Kind::OnFinal].into_iter().chain(targets)
     }
 
-    /// Aggregation queues that come and go with one fan-out.
-    pub(super) const fn queues(&self) -> usize {
+    /// The queue that results go to in one of several places: the first is a fan-out's own, or a shard.
+    pub(super) fn results(&self, names: &QueueNames, place: usize) -> QueueSpec {
         match self.aggregation {
-            Aggregation::PerCid => 1,
+            Aggregation::PerCid => names.aggregation(&cid(place), run()),
+            Aggregation::Shared => names.shard(u32::try_from(place).unwrap_or(u32::MAX)),
         }
     }
 
-    /// Fan-outs per second that no Fanfare could exceed, where the broker does so many queues or so many messages a second.
+    /// Fan-outs per second that no Fanfare could exceed, where the broker does so many messages a second, and so many queues
+    /// where each fan-out has one.
     pub(super) fn limit(&self, limits: &Limits) -> f64 {
-        let (queues, messages) = (self.queues() as f64, self.messages().count() as f64);
-        1.0 / (queues / limits.empty_queues_per_s + messages / limits.messages_per_s)
+        let queue = limits.queues.map_or(0.0, |queues| 1.0 / queues.empty_per_s);
+        1.0 / (queue + self.messages().count() as f64 / limits.messages_per_s)
     }
 
     /// The same where each queue has held a message, as it has in every fan-out. That one is measured with the queue.
     pub(super) fn limit_of_used_queues(&self, limits: &Limits) -> f64 {
-        let (queues, messages) = (self.queues() as f64, self.messages().count() as f64);
-        1.0 / (queues / limits.used_queues_per_s + (messages - queues) / limits.messages_per_s)
+        let Some(queues) = limits.queues else { return self.limit(limits) };
+        1.0 / (1.0 / queues.used_per_s + (self.messages().count() - 1) as f64 / limits.messages_per_s)
     }
 
     /// Bytes of a message's body.
@@ -134,7 +119,7 @@ impl Case {
             resp_ts_utc: epoch(),
             ok: true,
             exception: None,
-            cid: cid(),
+            cid: cid(0),
             ended_by: None,
         };
         result.to_body().len() - RawValue::NULL.get().len() + self.answer()
@@ -142,10 +127,9 @@ impl Case {
 
     fn manifest_bytes(&self) -> usize {
         let name = |name: &str| ServiceName::new(name).expect("the names of the benchmark keep the rules");
-        let run: RunId = ZEROS.parse().expect("32 hexadecimal digits are a run");
         let manifest = Manifest {
-            cid: cid(),
-            run,
+            cid: cid(0),
+            run: run(),
             source: Source::new(TARGET).expect("a service's name is a source"),
             req_ts_utc: epoch(),
             channel: Channel::FanoutCall,
@@ -154,7 +138,7 @@ impl Case {
                 .collect(),
             on_target: self.on_target().map(|callback| name(&callback)).collect(),
             on_final: vec![name(ON_FINAL)],
-            reply_to: QueueNames::default().aggregation(&cid(), run).name,
+            reply_to: self.results(&QueueNames::default(), 0).name,
             deadline_ms: Some(24 * 60 * 60 * 1000),
             deadline_utc: None,
             waiter: None,
@@ -178,8 +162,13 @@ pub(super) fn key(place: usize) -> TargetKey {
     TargetKey::new(format!("{place:05}")).expect("digits are a key")
 }
 
-fn cid() -> Cid {
-    Cid::new(ZEROS).expect("digits are a CID")
+/// A CID of the length that is drawn.
+fn cid(number: usize) -> Cid {
+    Cid::new(format!("{number:032}")).expect("digits are a CID")
+}
+
+fn run() -> RunId {
+    format!("{:032}", 0).parse().expect("32 hexadecimal digits are a run")
 }
 
 fn epoch() -> WireTime {
@@ -189,20 +178,27 @@ fn epoch() -> WireTime {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench::raw::Queues;
 
     fn case(width: usize, payload: usize, on_target: usize) -> Case {
-        Case { width, payload, on_target, aggregation: Aggregation::PerCid, workers: 1 }
+        Case { aggregation: Aggregation::PerCid, width, payload, on_target, workers: 1 }
     }
 
     #[test]
     fn limit_counts_the_queue_and_every_message_that_has_to_flow() {
         assert_eq!(case(1, 100, 0).messages().count(), 4);
         assert_eq!(case(10, 100, 1).messages().count(), 32);
-        let limits = Limits { messages_per_s: 1.0, empty_queues_per_s: 1.0, used_queues_per_s: 0.5 };
+        let queues = Some(Queues { empty_per_s: 1.0, used_per_s: 0.5 });
+        let limits = Limits { messages_per_s: 1.0, queues };
         // One second for the queue and four for the messages.
         assert!((case(1, 100, 0).limit(&limits) - 0.2).abs() < 1e-9);
         // Two for the queue with its message and three for the others.
         assert!((case(1, 100, 0).limit_of_used_queues(&limits) - 0.2).abs() < 1e-9);
+        // In a shard, four for the messages.
+        let limits = Limits { queues: None, ..limits };
+        for limit in [case(1, 100, 0).limit(&limits), case(1, 100, 0).limit_of_used_queues(&limits)] {
+            assert!((limit - 0.25).abs() < 1e-9);
+        }
     }
 
     #[test]

@@ -11,10 +11,11 @@ use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use super::case::{Aggregation, Case, TARGET, key};
+use super::case::{Case, TARGET, key};
 use super::process::Process;
 use super::publisher::Measured;
 use super::role::{Load, Order, Part, Role};
+use crate::configuration::Aggregation;
 use crate::exit::say;
 
 /// Fan-outs that a coordinator holds at the same time, and the results of each that it has by then.
@@ -31,6 +32,7 @@ pub(super) const HELD: &str = "bench.held";
 /// Resident memory, in bytes.
 #[derive(Debug, Serialize)]
 pub(super) struct Memory {
+    aggregation: Aggregation,
     /// After one fan-out.
     worker_at_rest: u64,
     coordinator_at_rest: u64,
@@ -44,9 +46,9 @@ pub(super) struct Memory {
 }
 
 /// Measures one worker and one coordinator, each a process.
-pub(super) async fn measure(fanfare: &Fanfare) -> Result<Memory> {
+pub(super) async fn measure(fanfare: &Fanfare, aggregation: Aggregation) -> Result<Memory> {
     let prefix = fanfare.names().prefix().to_string();
-    let case = Case { width: 1, payload: 100, on_target: 0, aggregation: Aggregation::PerCid, workers: 1 };
+    let case = Case { aggregation, width: 1, payload: 100, on_target: 0, workers: 1 };
     let start = |part| Process::start(&Role { part, prefix: prefix.clone(), case });
     let (mut publisher, worker, coordinator) =
         (start(Part::Publisher)?, start(Part::Worker)?, start(Part::Coordinator)?);
@@ -71,6 +73,7 @@ pub(super) async fn measure(fanfare: &Fanfare) -> Result<Memory> {
         process.stop().await;
     }
     Ok(Memory {
+        aggregation,
         worker_at_rest,
         coordinator_at_rest,
         coordinator_holding,
@@ -139,7 +142,8 @@ impl Held {
 impl fmt::Display for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mib = |bytes: &u64| format!("{:.1}", *bytes as f64 / f64::from(1 << 20));
-        writeln!(f, "| resident memory, MiB | worker | coordinator |\n|---|--:|--:|")?;
+        let Self { aggregation, .. } = self;
+        writeln!(f, "| resident memory, MiB ({aggregation}) | worker | coordinator |\n|---|--:|--:|")?;
         let [worker, coordinator] = [&self.worker_at_rest, &self.coordinator_at_rest].map(mib);
         writeln!(f, "| at rest, after one fan-out | {worker} | {coordinator} |")?;
         writeln!(f, "| with 100,000 results of 100 bytes held | | {} |", mib(&self.coordinator_holding))?;

@@ -5,10 +5,10 @@ use std::fmt::Write;
 use super::case::Case;
 use super::report::{Outcome, Report};
 
-const WIDTH: f64 = 840.0;
+const WIDTH: f64 = 890.0;
 const HEIGHT: f64 = 420.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 270.0;
+const RIGHT: f64 = 320.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
 const COLOURS: [&str; 6] = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf"];
@@ -74,8 +74,9 @@ pub(super) fn of(report: &Report) -> Vec<(&'static str, String)> {
 
 fn ratios(report: &Report) -> Chart {
     let highest = report.cases.iter().map(|outcome| outcome.ratio_of_used_queues).fold(1.0, f64::max);
-    let mut lines = lines(report, Axis::Widths, " of empty queues' limit", true, |outcome| outcome.ratio);
-    let used = |outcome: &Outcome| outcome.ratio_of_used_queues;
+    let of_empty = |outcome: &Outcome| outcome.raw.queues.map(|_| outcome.ratio);
+    let mut lines = lines(report, Axis::Widths, " of empty queues' limit", true, of_empty);
+    let used = |outcome: &Outcome| Some(outcome.ratio_of_used_queues);
     lines.extend(self::lines(report, Axis::Widths, "", false, used));
     let places = Axis::Widths.places(report);
     let points = places.iter().map(|place| (*place, AIM)).collect();
@@ -91,24 +92,25 @@ fn ratios(report: &Report) -> Chart {
 }
 
 fn rates(report: &Report) -> Chart {
-    let mut lines = lines(report, Axis::Widths, "", false, |outcome| outcome.targets_per_s);
+    let mut lines = lines(report, Axis::Widths, "", false, |outcome| Some(outcome.targets_per_s));
     lines.extend(self::lines(report, Axis::Widths, " limit", true, |outcome| {
-        outcome.limit_of_used_queues_per_s * outcome.case.width as f64
+        Some(outcome.limit_of_used_queues_per_s * outcome.case.width as f64)
     }));
     logarithmic(format!("Targets per second, {}", report.broker), report, Axis::Widths, lines)
 }
 
 fn latency(report: &Report) -> Chart {
-    let mut lines = lines(report, Axis::Widths, " fan-in", false, |outcome| outcome.alone.fan_in.p50_ms);
+    let fan_in = |outcome: &Outcome| Some(outcome.alone.fan_in.p50_ms);
+    let mut lines = lines(report, Axis::Widths, " fan-in", false, fan_in);
     lines.extend(self::lines(report, Axis::Widths, " two raw hops", true, |outcome| {
-        outcome.alone.two_hops.p50_ms
+        Some(outcome.alone.two_hops.p50_ms)
     }));
     let title = format!("Milliseconds of one fan-out alone, medians, {}", report.broker);
     logarithmic(title, report, Axis::Widths, lines)
 }
 
 fn workers(report: &Report) -> Chart {
-    let lines = lines(report, Axis::Workers, "", false, |outcome| outcome.targets_per_s);
+    let lines = lines(report, Axis::Workers, "", false, |outcome| Some(outcome.targets_per_s));
     let title = format!("Targets per second by worker processes, {}", report.broker);
     logarithmic(title, report, Axis::Workers, lines)
 }
@@ -131,31 +133,32 @@ fn logarithmic(title: String, report: &Report, axis: Axis, lines: Vec<Line>) -> 
     }
 }
 
-/// One line for each shape of cases but for what the axis tells of.
+/// One line for each shape of cases but for what the axis tells of, in that shape's colour.
 fn lines(
     report: &Report,
     axis: Axis,
     suffix: &str,
     dashed: bool,
-    value: impl Fn(&Outcome) -> f64,
+    value: impl Fn(&Outcome) -> Option<f64>,
 ) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
     for outcome in &report.cases {
-        let case = outcome.case;
+        let Case { aggregation, width, payload, on_target, .. } = outcome.case;
         let shape = match axis {
-            Axis::Widths => format!("{} B, {} on-target", case.payload, case.on_target),
-            Axis::Workers => format!("width {}, {} B", case.width, case.payload),
+            Axis::Widths => format!("{aggregation}, {payload} B, {on_target} on-target"),
+            Axis::Workers => format!("{aggregation}, width {width}, {payload} B"),
         };
         let name = format!("{shape}{suffix}");
-        let point = (axis.place(&case), value(outcome));
+        let point = value(outcome).map(|value| (axis.place(&outcome.case), value));
         match lines.iter_mut().find(|line| line.name == name) {
-            Some(line) => line.points.push(point),
+            Some(line) => line.points.extend(point),
             None => {
                 let colour = COLOURS[lines.len() % COLOURS.len()];
-                lines.push(Line { name, colour, dashed, points: vec![point] });
+                lines.push(Line { name, colour, dashed, points: point.into_iter().collect() });
             }
         }
     }
+    lines.retain(|line| !line.points.is_empty());
     lines.iter_mut().for_each(|line| line.points.sort_by(|a, b| a.0.total_cmp(&b.0)));
     lines
 }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
-use fanfare::{Cid, Prefix, QueueNames, RunId, ServiceName};
+use fanfare::{Prefix, QueueNames, ServiceName};
 use fanfare_broker::amqp::Address;
 use fanfare_protocol::QueueSpec;
 use fanfare_protocol::queue::Argument;
@@ -29,6 +29,7 @@ use tokio::task::JoinSet;
 use super::case::{Case, Kind, ON_FINAL, TARGET, on_target_name};
 use super::publisher::Quantiles;
 use super::role::{Load, Order, Rounds};
+use crate::configuration::Aggregation;
 use crate::exit::Failure;
 use crate::settings::Settings;
 
@@ -52,10 +53,17 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Limits {
     pub(super) messages_per_s: f64,
-    /// Queues declared, consumed, cancelled and deleted, that have held nothing.
-    pub(super) empty_queues_per_s: f64,
-    /// The same of queues that have each held one persistent message.
-    pub(super) used_queues_per_s: f64,
+    /// None where no queue comes and goes with a fan-out.
+    pub(super) queues: Option<Queues>,
+}
+
+/// Queues declared, consumed, cancelled and deleted.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Queues {
+    /// Such as have held nothing.
+    pub(super) empty_per_s: f64,
+    /// Such as have each held one persistent message.
+    pub(super) used_per_s: f64,
 }
 
 /// What came of a round with one message at a time.
@@ -67,7 +75,6 @@ pub(super) struct Hops {
 
 struct Raw {
     names: QueueNames,
-    run: RunId,
     case: Case,
     lanes: Vec<Lane>,
     acked: Arc<AtomicU64>,
@@ -98,16 +105,22 @@ struct Cursor {
     done: AtomicBool,
 }
 
-pub(super) async fn run(mut rounds: Rounds, case: Case, uri: &AMQPUri, prefix: &str) -> Result<()> {
+pub(super) async fn run(
+    mut rounds: Rounds,
+    case: Case,
+    uri: &AMQPUri,
+    prefix: &str,
+    shards: u32,
+) -> Result<()> {
     let names = QueueNames::new(Prefix::new(prefix)?);
-    let mut raw = Raw::start(names, case, uri).await?;
+    let shards = match case.aggregation {
+        Aggregation::PerCid => LANES,
+        Aggregation::Shared => LANES.min(usize::try_from(shards)?),
+    };
+    let mut raw = Raw::start(names, case, uri, shards).await?;
     while let Some(Order { load, length }) = rounds.next().await {
         match load {
-            Load::Full => rounds.report(&Limits {
-                messages_per_s: raw.messages(length / 2).await?,
-                empty_queues_per_s: raw.queues(length / 4, Use::None).await?,
-                used_queues_per_s: raw.queues(length / 4, Use::OneMessage).await?,
-            })?,
+            Load::Full => rounds.report(&raw.limits(length).await?)?,
             _ => rounds.report(&Hops { two_hops: raw.hops(length).await? })?,
         }
     }
@@ -115,15 +128,14 @@ pub(super) async fn run(mut rounds: Rounds, case: Case, uri: &AMQPUri, prefix: &
 }
 
 impl Raw {
-    async fn start(names: QueueNames, case: Case, uri: &AMQPUri) -> Result<Self> {
-        let run: RunId = format!("{:032x}", std::process::id()).parse()?;
+    async fn start(names: QueueNames, case: Case, uri: &AMQPUri, shards: usize) -> Result<Self> {
         let acked = Arc::new(AtomicU64::new(0));
         let (mut lanes, mut consuming, mut consumers) = (Vec::new(), Vec::new(), JoinSet::new());
         for lane in 0..LANES {
             let connection = connect(uri).await?;
             let channel = connection.create_channel().await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            let results = names.aggregation(&cid(lane), run);
+            let results = case.results(&names, lane % shards);
             for queue in [&results].into_iter().chain(&shared(&names, &case)) {
                 declare(&channel, queue).await?;
             }
@@ -137,7 +149,20 @@ impl Raw {
             consuming.push(reader);
             lanes.push(Lane { connection, channel, results: results.name.into() });
         }
-        Ok(Self { names, run, case, lanes, acked, consumers, consuming })
+        Ok(Self { names, case, lanes, acked, consumers, consuming })
+    }
+
+    async fn limits(&mut self, length: Duration) -> Result<Limits> {
+        Ok(match self.case.aggregation {
+            Aggregation::PerCid => Limits {
+                messages_per_s: self.messages(length / 2).await?,
+                queues: Some(Queues {
+                    empty_per_s: self.queues(length / 4, Use::None).await?,
+                    used_per_s: self.queues(length / 4, Use::OneMessage).await?,
+                }),
+            },
+            Aggregation::Shared => Limits { messages_per_s: self.messages(length).await?, queues: None },
+        })
     }
 
     /// Messages published, confirmed, delivered and acked per second.
@@ -190,7 +215,10 @@ impl Raw {
     fn queue(&self, kind: Kind, lane: &Lane) -> ShortString {
         match kind {
             Kind::Result => lane.results.clone(),
-            Kind::Manifest => self.names.fanin().name.into(),
+            Kind::Manifest => match self.case.aggregation {
+                Aggregation::PerCid => self.names.fanin().name.into(),
+                Aggregation::Shared => lane.results.clone(),
+            },
             Kind::Request => self.names.service(&name(TARGET)).name.into(),
             Kind::OnTarget => self.names.service(&name(&on_target_name(1))).name.into(),
             Kind::OnFinal => self.names.service(&name(ON_FINAL)).name.into(),
@@ -204,7 +232,7 @@ impl Raw {
         let coming_and_going = (0..QUEUES_AT_ONCE).map(|place| async move {
             let channel = self.lanes[place % LANES].connection.create_channel().await?;
             channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            let queue = self.names.aggregation(&cid(LANES + place), self.run);
+            let queue = self.case.results(&self.names, LANES + place);
             let mut done = 0_u64;
             while started.elapsed() < length {
                 declare(&channel, &queue).await?;
@@ -230,7 +258,7 @@ impl Raw {
     /// How long a result and then a final callback take from their publication to their delivery, with nothing beside them.
     async fn hops(&self, length: Duration) -> Result<Quantiles> {
         let bodies = [Kind::Result, Kind::OnFinal].map(|kind| vec![b'x'; self.case.bytes(kind)]);
-        let queues = [self.names.aggregation(&cid(LANES), self.run), self.names.service(&name(HOP))];
+        let queues = [self.case.results(&self.names, LANES), self.names.service(&name(HOP))];
         let channel = self.lanes[0].connection.create_channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
         let reading = self.consuming[0].create_channel().await?;
@@ -264,7 +292,7 @@ impl Raw {
     /// Deletes its queues.
     async fn clear(mut self) -> Result<()> {
         self.consumers.abort_all();
-        let results = (0..LANES).map(|lane| self.names.aggregation(&cid(lane), self.run));
+        let results = (0..LANES).map(|lane| self.case.results(&self.names, lane));
         for queue in results.chain(shared(&self.names, &self.case)) {
             let channel = &self.lanes[0].channel;
             channel.queue_delete(queue.name.into(), QueueDeleteOptions::default()).await?;
@@ -365,7 +393,8 @@ async fn confirmed(oldest: Option<(PublisherConfirm, usize)>) -> Result<usize> {
 /// The queues of all lanes: of the requests, the manifests and the callbacks.
 fn shared(names: &QueueNames, case: &Case) -> Vec<QueueSpec> {
     let services = [TARGET, ON_FINAL].map(str::to_owned).into_iter().chain(case.on_target().take(1));
-    services.map(|service| names.service(&name(&service))).chain([names.fanin()]).collect()
+    let services = services.map(|service| names.service(&name(&service)));
+    services.chain((case.aggregation == Aggregation::PerCid).then(|| names.fanin())).collect()
 }
 
 fn kinds() -> impl Iterator<Item = Kind> {
@@ -374,8 +403,4 @@ fn kinds() -> impl Iterator<Item = Kind> {
 
 fn name(service: &str) -> ServiceName {
     ServiceName::new(service).expect("the names of the benchmark keep the rules")
-}
-
-fn cid(place: usize) -> Cid {
-    Cid::new(place.to_string()).expect("a number is a CID")
 }

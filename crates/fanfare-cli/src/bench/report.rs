@@ -5,10 +5,10 @@ use std::fmt;
 use fanfare::ServerInfo;
 use serde::Serialize;
 
-use super::case::{Aggregation, Case};
+use super::case::Case;
 use super::process::Usage;
 use super::publisher::{Measured, Quantiles};
-use super::raw::{Hops, Limits};
+use super::raw::{Hops, Limits, Queues};
 
 /// The whole run.
 #[derive(Debug, Serialize)]
@@ -16,7 +16,8 @@ pub(super) struct Report {
     pub(super) fanfare: &'static str,
     pub(super) broker: String,
     pub(super) machine: String,
-    pub(super) aggregation: Aggregation,
+    /// In shared aggregation.
+    pub(super) shards: u32,
     pub(super) service_time_ms: u128,
     /// Invocations of a service that run at a time in one worker.
     pub(super) concurrency: usize,
@@ -105,8 +106,7 @@ impl Outcome {
             },
             raw: Limits {
                 messages_per_s: over(&|round| round.limits.messages_per_s),
-                empty_queues_per_s: over(&|round| round.limits.empty_queues_per_s),
-                used_queues_per_s: over(&|round| round.limits.used_queues_per_s),
+                queues: queues(rounds),
             },
             messages: case.messages().count(),
             limit_per_s: over(&limit),
@@ -118,6 +118,16 @@ impl Outcome {
             usage: rounds.iter().fold(Roles::default(), |sum, round| sum.and(round.usage)),
         }
     }
+}
+
+/// What comes and goes, where queues do.
+fn queues(rounds: &[Round]) -> Option<Queues> {
+    let over = |value: fn(&Queues) -> f64| {
+        let values: Option<Vec<f64>> =
+            rounds.iter().map(|round| round.limits.queues.as_ref().map(value)).collect();
+        values.map(median)
+    };
+    Some(Queues { empty_per_s: over(|of| of.empty_per_s)?, used_per_s: over(|of| of.used_per_s)? })
 }
 
 impl Roles {
@@ -140,14 +150,12 @@ impl Report {
 impl fmt::Display for Report {
     /// Three tables in Markdown: what was reached under full load, what it took, and how fast one fan-out is.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            fanfare, broker, machine, aggregation, concurrency, coordinators, rounds, seconds, ..
-        } = self;
+        let Self { fanfare, broker, machine, shards, concurrency, coordinators, rounds, seconds, .. } = self;
         writeln!(f, "fanfare {fanfare} on {broker}; {machine}")?;
         writeln!(
             f,
-            "aggregation: {aggregation}; targets take {} ms; concurrency of a worker: {concurrency}; coordinators: \
-             {coordinators}; medians of {rounds} rounds of {seconds} s\n",
+            "targets take {} ms; concurrency of a worker: {concurrency}; coordinators: {coordinators}; shards where these \
+             are shared: {shards}; medians of {rounds} rounds of {seconds} s\n",
             self.service_time_ms
         )?;
         head(
@@ -158,11 +166,14 @@ impl fmt::Display for Report {
         for outcome in &self.cases {
             let Outcome { case, fan_outs_per_s, targets_per_s, limit_per_s, ratio, raw, .. } = outcome;
             let Outcome { limit_of_used_queues_per_s, ratio_of_used_queues, .. } = outcome;
-            let Limits { messages_per_s, empty_queues_per_s, used_queues_per_s } = raw;
+            let Limits { messages_per_s, queues } = raw;
+            let queues = queues.map_or("none".to_owned(), |queues| {
+                format!("{:.0}, {:.0}", queues.empty_per_s, queues.used_per_s)
+            });
             write!(f, "{case} | {fan_outs_per_s:.1} | {targets_per_s:.0} ")?;
             write!(f, "| {limit_per_s:.1}, {limit_of_used_queues_per_s:.1} ")?;
             write!(f, "| **{ratio:.2}**, {ratio_of_used_queues:.2} ")?;
-            writeln!(f, "| {messages_per_s:.0} | {empty_queues_per_s:.0}, {used_queues_per_s:.0} |")?;
+            writeln!(f, "| {messages_per_s:.0} | {queues} |")?;
         }
         writeln!(f)?;
         head(
@@ -189,15 +200,15 @@ impl fmt::Display for Report {
 
 /// The head of a table, with the columns that tell of which case a row is.
 fn head(f: &mut fmt::Formatter<'_>, columns: &str) -> fmt::Result {
-    writeln!(f, "| width | bytes | on-target | workers | {columns} |")?;
-    writeln!(f, "|{}", "--:|".repeat(4 + columns.split('|').count()))
+    writeln!(f, "| aggregation | width | bytes | on-target | workers | {columns} |")?;
+    writeln!(f, "|---|{}", "--:|".repeat(4 + columns.split('|').count()))
 }
 
 impl fmt::Display for Case {
     /// The first cells of its rows.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { width, payload, on_target, workers, .. } = self;
-        write!(f, "| {width} | {payload} | {on_target} | {workers}")
+        let Self { aggregation, width, payload, on_target, workers } = self;
+        write!(f, "| {aggregation} | {width} | {payload} | {on_target} | {workers}")
     }
 }
 

@@ -128,19 +128,12 @@ pub(super) struct Serving {
 pub(super) async fn play(role: Role, serving: Serving, settings: &Settings) -> Result<Exit, Failure> {
     let Role { part, prefix, case } = role;
     let rounds = Rounds::listen();
+    let connected = |role| settings.connected_apart(role, &prefix, case.aggregation);
     let played = match part {
-        Part::Raw => raw::run(rounds, case, &raw::uri(settings)?, &prefix).await,
-        Part::Publisher => {
-            let fanfare = settings.connected_apart("bench publisher", &prefix).await?;
-            publisher::run(rounds, case, fanfare).await
-        }
-        Part::Worker => {
-            let fanfare = settings.connected_apart("bench worker", &prefix).await?;
-            work(rounds, case, serving, fanfare).await
-        }
-        Part::Coordinator => {
-            coordinate(rounds, settings.connected_apart("bench coordinator", &prefix).await?).await
-        }
+        Part::Raw => raw::run(rounds, case, &raw::uri(settings)?, &prefix, settings.shards).await,
+        Part::Publisher => publisher::run(rounds, case, connected("bench publisher").await?).await,
+        Part::Worker => work(rounds, case, serving, connected("bench worker").await?).await,
+        Part::Coordinator => coordinate(rounds, connected("bench coordinator").await?).await,
     };
     played.map(|()| Exit::Done).map_err(|error| Failure::new(Exit::Failed, error))
 }

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::files::Entry;
+use crate::configuration::Aggregation;
 use crate::exit::{Exit, Failure};
 use crate::invoke::not_invoked;
 use crate::settings::Settings;
@@ -48,7 +49,8 @@ impl Stage {
             Fanfare::in_memory()
         } else {
             let unique = System.unique().simple().to_string();
-            settings.connected_apart("demo", &format!("fanfare-demo-{}", &unique[..16])).await?
+            let prefix = format!("fanfare-demo-{}", &unique[..16]);
+            settings.connected_apart("demo", &prefix, Aggregation::PerCid).await?
         };
         let progress = progress_bar(files);
         let (sender, payloads) = mpsc::unbounded_channel();

@@ -117,7 +117,7 @@ impl<T: Clone> FanIn<T> {
         let held = HeldCheckpoint { tag: Some(tag.clone()), live: 0, called, level, bytes, since: now };
         self.gathered.checkpoints.insert(id, held);
         for entry in checkpoint.entries {
-            let Some(&place) = self.places.get(entry.key.as_str()) else { continue };
+            let Some(place) = self.places.find(&self.manifest, entry.key.as_str()) else { continue };
             let released = self.gathered.count_checkpointed(place, entry, id, called);
             out.extend(released.map(Effect::Ack));
         }

@@ -17,8 +17,8 @@ impl<T: Clone> Shard<T> {
         self.held >= 3 * self.part(4)
     }
 
-    /// Makes room, in this order: results go into checkpoints, those first of which there are most; what waits for a manifest goes
-    /// to the shard's end; and so do the manifests that were held longest.
+    /// Makes room, in this order: results go into checkpoints, those first of which there are most; what has waited longest for a
+    /// manifest goes to the shard's end, so that one ack will do for all of it; and so do the manifests that were held longest.
     pub(super) fn make_room(&mut self, now: Time, out: &mut Vec<ShardEffect<T>>) {
         if !self.needs_room() || now < self.next_room {
             return;
@@ -51,7 +51,7 @@ impl<T: Clone> Shard<T> {
     }
 
     fn move_unclaimed(&mut self, messages: usize, out: &mut Vec<ShardEffect<T>>) -> usize {
-        let moved = self.unclaimed.take_most(messages);
+        let moved = self.unclaimed.take_oldest(messages);
         let count = moved.len();
         for held in moved {
             let number = self.next_again;

@@ -1,4 +1,5 @@
-use std::collections::{BTreeMap, VecDeque};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::time::Duration;
 
 use fanfare_protocol::{Message, RunId};
@@ -12,12 +13,15 @@ pub(super) struct Unclaimed<T> {
     /// The runs by the time at which the first message of each arrived. May name runs that were claimed since.
     by_age: VecDeque<(Time, RunId)>,
     messages: usize,
+    /// How many there ever were.
+    arrived: u64,
 }
 
 #[derive(Debug)]
 struct Claim<T> {
     since: Time,
-    messages: VecDeque<Held<T>>,
+    /// By their numbers, which tell their order among those of all runs.
+    messages: VecDeque<(u64, Held<T>)>,
 }
 
 /// A message as it was delivered.
@@ -30,7 +34,7 @@ pub(super) struct Held<T> {
 
 impl<T> Unclaimed<T> {
     pub(super) const fn new() -> Self {
-        Self { runs: BTreeMap::new(), by_age: VecDeque::new(), messages: 0 }
+        Self { runs: BTreeMap::new(), by_age: VecDeque::new(), messages: 0, arrived: 0 }
     }
 
     pub(super) const fn len(&self) -> usize {
@@ -43,7 +47,8 @@ impl<T> Unclaimed<T> {
             by_age.push_back((now, run));
             Claim { since: now, messages: VecDeque::new() }
         });
-        claim.messages.push_back(held);
+        claim.messages.push_back((self.arrived, held));
+        self.arrived += 1;
         self.messages += 1;
     }
 
@@ -51,7 +56,7 @@ impl<T> Unclaimed<T> {
     pub(super) fn claim(&mut self, run: &RunId) -> VecDeque<Held<T>> {
         let messages = self.runs.remove(run).map(|claim| claim.messages).unwrap_or_default();
         self.messages -= messages.len();
-        messages
+        messages.into_iter().map(|(_, held)| held).collect()
     }
 
     /// When the oldest run will have waited so long.
@@ -77,16 +82,18 @@ impl<T> Unclaimed<T> {
         taken
     }
 
-    /// Takes out so many messages, of the runs that have most. The runs themselves are known on, with their age.
-    pub(super) fn take_most(&mut self, messages: usize) -> Vec<Held<T>> {
-        let mut runs: Vec<(usize, RunId)> =
-            self.runs.iter().map(|(run, claim)| (claim.messages.len(), *run)).collect();
-        runs.sort_unstable_by(|one, other| other.cmp(one));
+    /// Takes out the oldest messages. Their runs are known on, with their age.
+    pub(super) fn take_oldest(&mut self, messages: usize) -> Vec<Held<T>> {
+        let front = |claim: &Claim<T>| claim.messages.front().map(|(number, _)| *number);
+        let fronts = self.runs.iter().filter_map(|(run, claim)| Some(Reverse((front(claim)?, *run))));
+        let mut fronts: BinaryHeap<_> = fronts.collect();
         let mut taken = Vec::new();
-        for (_, run) in runs {
-            let wanted = messages - taken.len();
-            let Some(claim) = self.runs.get_mut(&run).filter(|_| wanted > 0) else { break };
-            taken.extend(claim.messages.drain(..wanted.min(claim.messages.len())));
+        while taken.len() < messages
+            && let Some(Reverse((_, run))) = fronts.pop()
+            && let Some(claim) = self.runs.get_mut(&run)
+        {
+            taken.extend(claim.messages.pop_front().map(|(_, held)| held));
+            fronts.extend(front(claim).map(|number| Reverse((number, run))));
         }
         self.messages -= taken.len();
         taken

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fanfare_protocol::{Cancellation, Ended, Fence, Manifest, Message, RunId, WireTime};
 
-use crate::{Deadline, Publication, PublicationId, Summary};
+use crate::{Answer, Deadline, FanIn, Publication, PublicationId, Summary};
 
 /// Something happened that a shard has to know of. `T` is what a delivery is acked with.
 #[derive(Debug)]
@@ -80,14 +80,23 @@ pub enum ShardEffect<T> {
         /// What came of it.
         cancellation: Cancellation,
     },
-    /// A fan-out is over, and all its acks are given.
-    Ended {
-        /// Which.
-        manifest: Arc<Manifest>,
-        /// How.
-        summary: Summary,
+    /// A fan-out is not open here any more, and all its acks are given.
+    Over {
+        /// As it was at last.
+        fan_in: Box<FanIn<T>>,
+        /// How it has ended; none where it was let go, for another to go on.
+        summary: Option<Summary>,
     },
-    /// Messages of a run without a manifest are acked: it had long enough for one.
+    /// A target has failed, and counts. Nothing is to be done.
+    Failed {
+        /// Of this fan-out.
+        manifest: Arc<Manifest>,
+        /// The target's place.
+        place: usize,
+        /// What it has answered.
+        answer: Answer,
+    },
+    /// Messages of a run are acked that has ended, or had long enough for a manifest.
     Dropped {
         /// The run.
         run: RunId,

@@ -163,10 +163,17 @@ impl Story {
             ShardEffect::Ack(tag) => format!("ack {tag}"),
             ShardEffect::Park { tag, .. } => format!("park {tag}"),
             ShardEffect::Cancelled { manifest, .. } => format!("{} cancelled", number(manifest.run)),
-            ShardEffect::Ended { manifest, summary } if summary.completed => {
-                format!("{} completed", number(manifest.run))
+            ShardEffect::Over { fan_in, summary } => {
+                let how = match summary {
+                    Some(summary) if summary.completed => "completed",
+                    Some(_) => "let go",
+                    None => "left",
+                };
+                format!("{} {how}", number(fan_in.manifest().run))
             }
-            ShardEffect::Ended { manifest, .. } => format!("{} let go", number(manifest.run)),
+            ShardEffect::Failed { manifest, place, .. } => {
+                format!("{} failed {}", number(manifest.run), manifest.targets[place].key)
+            }
             ShardEffect::Dropped { run, messages } => format!("{messages} of {} dropped", number(run)),
         }
     }

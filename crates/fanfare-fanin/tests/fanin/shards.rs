@@ -47,11 +47,11 @@ fn late_results_and_stray_manifests_of_what_has_ended_lately_go_at_once() {
     let mut story = Story::new();
     story.manifest("m1", of_run(1, &[], 0)).check(&["1 final with []"]);
     story.confirm("1 final").check(&["ack m1", "1 completed"]);
-    story.result("r1", 1, "a", "late").check(&["ack r1"]);
+    story.result("r1", 1, "a", "late").check(&["ack r1", "1 of 1 dropped"]);
     story.manifest_again("m2", of_run(1, &[], 0)).check(&["ack m2"]);
     let mut next = Story::with(limits(), story.into_memory());
     next.manifest_again("m3", of_run(1, &[], 0)).check(&["ack m3"]);
-    next.result("r2", 1, "a", "late").check(&["ack r2"]);
+    next.result("r2", 1, "a", "late").check(&["ack r2", "1 of 1 dropped"]);
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn what_nobody_claims_is_dropped_when_a_fence_proves_that_there_is_no_manifest()
     story.wait(Duration::from_secs(60)).check(&["fence"]);
     story.result("r3", 1, "b", "late").check(&[]);
     story.fence("f1", 0).check(&["ack f1", "ack r1", "ack r3", "2 of 1 dropped"]);
-    story.result("r4", 1, "c", "late").check(&["ack r4"]);
+    story.result("r4", 1, "c", "late").check(&["ack r4", "1 of 1 dropped"]);
     story.manifest("m2", of_run(2, &["a"], 0)).check(&["2 final with [a=early]"]);
 }
 
@@ -190,13 +190,13 @@ fn a_shard_that_is_left_repeats_nothing() {
     story.manifest("m2", of_run(2, &["a"], 0)).check(&[]);
     story.manifest("m3", of_run(3, &[], 0)).check(&["3 final with []"]);
     story.result("r1", 1, "a", "one").check(&["1 call with one"]);
-    story.event(ShardEvent::Stop).check(&[]);
+    story.event(ShardEvent::Stop).check(&["2 left"]);
     // What comes now is the next one's.
     story.manifest("m4", of_run(4, &[], 0)).check(&[]);
     story.result("r2", 1, "b", "two").check(&[]);
     story.confirm("1 call").check(&["1 checkpoint of 1"]);
     assert!(!story.is_done());
-    story.confirm("1 checkpoint").check(&["ack r1"]);
+    story.confirm("1 checkpoint").check(&["ack r1", "1 left"]);
     story.confirm("3 final").check(&["ack m3", "3 completed"]);
     assert!(story.is_done());
 }

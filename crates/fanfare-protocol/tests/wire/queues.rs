@@ -75,6 +75,9 @@ fn a_shard_and_the_cids_that_belong_to_it() {
     arguments.insert("x-single-active-consumer", true.into());
     let names = QueueNames::default();
     check(names.shard(3), "fanfare.shard.3", false, arguments);
+    let mut arguments = internal();
+    arguments.insert("x-message-ttl", 5_000.into());
+    check(names.full(), "fanfare.shard.full", false, arguments);
     // CRC-32 of the CID, modulo the number of shards.
     let of = |text: &str, shards| QueueNames::shard_of(&Cid::new(text).unwrap(), shards);
     assert_eq!(of("123456789", 1_000), 0xCBF4_3926_u32 % 1_000);
