@@ -20,13 +20,14 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::addressing::addressed;
+use crate::addressing::{Letter, addressed};
 use crate::aggregation_queue::{consume, is_gone_at_once};
 use crate::deadline::deadline;
 use crate::ended::LatelyEnded;
 use crate::fan_out::{MOST_ASKERS, PROGRESS_PAUSE, how_it_ended, sleep_until, tell};
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
+use crate::parts;
 use crate::shard::acks::{Acks, Tag};
 use crate::trust::Trust;
 
@@ -232,7 +233,7 @@ impl Hold<'_> {
 
     fn published(&mut self, id: ShardPublicationId, outcome: Outcome) {
         self.handle(match outcome {
-            Outcome::Safe => ShardEvent::Confirmed(id),
+            Outcome::Safe | Outcome::Gone => ShardEvent::Confirmed(id),
             Outcome::TooLarge(most) => ShardEvent::TooLarge { id, most },
         });
     }
@@ -288,8 +289,8 @@ impl Hold<'_> {
     fn publish(&mut self, id: ShardPublicationId, publication: ShardPublication) {
         let outbox = self.task.messenger.outbox.clone();
         let shard = &self.task.queue.name;
-        let to_shard = |message| (shard.clone(), message, Absence::Waits);
-        let (queue, message, absence) = match publication {
+        let to_shard = |message| Letter::new(shard.clone(), message, Absence::Waits);
+        let letter = match publication {
             ShardPublication::Of(manifest, publication) => {
                 addressed(&manifest, publication, &outbox, &self.task.trust)
             }
@@ -297,7 +298,7 @@ impl Hold<'_> {
             ShardPublication::Ended(ended) => to_shard(ended.encode(shard)),
             ShardPublication::Again(message) => to_shard(message.anew()),
         };
-        self.publishing.push(Box::pin(async move { (id, outbox.publish(&queue, message, absence).await) }));
+        self.publishing.push(Box::pin(async move { (id, parts::send(&outbox, letter).await) }));
     }
 
     fn park(&mut self, tag: Tag, message: Message, reason: String) {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use fanfare_coordinator::ShardSettings;
-use fanfare_protocol::CompletionPolicy;
+use fanfare_protocol::{CompletionPolicy, limits};
 use serde::{Deserialize, Serialize};
 
 use super::random::Random;
@@ -137,6 +137,7 @@ impl Scenario {
                 window: u16::try_from(random.of(13..=24)).expect("it is small"),
                 renewal: Duration::from_millis(*random.pick(&[700, 2_000, 5_000, 60_000])),
                 fence_again: Duration::from_secs(random.of(2..=10)),
+                large_payload_bytes: *random.pick(&[limits::MESSAGE_BYTES, 300, 2_000]),
             },
             manifest_prefetch: u16::try_from(random.of(1..=4)).expect("it is small"),
             manifest_channels: usize_of(random, 1..=4),

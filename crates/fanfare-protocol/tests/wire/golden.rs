@@ -12,6 +12,9 @@ use crate::samples::{
     aggregation, check, cid, key, manifest, metadata, reply, request, result, run, service, time, written,
 };
 
+/// More than any message here has.
+const MOST: usize = fanfare_protocol::limits::MESSAGE_BYTES;
+
 const RESULT: &str = r#"{"source":"fanout1.my-service","target":"my.service1","response":"My response","req_ts_utc":"2025-01-19 19:55:45","resp_ts_utc":"2025-01-19 19:55:46","ok":true,"exception":null,"cid":"63e7c3a2ba616badecb125ce"}"#;
 
 #[test]
@@ -265,7 +268,7 @@ fn a_final_payload_tells_what_ended_the_fan_out() {
         let bodies = ended.map(|ended_by| TargetResult { ended_by, ..result("null", Some("x")) }.to_body());
         let mut builder = FinalPayloadBuilder::new(&manifest);
         bodies.iter().for_each(|body| builder.push(body).unwrap());
-        serde_json::from_slice(&builder.finish(fanfare_protocol::limits::MESSAGE_BYTES)).unwrap()
+        serde_json::from_slice(&builder.finish(MOST, MOST).joined()).unwrap()
     };
     assert_eq!(payload([None, None]).ended_by(), None);
     assert_eq!(payload([None, Some(EndedBy::Deadline)]).ended_by(), Some(EndedBy::Deadline));
@@ -278,9 +281,9 @@ fn a_final_payload_holds_the_results_byte_for_byte_in_the_callers_order() {
     let manifest = manifest();
     let spaced = RESULT.replace(":true", " : true");
     let mut builder = FinalPayloadBuilder::new(&manifest);
-    builder.push(RESULT.as_bytes()).unwrap();
-    builder.push(spaced.as_bytes()).unwrap();
-    let body = String::from_utf8(builder.finish(fanfare_protocol::limits::MESSAGE_BYTES).to_vec()).unwrap();
+    builder.push(&Bytes::from_static(RESULT.as_bytes())).unwrap();
+    builder.push(&spaced.clone().into()).unwrap();
+    let body = String::from_utf8(builder.finish(MOST, MOST).joined().to_vec()).unwrap();
     assert_eq!(
         body,
         format!(
@@ -294,7 +297,7 @@ fn a_final_payload_holds_the_results_byte_for_byte_in_the_callers_order() {
 #[test]
 fn without_on_target_callbacks_the_payload_has_the_empty_string_and_readers_take_either() {
     let empty = Manifest { targets: Vec::new(), on_target: Vec::new(), ..manifest() };
-    let body = FinalPayloadBuilder::new(&empty).finish(fanfare_protocol::limits::MESSAGE_BYTES);
+    let body = FinalPayloadBuilder::new(&empty).finish(MOST, MOST).joined();
     let expected = r#"{"source":"fanout1.my-service","req_ts_utc":"2025-01-19 19:55:45","on_target":"","on_final":["my.cb1","helpers.input-logger"],"data":{}}"#;
     assert_eq!(body, expected);
     for body in [expected.to_owned(), expected.replace(r#""on_target":"""#, r#""on_target":[]"#)] {
