@@ -8,7 +8,7 @@ use fanfare_coordinator::Limits;
 use fanfare_operator::ParkedQuery;
 use fanfare_protocol::{FinalPayload, LargePayload, Message};
 use fanfare_publisher::{Accepted, Fanout, Target};
-use fanfare_tests::{Recorder, Running, Stack, eventually, in_shards, on_both_brokers};
+use fanfare_tests::{Node, Recorder, Running, Stack, eventually, full, in_shards, on_both_brokers, services};
 use fanfare_worker::{Context, Registration, Retry, service};
 use serde::de::IgnoredAny;
 use serde_json::value::RawValue;
@@ -19,7 +19,15 @@ on_both_brokers!(
     a_small_payload_can_be_streamed_too,
     parts_stay_through_retries_and_among_the_parked_and_go_when_a_callback_has_succeeded,
     a_caller_who_waits_is_told_all_of_a_large_payload,
+    a_callback_whose_worker_dies_while_it_streams_reads_all_of_it_again,
+    parts_of_a_parked_callback_go_with_it,
 );
+
+mod in_processes {
+    use super::*;
+
+    fanfare_tests::on_rabbitmq!(a_receiver_that_streams_stays_small);
+}
 
 in_shards!(
     a_large_payload_is_the_same_whole_streamed_and_on_the_wire,
@@ -173,6 +181,91 @@ async fn parts_stay_through_retries_and_among_the_parked_and_go_when_a_callback_
     assert_eq!(attempts.load(Ordering::Relaxed), FAILURES + 1);
     worker.stop().await;
     targets.stop().await;
+}
+
+async fn a_callback_whose_worker_dies_while_it_streams_reads_all_of_it_again(stack: Stack) {
+    let targets = stack.worker([answers()]).await;
+    let mut wire = stack.record("my.stream").await;
+    let coordinator = coordinator(&stack);
+    let (accepted, parts, message) = intercepted(&stack, &mut wire, "my.stream").await;
+    stack.ended([&accepted], coordinator).await;
+    drop(wire);
+    let (begun, mut begins) = mpsc::unbounded_channel();
+    let hangs = service("my.stream", move |context: Context, _: IgnoredAny| {
+        let begun = begun.clone();
+        async move {
+            let mut results = context.results()?;
+            for _ in 0..TARGETS / 2 {
+                results.next().await?.ok_or("there are more")?;
+            }
+            begun.send(())?;
+            std::future::pending::<fanfare_worker::Result<()>>().await
+        }
+    });
+    let doomed = stack.worker([hangs.streaming()]).await;
+    stack.publish(&stack.declare_service("my.stream").await, message).await;
+    begins.recv().await.expect("it begins");
+    doomed.kill().await;
+    let (to_stream, mut streamed) = mpsc::unbounded_channel();
+    let worker = stack.worker([streaming("my.stream", to_stream)]).await;
+    for n in 0..TARGETS {
+        assert!(next(&mut streamed).await.starts_with(&format!("{n}={{")));
+    }
+    assert_eq!(next(&mut streamed).await, "end");
+    stack.queue_is_gone(&parts).await;
+    worker.stop().await;
+    targets.stop().await;
+}
+
+async fn parts_of_a_parked_callback_go_with_it(stack: Stack) {
+    let fails = service("my.failing", |_: Context, _: IgnoredAny| async { Err::<(), _>("no".into()) });
+    let worker = stack.worker([answers(), fails.retry(Retry::exponential(1))]).await;
+    let coordinator = coordinator(&stack);
+    let accepted = fan_out(&stack, TARGETS).on_final(["my.failing"]).invoke().await.expect("accepted");
+    stack.queue_has(&stack.names().parked().name, "a message", |queue| queue.messages == 1).await;
+    let operator = stack.operator(Duration::from_secs(1));
+    let parked = operator.parked(&ParkedQuery::default(), 1).await.expect("it can be looked at");
+    let (_, message) =
+        operator.parked_message(&parked.messages[0].id).await.expect("it can be looked at").expect("there");
+    let parts = parts_of(&stack, &message);
+    stack.queue_has(&parts, "all of its parts", |state| state.messages > 1).await;
+    let purged = operator.purge(&ParkedQuery::default()).await.expect("it can be dropped");
+    assert_eq!(purged.len(), 1);
+    stack.queue_is_gone(&parts).await;
+    stack.ended([&accepted], coordinator).await;
+    worker.stop().await;
+}
+
+/// 200 MB into each of two final callbacks with `--full`, 20 MB else: more than a message holds in any case.
+async fn a_receiver_that_streams_stays_small(stack: Stack) {
+    const CHARACTERS: usize = 10_000;
+    const MOST_BYTES: u64 = 64 * 1024 * 1024;
+    let targets = if full() { 20_000 } else { 2_000 };
+    let program = env!("CARGO_BIN_EXE_fanfare-test-node");
+    let mut receipts = stack.record("test.receipts").await;
+    let _whole = Node::start(program, &stack, &["receiver"]);
+    let _stream = Node::start(program, &stack, &["receiver", "--streams"]);
+    for service in ["test.whole", "test.stream"] {
+        stack.service_exists(service).await;
+    }
+    let coordinator = Node::start(program, &stack, &["coordinator"]);
+    let worker = stack.worker([services::text().prefetch(500)]).await;
+    let fan_out = stack.publisher().fanout("my.source").on_final(["test.whole", "test.stream"]);
+    let all = (0..targets).map(|n| Target::new("test.text", CHARACTERS).key(n.to_string()));
+    let accepted = all.fold(fan_out, Fanout::add).invoke().await.expect("accepted");
+    for _ in 0..2 {
+        let receipt: services::Receipt =
+            serde_json::from_slice(&receipts.next().await.body).expect("a receipt");
+        println!("{receipt:?}");
+        assert_eq!((receipt.results, receipt.characters), (targets, targets * CHARACTERS));
+        let streams = receipt.service == "test.stream";
+        assert!(!streams || receipt.peak_bytes < MOST_BYTES, "{receipt:?}");
+    }
+    let id = coordinator.id().expect("it runs").to_string();
+    println!("the coordinator had {} bytes", services::peak_bytes(&id).expect("the system tells"));
+    stack.queue_is_gone(&stack.names().aggregation(&accepted.cid, accepted.run).name).await;
+    assert!(coordinator.terminate().await.success());
+    worker.stop().await;
 }
 
 async fn a_caller_who_waits_is_told_all_of_a_large_payload(stack: Stack) {

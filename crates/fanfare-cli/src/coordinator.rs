@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Error, anyhow};
 use clap::Args;
-use fanfare::{CoordinatorConfig, CoordinatorError, CoordinatorLimits, QueueType};
+use fanfare::{CoordinatorConfig, CoordinatorError, CoordinatorLimits};
 use tokio::time::{Instant, timeout_at};
 
 use crate::durations;
@@ -98,7 +98,6 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
         most_channels: arguments.channels.or(file.channels).unwrap_or(defaults.most_channels),
         stop_within: stop_within.unwrap_or(defaults.stop_within),
         shards: settings.shards,
-        replicated_payloads: settings.queue_type == QueueType::Quorum,
         ..defaults
     };
     let fanfare = settings.fanfare("coordinator")?;

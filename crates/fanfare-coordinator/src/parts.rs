@@ -8,9 +8,6 @@ use crate::addressing::Letter;
 use crate::outbox::{Absence, Outbox, Outcome};
 
 /// Returns when a letter is safe, and the parts that it refers to are, or when it cannot be.
-///
-/// One part is under way at a time, which keeps them in their order and bounds what is held beside the results. Each writing has a
-/// queue of its own, so whatever another coordinator has written of the same payload, or still writes, cannot get between.
 pub(crate) async fn send(outbox: &Outbox, letter: Letter) -> Outcome {
     let Letter { queue, message, absence, parts } = letter;
     let Some(parts) = parts else { return outbox.publish(&queue, message, absence).await };
@@ -19,15 +16,16 @@ pub(crate) async fn send(outbox: &Outbox, letter: Letter) -> Outcome {
     };
     loop {
         let writer = RunId::from(outbox.environment.unique());
+        let writing = Writing { outbox, parts: &parts, cid: &cid, run, writer };
         if absence == Absence::Drops {
             // A caller who waits reads the parts from where it reads the message.
-            return match write(outbox, &cid, run, writer, &parts, &queue, absence).await {
+            return match writing.write(&queue, absence).await {
                 Ok(large) => outbox.publish(&queue, large.refer(message), absence).await,
                 Err(outcome) => outcome,
             };
         }
-        let own = Unreferred::declare(outbox, &cid, run, writer).await;
-        match write(outbox, &cid, run, writer, &parts, &own.name, Absence::Late).await {
+        let own = writing.declare_queue().await;
+        match writing.write(&own.name, Absence::Late).await {
             Ok(large) => {
                 own.keep();
                 return outbox.publish(&queue, large.refer(message), absence).await;
@@ -43,24 +41,48 @@ pub(crate) async fn send(outbox: &Outbox, letter: Letter) -> Outcome {
     }
 }
 
-async fn write(
-    outbox: &Outbox,
-    cid: &Cid,
+/// One try to write the parts of a payload. Each has a queue of its own, so whatever another coordinator has written of the same
+/// payload, or still writes, cannot get between.
+struct Writing<'a> {
+    outbox: &'a Outbox,
+    parts: &'a Parts,
+    cid: &'a Cid,
     run: RunId,
     writer: RunId,
-    parts: &Parts,
-    queue: &str,
-    absence: Absence,
-) -> Result<LargePayload, Outcome> {
-    let mut written = 0;
-    for body in parts.bodies() {
-        let part = Part { writer, number: written, body }.encode(cid, run);
-        match outbox.publish(queue, part, absence).await {
-            Outcome::Safe => written += 1,
-            outcome => return Err(outcome),
+}
+
+impl Writing<'_> {
+    /// Declares the queue, however long that takes.
+    async fn declare_queue(&self) -> Unreferred {
+        let Self { outbox, cid, run, writer, .. } = *self;
+        let spec = match outbox.replicated_payloads {
+            true => outbox.names.replicated_payload(cid, run, writer),
+            false => outbox.names.payload(cid, run, writer),
+        };
+        let mut backoff = Backoff::default();
+        let mut told = false;
+        while let Err(error) = outbox.broker.declare(&spec).await {
+            let queue = &spec.name;
+            if !error.is_outage() && !std::mem::replace(&mut told, true) {
+                tracing::error!(queue, %error, "the queue of a large payload is refused; declaring it again until it is not");
+            }
+            backoff.wait(&*outbox.environment).await;
         }
+        Unreferred { name: spec.name, outbox: Some(outbox.clone()) }
     }
-    Ok(LargePayload { writer, parts: written, bytes: parts.bytes() })
+
+    /// Publishes the parts. One is under way at a time, which keeps them in their order and bounds what is held beside the results.
+    async fn write(&self, queue: &str, absence: Absence) -> Result<LargePayload, Outcome> {
+        let mut parts = 0;
+        for body in self.parts.bodies() {
+            let part = Part { writer: self.writer, number: parts, body };
+            match self.outbox.publish(queue, part.encode(self.cid, self.run), absence).await {
+                Outcome::Safe => parts += 1,
+                outcome => return Err(outcome),
+            }
+        }
+        Ok(LargePayload { writer: self.writer, parts, bytes: self.parts.bytes() })
+    }
 }
 
 /// A queue of parts that no message refers to. Dropped as that, it is deleted: nobody will ever read it.
@@ -71,23 +93,6 @@ struct Unreferred {
 }
 
 impl Unreferred {
-    /// Declares the queue, however long that takes.
-    async fn declare(outbox: &Outbox, cid: &Cid, run: RunId, writer: RunId) -> Self {
-        let spec = match outbox.replicated_payloads {
-            true => outbox.names.replicated_payload(cid, run, writer),
-            false => outbox.names.payload(cid, run, writer),
-        };
-        let mut backoff = Backoff::default();
-        let mut told = false;
-        while let Err(error) = outbox.broker.declare(&spec).await {
-            if !error.is_outage() && !std::mem::replace(&mut told, true) {
-                tracing::error!(queue = spec.name, %error, "the queue of a large payload is refused; declaring it again until it is not");
-            }
-            backoff.wait(&*outbox.environment).await;
-        }
-        Self { name: spec.name, outbox: Some(outbox.clone()) }
-    }
-
     /// A message refers to it from now on, or may.
     fn keep(mut self) {
         self.outbox = None;

@@ -48,10 +48,9 @@ pub(crate) struct Stop {
 
 /// What becomes of a delivery.
 enum Fate {
-    /// All that follows from it is safe: the broker may forget it.
-    Done,
-    /// The same, and nobody needs the parts of its payload any more, which are in this queue.
-    Consumed(String),
+    /// All that follows from it is safe: the broker may forget it, and the parts of its payload, where nobody needs them any more,
+    /// which are in this queue.
+    Done(Option<String>),
     /// It has not run to its end: another worker will be handed it.
     Requeued,
 }
@@ -112,7 +111,7 @@ impl Pipeline {
         let fate = tokio::select! {
             biased;
             () = self.stop.abort.cancelled() => Fate::Requeued,
-            () = giving_up => Fate::Done,
+            () = giving_up => Fate::Done(None),
         };
         answer(&receipt, fate).await;
     }
@@ -123,8 +122,8 @@ impl Pipeline {
         match self.history.turn(work.clone(), redelivered) {
             Turn::Run(running) => {
                 let fate = self.handle(message, redelivered, slot).await;
-                if !matches!(fate, Fate::Requeued) {
-                    running.finish();
+                if let Fate::Done(parts) = &fate {
+                    running.finish(parts.clone());
                 }
                 fate
             }
@@ -138,9 +137,9 @@ impl Pipeline {
                     "the broker took back a message that is still being run here, as it does at its consumer time-out"
                 );
                 ended.cancelled().await;
-                if self.history.is_finished(&work) { Fate::Done } else { Fate::Requeued }
+                self.history.finished(&work).map_or(Fate::Requeued, Fate::Done)
             }
-            Turn::Finished => Fate::Done,
+            Turn::Finished(parts) => Fate::Done(parts),
         }
     }
 
@@ -151,7 +150,7 @@ impl Pipeline {
                 slot.finish();
                 self.answers.telemetry.ended(Run::Malformed);
                 self.refuse(message, malformed).await;
-                return Fate::Done;
+                return Fate::Done(None);
             }
         };
         let span = tracing::info_span!(
@@ -183,7 +182,7 @@ impl Pipeline {
                 slot.finish();
                 self.answers.telemetry.ended(Run::Cancelled);
                 tracing::debug!(message_id = invocation.message_id, run = %invocation.run, "not run: its fan-out was cancelled");
-                return Fate::Done;
+                return Fate::Done(None);
             }
         };
         let _here = self.whereabouts.begin(&self.registered.name, &invocation, self.answers.now());
@@ -214,13 +213,9 @@ impl Pipeline {
             }
         };
         self.answers.telemetry.ended(ended);
-        match (ended, &invocation.large) {
-            (Run::Requeued, _) => Fate::Requeued,
-            (Run::Ok, Some(large)) => {
-                Fate::Consumed(parts::queue_of(&invocation, large, &self.answers.names))
-            }
-            _ => Fate::Done,
-        }
+        let parts = invocation.large.filter(|_| ended == Run::Ok);
+        let parts = parts.map(|large| parts::queue_of(&invocation, &large, &self.answers.names));
+        if ended == Run::Requeued { Fate::Requeued } else { Fate::Done(parts) }
     }
 
     /// Sees to another attempt where one is due. The message that waits for it is confirmed by then.
@@ -386,15 +381,16 @@ impl Pipeline {
     }
 }
 
-/// Answers a delivery, and returns what nobody needs any more then.
+/// Answers a delivery, and returns the queue that nobody needs any more then.
 async fn answer(receipt: &Receipt, fate: Fate) -> Option<String> {
     match fate {
-        Fate::Done => receipt.ack().await,
-        Fate::Consumed(parts) => {
+        Fate::Done(parts) => {
             receipt.ack().await;
-            return Some(parts);
+            parts
         }
-        Fate::Requeued => receipt.requeue().await,
+        Fate::Requeued => {
+            receipt.requeue().await;
+            None
+        }
     }
-    None
 }

@@ -4,8 +4,8 @@ use bytes::Bytes;
 use fanfare_protocol::{
     Callback, CallbackKind, CancelAnswer, CancelRequest, CancelState, Cancellation, Cancelled, Channel,
     Checkpoint, CheckpointEntry, CompletionPolicy, EndNote, Ended, EndedBy, EndedRun, Ending, Fence,
-    FinalPayload, FinalPayloadBuilder, HeaderValue, Invocation, Manifest, Message, Metadata, Presence,
-    Progress, QueueNames, Request, TargetOf, TargetResult, TraceParent,
+    FinalPayload, FinalPayloadBuilder, HeaderValue, Invocation, LargePayload, Manifest, Message, Metadata,
+    Part, Presence, Progress, QueueNames, Request, TargetOf, TargetResult, TraceParent,
 };
 
 use crate::samples::{
@@ -225,6 +225,48 @@ fn a_final_callback_and_the_answer_to_a_waiter() {
     let kind = CallbackKind::OnFinal { callback: None, ending };
     let expected = written(&message).replace("/on-final/my.cb1", "/on-final");
     check(&Callback { manifest: &manifest, kind, body }.encode(), &expected);
+}
+
+#[test]
+fn a_part_of_a_payload_and_the_callback_that_refers_to_it() {
+    let manifest = manifest();
+    let writer = "abcdefabcdefabcdefabcdefabcdefab".parse().unwrap();
+    let part = Part { writer, number: 7, body: Bytes::from_static(b"{\"a\":{}}") };
+    let message = part.clone().encode(&manifest.cid, manifest.run);
+    check(
+        &message,
+        "content_type: application/json\n\
+         correlation_id: 63e7c3a2ba616badecb125ce\n\
+         message_id: 63e7c3a2ba616badecb125ce/payload/abcdefabcdefabcdefabcdefabcdefab/7\n\
+         type: fanfare.payload-part\n\
+         fanfare-payload = \"abcdefabcdefabcdefabcdefabcdefab\"\n\
+         fanfare-payload-part = 7\n\
+         fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+         fanfare-version = 1\n\
+         {\"a\":{}}",
+    );
+    assert_eq!(Part::decode(&message).unwrap(), part);
+    let kind = CallbackKind::OnFinal { callback: Some(&manifest.on_final[0]), ending: Ending::default() };
+    let callback = Callback { manifest: &manifest, kind, body: Bytes::from_static(b"{}") }.encode();
+    let large = LargePayload { writer, parts: 8, bytes: 9_000_000 };
+    let expected = written(&callback).replace(
+        "\nfanfare-req-ts",
+        "\nfanfare-payload = \"abcdefabcdefabcdefabcdefabcdefab\"\nfanfare-payload-bytes = 9000000\n\
+         fanfare-payload-parts = 8\nfanfare-req-ts",
+    );
+    let referring = large.refer(callback);
+    check(&referring, &expected);
+    let invocation = Invocation::decode(&referring, &QueueNames::default()).unwrap();
+    assert_eq!(invocation.large, Some(large));
+    let queue = QueueNames::default().payload(&manifest.cid, manifest.run, writer);
+    assert_eq!(
+        queue.name,
+        "fanfare.payload.63e7c3a2ba616badecb125ce.0123456789abcdef0123456789abcdef.abcdefabcdefabcdefabcdefabcdefab"
+    );
+    let mut broken = referring.clone();
+    broken.headers.remove("fanfare-payload-parts");
+    let error = Invocation::decode(&broken, &QueueNames::default()).unwrap_err().to_string();
+    assert!(error.contains("fanfare-payload-parts"), "{error}");
 }
 
 #[test]
