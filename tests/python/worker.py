@@ -57,22 +57,28 @@ class Worker:
 
     def handler(self, queue, name, function):
         def handle(channel, method, properties, body):
+            read = None
             try:
-                self.handle(queue, name, function, properties, body)
+                read = self.handle(queue, name, function, properties, body)
             except (KeyError, TypeError, ValueError) as error:
                 self.park(queue, properties, body, f"malformed: {error!r}")
             channel.basic_ack(method.delivery_tag)  # only now: what follows from the message is safe
+            if read:
+                channel.queue_delete(read)  # and only after that: until then the message may come again
 
         return handle
 
     def handle(self, queue, name, function, properties, body):
+        """Returns the queue whose parts nobody needs any more, where there is one."""
         headers, requested = properties.headers, now()
         is_target = headers["fanfare-channel"] in ("fanout-call", "parallel-exec-call")
         own = f"{self.prefix}.agg.{properties.correlation_id}.{headers['fanfare-run']}"
         if is_target and properties.reply_to != own:
             raise ValueError(f"reply_to {properties.reply_to} is not {own}")
+        parts = None
         try:
-            response, exception = function(json.loads(body), properties), None
+            payload, parts = self.payload(properties, body)
+            response, exception = function(payload, properties), None
         except Exception:  # whatever happens, there is a result
             response, exception = None, traceback.format_exc()
         if is_target:
@@ -89,6 +95,25 @@ class Worker:
             self.answer(properties, result)
         elif exception:
             self.park(queue, properties, body, exception)
+        return None if exception else parts
+
+    def payload(self, properties, body):
+        """The payload of a message, and the queue that its parts are in where it is too large for one message."""
+        headers, payload = properties.headers, json.loads(body)
+        if "fanfare-payload" not in headers:
+            return payload, None
+        queue = f"{self.prefix}.payload.{properties.correlation_id}.{headers['fanfare-run']}.{headers['fanfare-payload']}"
+        payload["data"], number = {}, 0
+        reader = self.connection.channel()  # when it is closed, the parts go back: another attempt reads them again
+        while number < headers["fanfare-payload-parts"]:
+            method, part, entries = reader.basic_get(queue)
+            if method is None or part.headers["fanfare-payload-part"] > number:
+                raise LookupError(f"part {number} is held by another, or gone")
+            if part.headers["fanfare-payload-part"] == number:
+                payload["data"].update(json.loads(entries))
+                number += 1
+        reader.close()
+        return payload, queue
 
     def answer(self, request, result):
         copied = {name: request.headers[name] for name in ("fanfare-key", "fanfare-run") if name in request.headers}

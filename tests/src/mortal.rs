@@ -263,6 +263,11 @@ impl ConsumerChannel for MortalChannel {
         Ok(Consumer::new(tag, deliveries.boxed()))
     }
 
+    async fn get(&self, queue: &str) -> Result<Option<Delivery>, BrokerError> {
+        let got = self.held.life.take(Step::Prepare, self.inner.get(queue)).await?;
+        Ok(got.map(|delivery| self.held.hand_out(delivery)))
+    }
+
     async fn declare_exclusive(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
         self.held.life.take(Step::Prepare, self.inner.declare_exclusive(queue)).await
     }
@@ -336,6 +341,11 @@ impl Acknowledge for Held {
 
     async fn requeue(&self, tag: u64) {
         self.settle(tag, async |receipt| receipt.requeue().await).await;
+    }
+
+    fn is_live(&self, tag: u64) -> bool {
+        let receipt = self.deliveries().open.get(&tag).cloned();
+        receipt.is_some_and(|receipt| receipt.is_live())
     }
 }
 

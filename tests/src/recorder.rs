@@ -1,13 +1,17 @@
 use std::sync::Arc;
 
+use bytes::Bytes;
 use fanfare_broker::{Broker, Consumer, ConsumerChannel};
-use fanfare_protocol::{FinalPayload, Message, ServiceName, TargetResult};
+use fanfare_protocol::{
+    Assembly, FinalPayload, LargePayload, Message, Part, QueueNames, ServiceName, TargetResult,
+};
 
 use crate::{PATIENCE, Stack};
 
 /// Takes part as a service on the wire: records the messages of its queue as they are, and acks them.
 #[derive(Debug)]
 pub struct Recorder {
+    names: QueueNames,
     queue: String,
     broker: Arc<dyn Broker>,
     consumer: Consumer,
@@ -21,14 +25,14 @@ impl Recorder {
         let queue = stack.names().service(&service);
         let broker = stack.connect();
         broker.declare(&queue).await.expect("the queue can be declared");
-        Self::consume(broker, queue.name).await
+        Self::consume(stack, broker, queue.name).await
     }
 
     /// Consumes a queue that exists.
-    pub(crate) async fn consume(broker: Arc<dyn Broker>, queue: String) -> Self {
+    pub(crate) async fn consume(stack: &Stack, broker: Arc<dyn Broker>, queue: String) -> Self {
         let channel = broker.open().await.expect("a channel can be opened");
         let consumer = channel.consume(&queue, 1000).await.expect("the queue can be consumed");
-        Self { queue, broker, consumer, _channel: channel }
+        Self { names: stack.names().clone(), queue, broker, consumer, _channel: channel }
     }
 
     /// The next message.
@@ -46,7 +50,28 @@ impl Recorder {
     /// The next message, which is a final callback: its payload.
     pub async fn next_final(&mut self) -> FinalPayload {
         let message = self.next().await;
-        serde_json::from_slice(&message.body).expect("a final payload")
+        let body = self.payload_of(&message).await;
+        serde_json::from_slice(&body).expect("a final payload")
+    }
+
+    /// The payload of a final callback. Where that is in parts, they are taken, as a program in any language would.
+    ///
+    /// # Panics
+    /// Where they are not all there.
+    pub async fn payload_of(&self, message: &Message) -> Bytes {
+        let Some(large) = LargePayload::of(message).expect("it is well-formed") else {
+            return message.body.clone();
+        };
+        let (cid, run) = (message.cid().expect("it has a CID"), message.run().expect("it has a run"));
+        let queue = self.names.payload(&cid, run, large.writer).name;
+        let channel = self.broker.open().await.expect("a channel can be opened");
+        let mut assembly = Assembly::new(&message.body, large).expect("an object");
+        while let Some(delivery) = channel.get(&queue).await.expect("the parts are there") {
+            assembly.push(&Part::decode(&delivery.message).expect("a part").body);
+        }
+        channel.delete(&queue).await.expect("the queue can be deleted");
+        channel.close().await;
+        assembly.finish().expect("all of the payload")
     }
 
     /// The next message, which is an on-target callback: its result.

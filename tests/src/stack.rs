@@ -297,12 +297,12 @@ impl Stack {
     pub async fn record_parked(&self) -> Recorder {
         let broker = self.connect();
         broker.declare(&self.names.parked()).await.expect("the queue can be declared");
-        Recorder::consume(broker, self.names.parked().name).await
+        Recorder::consume(self, broker, self.names.parked().name).await
     }
 
     /// Records the messages of a queue that exists.
     pub async fn record_queue(&self, queue: &str) -> Recorder {
-        Recorder::consume(self.connect(), queue.to_owned()).await
+        Recorder::consume(self, self.connect(), queue.to_owned()).await
     }
 
     /// Publishes a message as it is, as a foreign program might.

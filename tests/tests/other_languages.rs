@@ -15,6 +15,7 @@ on_rabbitmq!(
     a_python_worker_serves_half_of_the_targets,
     a_python_worker_answers_for_failures_and_malformed_messages,
     a_python_callback_is_given_the_protocols_messages,
+    a_python_callback_reads_a_large_payload_from_its_parts,
     a_python_publisher_invokes_rust_and_python_services,
     a_python_publisher_sends_nothing_where_a_service_is_unknown,
 );
@@ -164,6 +165,28 @@ async fn a_python_callback_is_given_the_protocols_messages(stack: Stack) {
     let expected = json!({"source": "my.source", "req_ts_utc": requested, "on_target": ["python.log"],
         "on_final": ["python.log"], "data": {"python.title": result["payload"]}});
     assert_eq!(payload["payload"], expected);
+    stack.ended([&accepted], coordinator).await;
+}
+
+async fn a_python_callback_reads_a_large_payload_from_its_parts(stack: Stack) {
+    const TARGETS: usize = 40;
+    let mut python = PythonWorker::start(&stack).await;
+    let _rust = stack.worker([services::echo()]).await;
+    let mut config = stack.coordinator_config();
+    config.limits.large_payload_bytes = 2_000;
+    let coordinator = stack.coordinator_with(config);
+    let targets = (0..TARGETS).map(|n| Target::new("test.echo", n).key(format!("ключ {n}")));
+    let fanout = targets.fold(stack.publisher().fanout("my.source"), Fanout::add);
+    let accepted = fanout.on_final("python.log").invoke().await.expect("accepted");
+    let logged = python.next_logged().await;
+    let data = logged["payload"]["data"].as_object().expect("an object");
+    let keys: Vec<&str> = data.keys().map(String::as_str).collect();
+    assert_eq!((keys.len(), &logged["payload"]["data"]["ключ 17"]["response"]), (TARGETS, &json!(17)));
+    let headers = &logged["properties"]["headers"];
+    assert!(headers["fanfare-payload-parts"].as_u64() > Some(1), "{headers}");
+    let writer =
+        headers["fanfare-payload"].as_str().and_then(|writer| writer.parse().ok()).expect("a writer");
+    stack.queue_is_gone(&stack.names().payload(&accepted.cid, accepted.run, writer).name).await;
     stack.ended([&accepted], coordinator).await;
 }
 

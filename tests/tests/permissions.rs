@@ -56,6 +56,8 @@ async fn each_role_works_with_its_own_user() {
         };
         // Manifests are renewed, by the coordinator's user.
         config.limits.renewal = Duration::from_millis(400);
+        // It declares the queues of the final payloads' parts, and the worker reads and deletes them.
+        config.limits.large_payload_bytes = 1;
         let coordinator = Coordinator::new(broker.of("coordinator"), Arc::new(System), config);
         let coordinator_task = tokio::spawn(coordinator.run_until(stop.clone().cancelled_owned()));
         let admin = broker.admin();
@@ -134,27 +136,29 @@ async fn each_role_works_with_its_own_user() {
 async fn no_role_can_read_delete_or_configure_what_is_anothers() {
     with_definitions(async |broker| {
         let admin = broker.admin();
-        for (queue, kind) in [(service_queue("a"), "quorum"), ("fanfare.agg.c.r".to_owned(), "classic")] {
-            admin.declare(&queue_of(&queue, kind)).await.expect("it is declared");
+        let (aggregation, payload, shard) = ("fanfare.agg.c.r", "fanfare.payload.c.r.w", "fanfare.shard.0");
+        for (queue, kind) in
+            [(&*service_queue("a"), "quorum"), (aggregation, "classic"), (payload, "classic")]
+        {
+            admin.declare(&queue_of(queue, kind)).await.expect("it is declared");
         }
         let service = service_queue("a");
-        let (aggregation, shard) = ("fanfare.agg.c.r", "fanfare.shard.0");
         admin.declare(&QueueNames::default().shard(0)).await.expect("it is declared");
         let (fanin, dead, parked) = ("fanfare.fanin", "fanfare.dead", "fanfare.parked");
         let service = service.as_str();
         for (role, unreadable, untouchable) in [
             (
                 "publisher",
-                vec![service, aggregation, shard, fanin, dead, parked],
-                vec![service, shard, fanin, dead, parked],
+                vec![service, aggregation, payload, shard, fanin, dead, parked],
+                vec![service, payload, shard, fanin, dead, parked],
             ),
             (
                 "worker",
                 vec![aggregation, shard, fanin, dead, parked],
                 vec![aggregation, shard, fanin, dead, parked],
             ),
-            ("coordinator", vec![service, parked], vec![service]),
-            ("operator", vec![service, aggregation, fanin, dead], vec![]),
+            ("coordinator", vec![service, payload, parked], vec![service]),
+            ("operator", vec![service, aggregation, payload, fanin, dead], vec![]),
         ] {
             let user = broker.of(role);
             for queue in unreadable {
@@ -186,7 +190,7 @@ async fn no_role_can_read_delete_or_configure_what_is_anothers() {
                 }
             }
         }
-        for queue in [service, aggregation, shard, fanin, dead, parked] {
+        for queue in [service, aggregation, payload, shard, fanin, dead, parked] {
             assert!(admin.exists(queue).await.expect("the broker answers"), "{queue} is still there");
         }
     })

@@ -27,11 +27,7 @@ async fn a_fan_out_ends(stack: Stack) {
         assert_eq!(called.next_result().await.response::<String>().expect("it answered"), response);
     }
     let payload = done.next_final().await;
-    assert_eq!(payload.data.len(), TARGETS);
-    let left_out = payload.failures().filter(|failure| failure.exception.contains("was left out")).count();
-    assert_eq!(payload.failures().count(), left_out);
-    let answered = payload.data.iter().filter(|(_, result)| result.ok).count();
-    assert!(answered > 0 && answered + left_out == TARGETS, "{answered} and {left_out}");
+    assert_eq!((payload.data.len(), payload.failures().count()), (TARGETS, 0));
     stack.ended([&accepted], coordinator).await;
     assert_eq!(done.rest().await, []);
     assert_eq!(called.rest().await, []);

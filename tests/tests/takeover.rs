@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanfare_broker::Broker;
-use fanfare_coordinator::Config;
+use fanfare_coordinator::{Config, Limits};
 use fanfare_protocol::{FinalPayload, Manifest, Message, QueueSpec, RunId};
 use fanfare_publisher::{Accepted, Publisher, QueueType, Target};
 use fanfare_tests::{
@@ -18,6 +18,8 @@ on_both_brokers!(
     a_crash_after_any_step_is_made_good_by_the_next_coordinator,
     a_crash_before_any_step_is_made_good_by_a_standby,
     a_crash_after_any_step_is_made_good_by_a_standby,
+    a_crash_before_any_step_of_sending_a_payload_in_parts_is_made_good,
+    a_crash_after_any_step_of_sending_a_payload_in_parts_is_made_good,
     a_queue_that_comes_back_from_its_deletion_ends_no_fan_out_twice,
     a_queue_that_comes_back_empty_after_its_coordinators_death_ends_no_fan_out_twice,
 );
@@ -25,6 +27,7 @@ on_both_brokers!(
 in_shards!(
     a_crash_before_any_step_is_made_good_by_the_next_coordinator,
     a_crash_after_any_step_is_made_good_by_the_next_coordinator,
+    a_crash_after_any_step_of_sending_a_payload_in_parts_is_made_good,
 );
 
 /// Steps that a coordinator takes for the smallest fan-out of these tests at least: a run that took fewer is not what the
@@ -53,6 +56,14 @@ async fn a_crash_before_any_step_is_made_good_by_a_standby(stack: Stack) {
 
 async fn a_crash_after_any_step_is_made_good_by_a_standby(stack: Stack) {
     Scene::new(stack).await.crash_at_every_step(Successor::StandsBy, true).await;
+}
+
+async fn a_crash_before_any_step_of_sending_a_payload_in_parts_is_made_good(stack: Stack) {
+    Scene::new(stack).await.in_parts().crash_at_every_step(Successor::Starts, false).await;
+}
+
+async fn a_crash_after_any_step_of_sending_a_payload_in_parts_is_made_good(stack: Stack) {
+    Scene::new(stack).await.in_parts().crash_at_every_step(Successor::Starts, true).await;
 }
 
 async fn a_queue_that_comes_back_from_its_deletion_ends_no_fan_out_twice(stack: Stack) {
@@ -126,6 +137,8 @@ struct Scene {
     /// Runs whose manifest may be parked, once: it was left without its queue, and nobody can tell from that whether the fan-out
     /// has completed. A broker may hand one out again as late as during the next fan-out.
     without_queue: BTreeSet<RunId>,
+    /// Above which a final payload travels in parts.
+    large_payload_bytes: usize,
 }
 
 const KEYS: [&str; 3] = ["a", "b", "c"];
@@ -139,8 +152,14 @@ impl Scene {
             last: stack.record("my.last").await,
             parked: stack.record_parked().await,
             without_queue: BTreeSet::new(),
+            large_payload_bytes: Limits::default().large_payload_bytes,
             stack,
         }
+    }
+
+    /// The same with final payloads in parts of one result each.
+    fn in_parts(self) -> Self {
+        Self { large_payload_bytes: 1, ..self }
     }
 
     async fn crash_at_every_step(mut self, successor: Successor, takes_effect: bool) {
@@ -263,6 +282,7 @@ impl Scene {
         let mut config = self.stack.coordinator_config();
         config.limits.calls_at_risk = 2;
         config.limits.fence_again = Duration::from_millis(200);
+        config.limits.large_payload_bytes = self.large_payload_bytes;
         config.absence_pause = Duration::from_millis(50);
         // No result is sent before its manifest is there. What waits for one is left from where a coordinator has died.
         config.shard_limits.patience = Duration::from_millis(50);
@@ -307,23 +327,23 @@ impl Scene {
         let finals = ["my.both", "my.last"].map(|name| format!("{cid}/on-final/{name}"));
         let calls = [0, 1, 2].map(|place| format!("{cid}/{place}/on-target/my.both"));
 
-        let mut bodies: BTreeMap<&str, Vec<&Bytes>> = BTreeMap::new();
+        let mut bodies: BTreeMap<&str, Vec<Bytes>> = BTreeMap::new();
         for message in both.iter().chain(&last) {
             assert_eq!(message.run(), Ok(accepted.run), "a repeat carries the same run");
-            bodies.entry(id(message)).or_default().push(&message.body);
+            bodies.entry(id(message)).or_default().push(self.last.payload_of(message).await);
         }
         let mut expected: Vec<&str> = finals.iter().chain(&calls).map(String::as_str).collect();
         expected.sort_unstable();
         assert_eq!(bodies.keys().copied().collect::<Vec<_>>(), expected);
         for (id, bodies) in &bodies {
-            assert!(bodies.iter().all(|body| *body == bodies[0]), "{id} repeats with other bytes");
+            assert!(bodies.iter().all(|body| body == &bodies[0]), "{id} repeats with other bytes");
             assert!(died || bodies.len() == 1, "{id} came {} times without any crash", bodies.len());
         }
         let first = |id: &str| both.iter().position(|message| self::id(message) == id);
         for call in &calls {
             assert!(first(call) < first(&finals[0]), "{call} comes after the final callback");
         }
-        for body in [bodies[finals[0].as_str()][0], bodies[finals[1].as_str()][0]] {
+        for body in [&bodies[finals[0].as_str()][0], &bodies[finals[1].as_str()][0]] {
             let payload: FinalPayload = serde_json::from_slice(body).expect("a final payload");
             let answers: Vec<_> = KEYS.iter().map(|key| payload.get::<String>(key)).collect();
             assert!(answers.iter().zip(KEYS).all(|(answer, key)| matches!(answer, Ok(is) if is == key)));

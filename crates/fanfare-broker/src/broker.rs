@@ -145,6 +145,14 @@ pub trait ConsumerChannel: Send + Sync + fmt::Debug {
     /// [`BrokerError::NoQueue`], or an outage.
     async fn consume(&self, queue: &str, prefetch: u16) -> Result<Consumer, BrokerError>;
 
+    /// Takes the next message of a queue, where there is one, without a consumer. No prefetch bounds what is taken in this way.
+    ///
+    /// Where the future is dropped, a message may have been taken that nobody sees; it goes back when the channel ends.
+    ///
+    /// # Errors
+    /// [`BrokerError::NoQueue`], or an outage. Either ends the channel.
+    async fn get(&self, queue: &str) -> Result<Option<Delivery>, BrokerError>;
+
     /// Declares an exclusive queue, which lives as long as the connection of this channel.
     ///
     /// # Errors
@@ -251,6 +259,12 @@ impl Receipt {
         self.channel.requeue(self.tag).await;
     }
 
+    /// Whether an answer may still reach the broker. Where it may not, the broker has taken the message back, or is about to.
+    #[must_use]
+    pub fn is_live(&self) -> bool {
+        self.channel.is_live(self.tag)
+    }
+
     /// Tells a [`Subscription`](crate::Subscription) that the delivery will be held for long, so that it makes room
     /// for others beside it. Elsewhere this does nothing. The hold ends when it is dropped.
     #[must_use]
@@ -279,6 +293,8 @@ pub trait Acknowledge: Send + Sync + fmt::Debug {
     async fn ack(&self, tag: u64);
     /// Puts one delivery back into its queue.
     async fn requeue(&self, tag: u64);
+    /// Whether the channel has not ended, and the delivery is not answered.
+    fn is_live(&self, tag: u64) -> bool;
     /// One more delivery is held for long.
     fn hold(&self, _tag: u64) {}
     /// A delivery is no longer held for long.

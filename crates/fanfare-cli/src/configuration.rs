@@ -115,6 +115,8 @@ pub(crate) struct Worker {
     pub(crate) prefetch: Option<u16>,
     pub(crate) shutdown_deadline: Option<Written>,
     pub(crate) redelivery_limit: Option<u32>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
+    pub(crate) most_payload_bytes: Option<usize>,
     pub(crate) stock: Option<bool>,
     pub(crate) listen: Option<Address>,
 }
@@ -129,6 +131,8 @@ pub(crate) struct Coordinator {
     pub(crate) renewal: Option<Written>,
     #[serde(default, deserialize_with = "numbers::deserialize")]
     pub(crate) calls_at_risk: Option<usize>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
+    pub(crate) large_payload_bytes: Option<usize>,
     pub(crate) accept_users: Option<BTreeSet<String>>,
     pub(crate) shutdown_deadline: Option<Written>,
     pub(crate) listen: Option<Address>,
@@ -370,6 +374,7 @@ mod tests {
             prefetch = 8
             shutdown_deadline = "1m"
             redelivery_limit = 50
+            most_payload_bytes = 100000000
             stock = false
             listen = "127.0.0.1:9465"
             [coordinator]
@@ -377,6 +382,7 @@ mod tests {
             channels = 4
             renewal = "5m"
             calls_at_risk = 20
+            large_payload_bytes = 1000000
             accept_users = ["shop", "fanfare-worker"]
             shutdown_deadline = "10s"
             listen = "[::1]:9464"

@@ -46,6 +46,11 @@ pub(crate) struct CoordinatorArguments {
     #[arg(long, env = "FANFARE_COORDINATOR_CALLS_AT_RISK", value_name = "N", value_parser = numbers::parse::<usize>)]
     calls_at_risk: Option<usize>,
 
+    /// Bytes of a final payload above which it travels in parts, each a message of its own [default: 16711680, as many as fit
+    /// into a message everywhere]
+    #[arg(long, env = "FANFARE_COORDINATOR_LARGE_PAYLOAD_BYTES", value_name = "N", value_parser = numbers::parse::<usize>)]
+    large_payload_bytes: Option<usize>,
+
     /// Accepts manifests of this user only, by the user_id that the broker has checked; repeatable, or divided by commas. The
     /// others are parked. It needs --user-id, and includes it
     #[arg(
@@ -74,6 +79,8 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
     let renewal = arguments.renewal.or(file.renewal.map(|written| written.0));
     let stop_within = arguments.shutdown_deadline.or(file.shutdown_deadline.map(|written| written.0));
     let calls_at_risk = arguments.calls_at_risk.or(file.calls_at_risk);
+    let large_payload_of_file = arguments.large_payload_bytes.is_none() && file.large_payload_bytes.is_some();
+    let large_payload_bytes = arguments.large_payload_bytes.or(file.large_payload_bytes);
     let accepted_users = match arguments.accept_users {
         users if users.is_empty() => file.accept_users.clone(),
         users => Some(users.into_iter().collect()),
@@ -82,6 +89,7 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
         limits: CoordinatorLimits {
             renewal: renewal.unwrap_or(defaults.limits.renewal),
             calls_at_risk: calls_at_risk.unwrap_or(defaults.limits.calls_at_risk),
+            large_payload_bytes: large_payload_bytes.unwrap_or(defaults.limits.large_payload_bytes),
             ..defaults.limits
         },
         consumer_timeout: settings.consumer_timeout.unwrap_or(defaults.consumer_timeout),
@@ -121,6 +129,10 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
         Err(CoordinatorError::Setting { setting, value, rule }) => Err(Failure::bad_input(match setting {
             "limits.renewal" if renewal_of_file => wrong(settings, "renewal", &value, rule),
             "accepted_users" if users_of_file => wrong(settings, "accept_users", &value, rule),
+            "limits.large_payload_bytes" if large_payload_of_file => {
+                wrong(settings, "large_payload_bytes", &value, rule)
+            }
+            "limits.large_payload_bytes" => anyhow!("--large-payload-bytes {value} is not allowed: {rule}"),
             "limits.renewal" => anyhow!("--renewal {value} is not allowed: {rule}"),
             "accepted_users" => anyhow!("--accept-user {value} is not allowed: {rule}"),
             other => anyhow!("{other} = {value} is not allowed: {rule}"),

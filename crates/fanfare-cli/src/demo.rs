@@ -17,8 +17,8 @@ use crate::exit::{Exit, Failure, print};
 use crate::settings::Settings;
 use crate::signals::Signals;
 
-/// Files of one fan-out. Its final payload holds what was found out about all of them and has to fit into one message, so
-/// that more files than these are counted by several fan-outs, one after the other.
+/// Files of one fan-out. Its final payload holds what was found out about all of them, and is put together in memory, so that more
+/// files than these are counted by several fan-outs, one after the other.
 const FILES_OF_ONE_FANOUT: usize = 5_000;
 
 #[derive(Debug, Args)]

@@ -61,6 +61,11 @@ pub(crate) struct WorkerArguments {
     #[arg(long, env = "FANFARE_WORKER_REDELIVERY_LIMIT", value_name = "N", value_parser = numbers::parse_any::<u32>)]
     redelivery_limit: Option<u32>,
 
+    /// Bytes of the largest final payload that is put together where it came in parts. Each that is run takes up a few times as
+    /// much memory [default: 268435456]
+    #[arg(long, env = "FANFARE_WORKER_MOST_PAYLOAD_BYTES", value_name = "N", value_parser = numbers::parse::<usize>)]
+    most_payload_bytes: Option<usize>,
+
     /// How long it may take to finish when it is to stop [default: 30s]
     #[arg(long, env = "FANFARE_WORKER_SHUTDOWN_DEADLINE", value_name = "DURATION", value_parser = durations::parse)]
     shutdown_deadline: Option<Duration>,
@@ -85,6 +90,10 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
             .redelivery_limit
             .or(file.redelivery_limit)
             .unwrap_or(defaults.redelivery_limit),
+        most_payload_bytes: arguments
+            .most_payload_bytes
+            .or(file.most_payload_bytes)
+            .unwrap_or(defaults.most_payload_bytes),
         name: Some(identity::name()),
     };
     let stock = !arguments.no_stock && file.stock.unwrap_or(true);

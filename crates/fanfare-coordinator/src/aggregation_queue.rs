@@ -246,6 +246,7 @@ mod tests {
             environment: Arc::new(System),
             names: QueueNames::default(),
             absence_pause: PAUSE,
+            replicated_payloads: false,
         };
         let mut consumed = AggregationQueue::open(outbox, queue.name.clone(), window);
         assert!(matches!(consumed.next().await, Heard::Opened));

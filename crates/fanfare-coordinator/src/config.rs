@@ -4,7 +4,7 @@ use std::time::Duration;
 use fanfare_broker::{BrokerError, absence, consumer_timeout};
 use fanfare_fanin::Limits;
 use fanfare_protocol::QueueNames;
-use fanfare_protocol::limits::SHARDS;
+use fanfare_protocol::limits::{MESSAGE_BYTES, SHARDS};
 
 /// How a coordinator works. The defaults suit most.
 #[derive(Debug, Clone)]
@@ -28,6 +28,9 @@ pub struct Config {
     pub shards: u32,
     /// What one shard may hold, and for how long.
     pub shard_limits: ShardSettings,
+    /// Whether the queues that large final payloads travel in are replicated over the nodes of a cluster, as aggregation queues
+    /// can be. False.
+    pub replicated_payloads: bool,
     /// The users whose manifests are accepted, by the `user_id` that the broker has checked; manifests of others, and those
     /// without one, are parked. So are requests to cancel accepted, and else refused. None, which is the default, accepts all. Publishers must be told to set theirs before.
     pub accepted_users: Option<BTreeSet<String>>,
@@ -53,6 +56,7 @@ impl Default for Config {
             most_channels: 100,
             shards: 0,
             shard_limits: ShardSettings::default(),
+            replicated_payloads: false,
             accepted_users: None,
             user_id: None,
             absence_pause: absence::PAUSE,
@@ -137,6 +141,10 @@ impl Config {
         if limits.results_held >= usize::from(limits.window) {
             let rule = "it must be smaller than limits.window, or no checkpoint is ever written";
             return setting("limits.results_held", limits.results_held.to_string(), rule);
+        }
+        if !(1..=MESSAGE_BYTES).contains(&limits.large_payload_bytes) {
+            let rule = "give 1 to 16711680 bytes, which fit into a message everywhere";
+            return setting("limits.large_payload_bytes", limits.large_payload_bytes.to_string(), rule);
         }
         if self.shards > SHARDS {
             return setting(

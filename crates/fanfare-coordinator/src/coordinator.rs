@@ -70,8 +70,13 @@ impl Coordinator {
     /// A coordinator on a broker. It does nothing before [`run_until`](Self::run_until).
     #[must_use]
     pub fn new(broker: Arc<dyn Broker>, environment: Arc<dyn Environment>, config: Config) -> Self {
-        let outbox =
-            Outbox { broker, environment, names: config.names.clone(), absence_pause: config.absence_pause };
+        let outbox = Outbox {
+            broker,
+            environment,
+            names: config.names.clone(),
+            absence_pause: config.absence_pause,
+            replicated_payloads: config.replicated_payloads,
+        };
         let parking = TaskTracker::new();
         let (handle, inquired) = Handle::new();
         let messenger = Messenger::new(outbox.clone(), parking.clone());

@@ -23,6 +23,7 @@ use crate::delivery::Tag;
 use crate::inquiry::Question;
 use crate::messenger::Messenger;
 use crate::outbox::{Outbox, Outcome};
+use crate::parts;
 use crate::records::Record;
 use crate::telemetry;
 use crate::trust::Trust;
@@ -287,11 +288,10 @@ impl FanOut {
 
     fn publish(&mut self, id: PublicationId, publication: Publication) {
         let kind = telemetry::kind_of(&publication);
-        let (queue, message, absence) =
-            addressed(self.machine.manifest(), publication, &self.outbox, &self.trust);
+        let letter = addressed(self.machine.manifest(), publication, &self.outbox, &self.trust);
         let outbox = self.outbox.clone();
         self.publishing.push(Box::pin(async move {
-            let outcome = outbox.publish(&queue, message, absence).await;
+            let outcome = parts::send(&outbox, letter).await;
             if outcome == Outcome::Safe {
                 telemetry::published(kind);
             }
@@ -313,7 +313,7 @@ impl FanOut {
 /// What has become of a publication, as the machine takes it.
 fn event_of_publication((id, outcome): (PublicationId, Outcome)) -> Event<Tag> {
     match outcome {
-        Outcome::Safe => Event::Confirmed(id),
+        Outcome::Safe | Outcome::Gone => Event::Confirmed(id),
         Outcome::TooLarge(most) => Event::TooLarge { id, most },
     }
 }

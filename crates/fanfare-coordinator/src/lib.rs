@@ -33,6 +33,7 @@ mod inquiry;
 mod members;
 mod messenger;
 mod outbox;
+mod parts;
 mod records;
 mod shard;
 mod shards;

@@ -15,7 +15,7 @@ pub(crate) enum Absence {
     Parks,
     /// A caller who no longer waits: the message is dropped.
     Drops,
-    /// A fan-out that has ended, and needs this message no more: it is dropped once the absence is proven.
+    /// A queue without which nobody needs this message: it is dropped once the absence is proven.
     Late,
     /// The fan-out's own queue: its consumer learns of it, so this waits to be told.
     Waits,
@@ -26,8 +26,10 @@ pub(crate) enum Absence {
 /// What became of a message, at last.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// It is safe, or as good as: nobody is there any more whom it could reach.
+    /// It is safe.
     Safe,
+    /// It is dropped, with its queue gone: nobody is there any more whom it could reach.
+    Gone,
     /// It is in no queue, and never will be: the broker takes bodies of so many bytes. The protocol's own limit is kept to by
     /// all that a coordinator publishes; this is an operator's, which is lower.
     TooLarge(usize),
@@ -40,6 +42,8 @@ pub(crate) struct Outbox {
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) names: QueueNames,
     pub(crate) absence_pause: Duration,
+    /// See [`Config::replicated_payloads`](crate::Config::replicated_payloads).
+    pub(crate) replicated_payloads: bool,
 }
 
 impl Outbox {
@@ -53,7 +57,7 @@ impl Outbox {
                 Err(error) => error,
             };
             match (&error, absence) {
-                (PublishError::Unroutable(_), Absence::Drops) => return Outcome::Safe,
+                (PublishError::Unroutable(_), Absence::Drops) => return Outcome::Gone,
                 (PublishError::Unroutable(_), Absence::Parks) if self.is_gone(queue).await => {
                     tracing::warn!(
                         queue,
@@ -67,12 +71,12 @@ impl Outbox {
                     return Outcome::Safe;
                 }
                 (PublishError::Unroutable(_), Absence::Late) if self.is_gone(queue).await => {
-                    return Outcome::Safe;
+                    return Outcome::Gone;
                 }
                 (PublishError::Unroutable(_), Absence::Declares) => self.declare_own(queue).await,
                 (PublishError::TooLarge { most, .. }, _) => {
                     let message_id = message.properties.message_id.as_deref();
-                    tracing::error!(queue, message_id, %error, "a message is too large for this broker: raise its max_message_msize");
+                    tracing::error!(queue, message_id, %error, "a message is too large for this broker: raise its max_message_size");
                     return Outcome::TooLarge(*most);
                 }
                 _ => {}

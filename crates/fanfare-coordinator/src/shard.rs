@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::addressing::addressed;
+use crate::addressing::{Letter, addressed};
 use crate::aggregation_queue::{consume, is_gone_at_once};
 use crate::deadline::deadline;
 use crate::ended::LatelyEnded;
@@ -29,6 +29,7 @@ use crate::inquiry::Question;
 use crate::members::HEARTBEAT;
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
+use crate::parts;
 use crate::records::Record;
 use crate::telemetry;
 use crate::trust::Trust;
@@ -236,7 +237,7 @@ impl Hold<'_> {
 
     fn published(&mut self, id: ShardPublicationId, outcome: Outcome) {
         self.handle(match outcome {
-            Outcome::Safe => ShardEvent::Confirmed(id),
+            Outcome::Safe | Outcome::Gone => ShardEvent::Confirmed(id),
             Outcome::TooLarge(most) => ShardEvent::TooLarge { id, most },
         });
     }
@@ -334,9 +335,9 @@ impl Hold<'_> {
     fn publish(&mut self, id: ShardPublicationId, publication: ShardPublication) {
         let outbox = self.task.messenger.outbox.clone();
         let shard = &self.task.queue.name;
-        let to_shard = |message| (shard.clone(), message, Absence::Waits);
+        let to_shard = |message| Letter::new(shard.clone(), message, Absence::Waits);
         let mut kind = None;
-        let (queue, message, absence) = match publication {
+        let letter = match publication {
             ShardPublication::Of(manifest, publication) => {
                 kind = telemetry::kind_of(&publication);
                 addressed(&manifest, publication, &outbox, &self.task.trust)
@@ -346,7 +347,7 @@ impl Hold<'_> {
             ShardPublication::Again(message) => to_shard(message.anew()),
         };
         self.publishing.push(Box::pin(async move {
-            let outcome = outbox.publish(&queue, message, absence).await;
+            let outcome = parts::send(&outbox, letter).await;
             if outcome == Outcome::Safe {
                 telemetry::published(kind);
             }

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use fanfare_protocol::{Cancellation, Checkpoint, Ending, Fence, TraceParent};
+use fanfare_protocol::{Cancellation, Checkpoint, Ending, Fence, FinalBody, TraceParent};
 
 /// Something the coordinator has to do, in the order given.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,7 +56,7 @@ pub enum Publication {
         /// Its place in the manifest's `on_final`.
         callback: usize,
         /// The final payload.
-        body: Bytes,
+        body: FinalBody,
         /// How the fan-out came to its end.
         ending: Ending,
         /// The spans of targets that its span links to.
@@ -65,7 +65,7 @@ pub enum Publication {
     /// To the caller who waits. If the queue is gone, so is the caller, and that counts as confirmed.
     Waiter {
         /// The final payload.
-        body: Bytes,
+        body: FinalBody,
         /// How the fan-out came to its end.
         ending: Ending,
     },

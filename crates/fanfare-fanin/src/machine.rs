@@ -54,6 +54,9 @@ pub struct Limits {
     pub renewal: Duration,
     /// After which a fence that has not been read back is published again.
     pub fence_again: Duration,
+    /// Bytes of a final payload above which it travels in parts. [`limits::MESSAGE_BYTES`] at most, which is the default: readers
+    /// that know of no parts then meet them only where one message is impossible.
+    pub large_payload_bytes: usize,
 }
 
 impl Default for Limits {
@@ -64,6 +67,7 @@ impl Default for Limits {
             window: 4_000,
             renewal: Duration::from_secs(10 * 60),
             fence_again: Duration::from_secs(30),
+            large_payload_bytes: limits::MESSAGE_BYTES,
         }
     }
 }

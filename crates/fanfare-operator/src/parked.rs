@@ -7,7 +7,7 @@ use std::time::Duration;
 use fanfare_broker::{
     Backoff, BrokerError, Consumer, ConsumerChannel, Delivery, PublishError, QueueState, Receipt,
 };
-use fanfare_protocol::{Cid, Message, QueueNames, RunId, ServiceName, WireTime, header};
+use fanfare_protocol::{Cid, LargePayload, Message, QueueNames, RunId, ServiceName, WireTime, header};
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -185,7 +185,7 @@ impl Operator {
         Ok(replayed)
     }
 
-    /// Drops parked messages for good, and returns which.
+    /// Drops parked messages for good, with the parts of their payloads, and returns which.
     ///
     /// # Errors
     /// Where the queue cannot be consumed to its end: what was dropped by then is in the log.
@@ -194,11 +194,28 @@ impl Operator {
         let mut look = Look::begin(self, query).await?;
         while let Some((parked, delivery)) = look.next().await? {
             look.settle(&delivery.receipt).await;
+            self.drop_parts(&delivery.message).await;
             tracing::info!(id = parked.id, reason = parked.reason, "a parked message is dropped");
             purged.push(parked);
         }
         look.end().await;
         Ok(purged)
+    }
+
+    /// Deletes the parts of a final payload that a message refers to, unless somebody is reading them, who was handed the same
+    /// message. What stays goes by itself, since nobody uses it.
+    async fn drop_parts(&self, message: &Message) {
+        let (Ok(Some(large)), Ok(cid), Ok(run)) = (LargePayload::of(message), message.cid(), message.run())
+        else {
+            return;
+        };
+        let queue = self.config.names.payload(&cid, run, large.writer).name;
+        let all = |state: &QueueState| state.messages >= large.parts as u64;
+        if let Ok(Some(_)) = self.broker.inspect(&queue).await.map(|state| state.filter(all))
+            && let Err(error) = self.broker.delete(&queue).await
+        {
+            tracing::warn!(queue, %error, "the parts of a payload are left to expire");
+        }
     }
 
     async fn put_back(&self, parked: &Parked, message: Message) -> Result<(), ReplayError> {

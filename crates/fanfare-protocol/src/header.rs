@@ -40,6 +40,15 @@ pub const PARKED_USER: &str = "fanfare-parked-user";
 pub const TARGETS: &str = "fanfare-targets";
 /// On a final callback: how many of its targets failed.
 pub const FAILED: &str = "fanfare-failed";
+/// On a final callback whose payload is in parts, and on each part: who wrote them; see
+/// [`LargePayload`](crate::LargePayload).
+pub const PAYLOAD: &str = "fanfare-payload";
+/// On such a callback: how many parts there are.
+pub const PAYLOAD_PARTS: &str = "fanfare-payload-parts";
+/// On such a callback: bytes of the whole payload.
+pub const PAYLOAD_BYTES: &str = "fanfare-payload-bytes";
+/// On a part: its number, from 0.
+pub const PAYLOAD_PART: &str = "fanfare-payload-part";
 /// Set by a broker that dead-letters: where and why the message died, the latest death first.
 pub const DEATHS: &str = "x-death";
 /// Set by a broker that dead-letters: why the message died first.
@@ -61,6 +70,8 @@ pub const TYPE_RESULT: &str = "fanfare.result";
 pub const TYPE_MANIFEST: &str = "fanfare.manifest";
 /// `type` of a callback message.
 pub const TYPE_CALLBACK: &str = "fanfare.callback";
+/// `type` of a part of a final payload.
+pub const TYPE_PAYLOAD_PART: &str = "fanfare.payload-part";
 /// `type` of what tells a waiting caller how far its fan-out has come.
 pub const TYPE_PROGRESS: &str = "fanfare.progress";
 /// `type` of a checkpoint.

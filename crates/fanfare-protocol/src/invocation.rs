@@ -4,7 +4,7 @@ use crate::message::{Message, Properties};
 use crate::name::{Cid, RunId, ServiceName, Source, TargetKey};
 use crate::queue::QueueNames;
 use crate::result::place_of;
-use crate::{Channel, Malformed, Metadata, TraceParent, WireTime, header};
+use crate::{Channel, LargePayload, Malformed, Metadata, TraceParent, WireTime, header};
 
 /// A message of a service queue, decoded: a request or a callback message.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +33,9 @@ pub struct Invocation {
     pub links: Vec<TraceParent>,
     /// Where the result goes; none where nobody waits for one.
     pub reply: Option<ReplyAddress>,
+    /// Of a final callback whose payload is too large for one message: where it is. The body is the payload without its `data`
+    /// then.
+    pub large: Option<LargePayload>,
     /// The payload.
     pub body: Bytes,
 }
@@ -129,6 +132,7 @@ impl Invocation {
             traceparent: TraceParent::of(message),
             links: TraceParent::links_of(message),
             reply,
+            large: LargePayload::of(message)?.filter(|_| channel == Channel::FanoutOnFinal),
             body: message.body.clone(),
         })
     }

@@ -8,7 +8,8 @@
 //! - [`queue`]: the queues and exchanges, their names and their arguments.
 //! - [`message`]: a broker-neutral message: properties, headers, body.
 //! - [`Request`], [`Callback`]: what a service queue holds; [`Invocation`] is either of them, decoded.
-//! - [`TargetResult`]: what a target answered; [`FinalPayload`]: what a final callback receives.
+//! - [`TargetResult`]: what a target answered; [`FinalPayload`]: what a final callback receives, and [`FinalBody`] how it gets
+//!   there: whole, or where it is too large for a message, as a [`LargePayload`] of [`Part`]s.
 //! - [`Manifest`]: the message that commits a fan-out, with the [`CompletionPolicy`] that it may have.
 //! - [`Checkpoint`], [`Fence`], [`Ended`], [`Sentinel`]: what lies among the results for coordinators.
 //! - [`TraceParent`]: where a message belongs in a distributed trace.
@@ -24,8 +25,10 @@ mod completion;
 mod coordination;
 mod crc32;
 mod explain;
+mod final_body;
 pub mod header;
 mod invocation;
+mod large_payload;
 mod lately;
 pub mod limits;
 mod manifest;
@@ -52,14 +55,16 @@ pub use explain::{
     AtWorker, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, MissingTarget, RespondedTarget,
     WorkerAnswer,
 };
+pub use final_body::{FinalBody, FinalPayloadBuilder, Parts};
 pub use invocation::{Invocation, MalformedInvocation, ReplyAddress};
+pub use large_payload::{Assembly, LargePayload, Part};
 pub use lately::{Lately, RecentFailure, Totals};
 pub use manifest::{Manifest, ManifestTarget};
 pub use message::{HeaderValue, Headers, Message, Properties};
 pub use metadata::{InvalidMetadata, Metadata};
 pub use name::{Cid, InvalidName, Prefix, RunId, ServiceName, Source, TargetKey};
 pub use nesting::nesting;
-pub use payload::{FinalPayload, FinalPayloadBuilder, PayloadError, TargetFailure};
+pub use payload::{FinalPayload, PayloadError, Results, TargetFailure};
 pub use presence::Presence;
 pub use progress::Progress;
 pub use queue::{ExchangeSpec, QueueNames, QueueSpec};

@@ -19,6 +19,9 @@ pub const MESSAGE_BYTES: usize = 16 * 1024 * 1024 - 64 * 1024;
 pub const RESULT_BYTES: usize = MESSAGE_BYTES / 2;
 /// Bytes of results that one checkpoint gathers before it is left alone.
 pub const CHECKPOINT_BYTES: usize = MESSAGE_BYTES / 2;
+/// Bytes that a part of a final payload gathers, where that travels in parts: enough for the cost of a message not to matter, and
+/// little to hold for whoever reads one after the other.
+pub const PART_BYTES: usize = 1024 * 1024;
 /// Targets of one fan-out: what its manifest can list within [`MESSAGE_BYTES`] with keys of ordinary length.
 pub const TARGETS: usize = 100_000;
 /// Shards that one prefix can have. Each is a quorum queue; as many as a broker has cores are plenty.

@@ -16,6 +16,9 @@ pub const AGGREGATION_EXPIRES_MS: i64 = 7 * 24 * 60 * 60 * 1000;
 /// Milliseconds for which it counts that a shard was full: coordinators say so again every two seconds.
 pub const FULL_MS: i64 = 5_000;
 
+/// Milliseconds that the parts of a final payload outlive their last use: 28 days, in which a parked callback can be replayed.
+pub const PAYLOAD_EXPIRES_MS: i64 = 28 * 24 * 60 * 60 * 1000;
+
 /// Milliseconds that the queue of a coordinator or a worker outlives the channel that it was declared on: a minute.
 pub const EAR_EXPIRES_MS: i64 = 60 * 1000;
 
@@ -183,6 +186,23 @@ impl QueueNames {
     #[must_use]
     pub fn replicated_aggregation(&self, cid: &Cid, run: RunId) -> QueueSpec {
         let mut queue = self.aggregation(cid, run);
+        queue.arguments.insert("x-queue-type", "quorum".into());
+        queue.arguments.insert("x-delivery-limit", DELIVERY_LIMIT.into());
+        queue
+    }
+
+    /// The parts of one final payload, for one callback and written by one writer.
+    #[must_use]
+    pub fn payload(&self, cid: &Cid, run: RunId, writer: RunId) -> QueueSpec {
+        let arguments =
+            BTreeMap::from([("x-queue-type", "classic".into()), ("x-expires", PAYLOAD_EXPIRES_MS.into())]);
+        QueueSpec { name: self.named(&format!("payload.{cid}.{run}.{writer}")), exclusive: false, arguments }
+    }
+
+    /// The same queue replicated over the nodes of a cluster, by configuration.
+    #[must_use]
+    pub fn replicated_payload(&self, cid: &Cid, run: RunId, writer: RunId) -> QueueSpec {
+        let mut queue = self.payload(cid, run, writer);
         queue.arguments.insert("x-queue-type", "quorum".into());
         queue.arguments.insert("x-delivery-limit", DELIVERY_LIMIT.into());
         queue

@@ -216,16 +216,6 @@ pub enum Invalid {
     /// A prefix cannot have so many shards.
     #[error("{0} shards are not possible: give 1 to {most}, the same number to every publisher and coordinator", most = limits::SHARDS)]
     Shards(u32),
-    /// The final payload, which holds a result for every target, could not be sent even with all responses left out.
-    #[error(
-        "a final payload for so many targets has {bytes} bytes or more, and {} is the most: use shorter keys, or split the \
-         fan-out",
-        limits::MESSAGE_BYTES
-    )]
-    FinalPayloadTooLarge {
-        /// Its bytes with all responses left out, at most.
-        bytes: usize,
-    },
     /// The deadline is none.
     #[error("a deadline of {0:?}: give 1 ms to 365 days, or none with `without_deadline`")]
     Deadline(Duration),

@@ -69,11 +69,6 @@ impl Fanout {
         if bytes > limits::MESSAGE_BYTES {
             return Err(Invalid::ManifestTooLarge { bytes });
         }
-        let has_payload = !manifest.on_final.is_empty() || manifest.waiter.is_some();
-        let bytes = manifest.least_payload_bytes();
-        if has_payload && bytes > limits::MESSAGE_BYTES {
-            return Err(Invalid::FinalPayloadTooLarge { bytes });
-        }
         let (declare_missing, nested) = (self.declare_missing, self.nested);
         Ok(Plan { manifest, manifest_message, queue, bodies, declare_missing, nested })
     }

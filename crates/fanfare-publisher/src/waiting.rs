@@ -1,10 +1,15 @@
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use fanfare_broker::{BrokerError, Mailbox};
-use fanfare_protocol::{FinalPayload, Message, Progress, QueueSpec, RunId, header};
+use fanfare_protocol::{
+    Assembly, FinalPayload, LargePayload, Message, Part, Progress, QueueSpec, RunId, header,
+};
+use serde::de::Error as _;
 use tokio::time::Instant;
 
 use crate::fanout::OnProgress;
@@ -39,9 +44,7 @@ pub(crate) async fn invoke_and_wait(fanout: Fanout, timeout: Duration) -> Result
 
     let left = timeout.saturating_sub(started.elapsed());
     match tokio::time::timeout(left, receive(&mut mailbox, &expected, on_progress.as_ref())).await {
-        Ok(Ok(answer)) => {
-            serde_json::from_slice(&answer.body).map_err(|source| WaitError::Malformed { cid, run, source })
-        }
+        Ok(Ok(answer)) => answer.payload().map_err(|source| WaitError::Malformed { cid, run, source }),
         Ok(Err(source)) => Err(WaitError::Lost { cid, run, source }),
         Err(_) => Err(WaitError::TimedOut { cid, run, timeout }),
     }
@@ -57,12 +60,19 @@ async fn receive(
     mailbox: &mut Mailbox,
     expected: &Accepted,
     on_progress: Option<&OnProgress>,
-) -> Result<Message, Option<BrokerError>> {
+) -> Result<Answer, Option<BrokerError>> {
+    let mut parts = BTreeMap::new();
     loop {
         let message = mailbox.next().await?;
         if is_of(&message, expected) {
             match (message.kind(), on_progress) {
-                (header::TYPE_CALLBACK, _) => return Ok(message),
+                (header::TYPE_CALLBACK, _) => return Ok(Answer { message, parts }),
+                (header::TYPE_PAYLOAD_PART, _) => {
+                    if let Ok(Part { writer, number, body }) = Part::decode(&message) {
+                        parts.insert((writer, number), body);
+                    }
+                    continue;
+                }
                 (header::TYPE_PROGRESS, Some(OnProgress(told))) => {
                     if let Ok(progress) = Progress::decode(&message) {
                         told(progress.responded);
@@ -73,6 +83,29 @@ async fn receive(
             }
         }
         tracing::debug!(queue = mailbox.queue(), "a message that is no answer to this fan-out is dropped");
+    }
+}
+
+/// The final payload as it came.
+struct Answer {
+    message: Message,
+    /// Its parts, where it is large, by writer and number: those of others who began to write it, too.
+    parts: BTreeMap<(RunId, usize), Bytes>,
+}
+
+impl Answer {
+    fn payload(self) -> Result<FinalPayload, serde_json::Error> {
+        let Self { message, parts } = self;
+        let body = match LargePayload::of(&message).map_err(serde_json::Error::custom)? {
+            None => message.body,
+            Some(large) => {
+                let mut assembly = Assembly::new(&message.body, large).map_err(serde_json::Error::custom)?;
+                let written = parts.into_iter().filter(|((writer, _), _)| *writer == large.writer);
+                written.for_each(|(_, body)| assembly.push(&body));
+                assembly.finish().map_err(serde_json::Error::custom)?
+            }
+        };
+        serde_json::from_slice(&body)
     }
 }
 

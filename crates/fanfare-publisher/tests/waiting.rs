@@ -16,6 +16,9 @@ use fanfare_publisher::{Fanout, InvokeError, WaitError, WhileWaiting, Yielded};
 use harness::Faulty;
 use serde_json::value::RawValue;
 
+/// More than any payload here has.
+const MOST: usize = fanfare_protocol::limits::MESSAGE_BYTES;
+
 const MINUTE: Duration = Duration::from_secs(60);
 
 async fn served() -> Arc<Faulty> {
@@ -55,8 +58,7 @@ async fn conclude(broker: &MemoryBroker, manifest: &Manifest, response: &str) {
     let mut payload = FinalPayloadBuilder::new(manifest);
     payload.push(&result).unwrap();
     let kind = CallbackKind::OnFinal { callback: None, ending: Ending::default() };
-    let message =
-        Callback { manifest, kind, body: payload.finish(fanfare_protocol::limits::MESSAGE_BYTES) }.encode();
+    let message = Callback { manifest, kind, body: payload.finish(MOST, MOST).joined() }.encode();
     broker.publish(manifest.waiter.as_deref().unwrap(), message).await.unwrap();
 }
 

@@ -1,10 +1,14 @@
 use std::sync::Arc;
+use std::time::Duration;
 
 use fanfare_broker::{Backoff, Broker, BrokerError, Environment, PublishError, Reminder, absence, trace};
 use fanfare_protocol::{Message, QueueNames, ReplyAddress, TargetResult, WireTime};
 use serde_json::value::RawValue;
 
 use crate::telemetry::Telemetry;
+
+/// How long it is tried to delete a queue.
+const DELETION_LIMIT: Duration = Duration::from_secs(10);
 
 /// Brings into queues what a worker has to say: results, retries, and messages to park. It does not give up: the delivery that a
 /// message answers stays unacked meanwhile, and whoever stops the worker drops the attempt.
@@ -137,6 +141,23 @@ impl Answers {
                 );
             }
             backoff.wait(&*self.environment).await;
+        }
+    }
+
+    /// Deletes a queue that nobody needs any more. What cannot be deleted for long is left to expire.
+    pub(crate) async fn delete(&self, queue: &str) {
+        let deleted = async {
+            let mut backoff = Backoff::default();
+            while let Err(error) = self.broker.delete(queue).await {
+                if !error.is_outage() {
+                    tracing::warn!(queue, %error, "a queue that nobody needs any more is left to expire");
+                    break;
+                }
+                backoff.wait(&*self.environment).await;
+            }
+        };
+        if tokio::time::timeout(DELETION_LIMIT, deleted).await.is_err() {
+            tracing::warn!(queue, "a queue that nobody needs any more is left to expire");
         }
     }
 

@@ -7,6 +7,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 use crate::slot::Slot;
+use crate::{Result, ResultStream};
 
 /// What a service is told beside its payload, and its way to invoke others. Cheap to clone.
 ///
@@ -122,6 +123,36 @@ impl Context {
     #[must_use]
     pub fn cancellation(&self) -> &CancellationToken {
         &self.shared.cancellation
+    }
+
+    /// As a final callback, the results of the fan-out, one after the other. A service that is
+    /// [streaming](crate::Registration::streaming) is given those of a large payload as it reads them, in constant memory; any other
+    /// has been given all of them.
+    ///
+    /// Each call begins with the first. Drop one stream before another is read: it holds what it has read of a large payload.
+    ///
+    /// ```
+    /// use fanfare_worker::{Context, service};
+    /// use serde::de::IgnoredAny;
+    ///
+    /// let report = service("report.write", |context: Context, _: IgnoredAny| async move {
+    ///     let (mut results, mut total) = (context.results()?, 0);
+    ///     while let Some((key, result)) = results.next().await? {
+    ///         if !result.ok {
+    ///             return Err(format!("{key} has failed").into());
+    ///         }
+    ///         total += result.response::<u64>()?;
+    ///     }
+    ///     Ok(total)
+    /// })
+    /// .streaming();
+    /// # drop(report);
+    /// ```
+    ///
+    /// # Errors
+    /// Where the payload is not that of a final callback.
+    pub fn results(&self) -> Result<ResultStream> {
+        ResultStream::of(&self.shared.invocation, &self.shared.publisher)
     }
 
     /// Starts a fan-out with this service as the source, and a CID of its own. To wait for it with

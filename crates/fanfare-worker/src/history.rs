@@ -1,4 +1,4 @@
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fanfare_protocol::{Message, header};
@@ -16,7 +16,8 @@ pub(crate) struct History {
 #[derive(Debug, Default)]
 struct Known {
     running: BTreeMap<Work, CancellationToken>,
-    finished: BTreeSet<Work>,
+    /// With the queue that nobody has needed since, where there was one.
+    finished: BTreeMap<Work, Option<String>>,
     /// The finished ones, in their order.
     order: VecDeque<Work>,
 }
@@ -35,8 +36,8 @@ pub(crate) enum Turn {
     Run(Running),
     /// It runs here already. The token is cancelled when that has ended.
     Wait(CancellationToken),
-    /// It was run here, and all that follows from it is safe.
-    Finished,
+    /// It was run here, and all that follows from it is safe. The queue is the one that nobody has needed since.
+    Finished(Option<String>),
 }
 
 /// A run, until this is dropped.
@@ -67,8 +68,8 @@ impl History {
             if let Some(ended) = known.running.get(&work) {
                 return Turn::Wait(ended.clone());
             }
-            if known.finished.contains(&work) {
-                return Turn::Finished;
+            if let Some(unneeded) = known.finished.get(&work) {
+                return Turn::Finished(unneeded.clone());
             }
         }
         let ended = CancellationToken::new();
@@ -77,9 +78,9 @@ impl History {
         Turn::Run(Running { work, history: self.clone(), ended })
     }
 
-    /// Whether it was run to its end here.
-    pub(crate) fn is_finished(&self, work: &Work) -> bool {
-        self.known().finished.contains(work)
+    /// Where it was run to its end here, the queue that nobody has needed since.
+    pub(crate) fn finished(&self, work: &Work) -> Option<Option<String>> {
+        self.known().finished.get(work).cloned()
     }
 
     fn known(&self) -> MutexGuard<'_, Known> {
@@ -88,10 +89,10 @@ impl History {
 }
 
 impl Running {
-    /// All that follows from it is safe.
-    pub(crate) fn finish(self) {
+    /// All that follows from it is safe, and nobody needs this queue any more.
+    pub(crate) fn finish(self, unneeded: Option<String>) {
         let mut known = self.history.known();
-        if known.finished.insert(self.work.clone()) {
+        if known.finished.insert(self.work.clone(), unneeded).is_none() {
             known.order.push_back(self.work.clone());
         }
         if known.order.len() > History::MOST
@@ -130,9 +131,9 @@ mod tests {
         let running = run(&history, 1);
         let Turn::Wait(ended) = history.turn(work(1), true) else { panic!("it runs") };
         assert!(!ended.is_cancelled());
-        running.finish();
-        assert!(ended.is_cancelled() && history.is_finished(&work(1)));
-        assert!(matches!(history.turn(work(1), true), Turn::Finished));
+        running.finish(Some("parts".to_owned()));
+        assert!(ended.is_cancelled() && history.finished(&work(1)).is_some());
+        assert!(matches!(history.turn(work(1), true), Turn::Finished(Some(queue)) if queue == "parts"));
         assert!(matches!(history.turn(Work { attempt: 2, ..work(1) }, true), Turn::Run(_)));
     }
 
@@ -146,8 +147,8 @@ mod tests {
     #[test]
     fn only_a_fixed_number_is_remembered() {
         let history = History::default();
-        (0..=History::MOST).for_each(|n| run(&history, n).finish());
-        assert!(!history.is_finished(&work(0)) && history.is_finished(&work(1)));
+        (0..=History::MOST).for_each(|n| run(&history, n).finish(None));
+        assert!(history.finished(&work(0)).is_none() && history.finished(&work(1)).is_some());
         assert_eq!(history.known().finished.len(), History::MOST);
         assert!(history.known().running.is_empty());
     }

@@ -1,24 +1,26 @@
 use std::time::Duration;
 
+use bytes::Bytes;
 use fanfare_broker::{Delivery, Receipt, trace};
 use fanfare_protocol::{
-    Invocation, MalformedInvocation, Message, ReplyAddress, TargetResult, WireTime, header,
+    Invocation, LargePayload, MalformedInvocation, Message, ReplyAddress, TargetResult, WireTime, header,
 };
 use fanfare_publisher::Publisher;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::Context;
 use crate::answer::Answers;
 use crate::cancelled::{CancelledRuns, RunningTarget};
 use crate::execution::{Exception, Failure, execute};
 use crate::history::{History, Turn, Work};
+use crate::parts::{self, PartReader};
 use crate::registration::Registered;
 use crate::slot::Slot;
 use crate::telemetry::Run;
 use crate::whereabouts::Whereabouts;
 use crate::worker::CANCELLATION_GRACE;
+use crate::{Context, ServiceError};
 
 /// Takes each delivery of one service from its queue to its ack: decode, run, answer or retry, ack.
 pub(crate) struct Pipeline {
@@ -27,6 +29,8 @@ pub(crate) struct Pipeline {
     pub(crate) queue: String,
     pub(crate) answers: Answers,
     pub(crate) publisher: Publisher,
+    /// Bytes of the largest final payload that is put together.
+    pub(crate) most_payload_bytes: usize,
     pub(crate) stop: Stop,
     pub(crate) history: History,
     pub(crate) cancelled: CancelledRuns,
@@ -44,8 +48,9 @@ pub(crate) struct Stop {
 
 /// What becomes of a delivery.
 enum Fate {
-    /// All that follows from it is safe: the broker may forget it.
-    Done,
+    /// All that follows from it is safe: the broker may forget it, and the parts of its payload, where nobody needs them any more,
+    /// which are in this queue.
+    Done(Option<String>),
     /// It has not run to its end: another worker will be handed it.
     Requeued,
 }
@@ -64,8 +69,13 @@ impl Pipeline {
             fate = self.handle_once(&message, redelivered, &slot) => fate,
         };
         slot.finish();
-        answer(&receipt, fate).await;
+        // What the broker has taken back, another may be reading.
+        let is_ours = receipt.is_live();
+        let parts = answer(&receipt, fate).await;
         slot.answered();
+        if let Some(queue) = parts.filter(|_| is_ours) {
+            self.answers.delete(&queue).await;
+        }
     }
 
     /// Gives up a message that was delivered too often and never answered: whoever waits is told, a copy is kept, and then it is
@@ -101,7 +111,7 @@ impl Pipeline {
         let fate = tokio::select! {
             biased;
             () = self.stop.abort.cancelled() => Fate::Requeued,
-            () = giving_up => Fate::Done,
+            () = giving_up => Fate::Done(None),
         };
         answer(&receipt, fate).await;
     }
@@ -112,8 +122,8 @@ impl Pipeline {
         match self.history.turn(work.clone(), redelivered) {
             Turn::Run(running) => {
                 let fate = self.handle(message, redelivered, slot).await;
-                if matches!(fate, Fate::Done) {
-                    running.finish();
+                if let Fate::Done(parts) = &fate {
+                    running.finish(parts.clone());
                 }
                 fate
             }
@@ -127,9 +137,9 @@ impl Pipeline {
                     "the broker took back a message that is still being run here, as it does at its consumer time-out"
                 );
                 ended.cancelled().await;
-                if self.history.is_finished(&work) { Fate::Done } else { Fate::Requeued }
+                self.history.finished(&work).map_or(Fate::Requeued, Fate::Done)
             }
-            Turn::Finished => Fate::Done,
+            Turn::Finished(parts) => Fate::Done(parts),
         }
     }
 
@@ -140,7 +150,7 @@ impl Pipeline {
                 slot.finish();
                 self.answers.telemetry.ended(Run::Malformed);
                 self.refuse(message, malformed).await;
-                return Fate::Done;
+                return Fate::Done(None);
             }
         };
         let span = tracing::info_span!(
@@ -172,7 +182,7 @@ impl Pipeline {
                 slot.finish();
                 self.answers.telemetry.ended(Run::Cancelled);
                 tracing::debug!(message_id = invocation.message_id, run = %invocation.run, "not run: its fan-out was cancelled");
-                return Fate::Done;
+                return Fate::Done(None);
             }
         };
         let _here = self.whereabouts.begin(&self.registered.name, &invocation, self.answers.now());
@@ -203,7 +213,9 @@ impl Pipeline {
             }
         };
         self.answers.telemetry.ended(ended);
-        if ended == Run::Requeued { Fate::Requeued } else { Fate::Done }
+        let parts = invocation.large.filter(|_| ended == Run::Ok);
+        let parts = parts.map(|large| parts::queue_of(&invocation, &large, &self.answers.names));
+        if ended == Run::Requeued { Fate::Requeued } else { Fate::Done(parts) }
     }
 
     /// Sees to another attempt where one is due. The message that waits for it is confirmed by then.
@@ -254,12 +266,15 @@ impl Pipeline {
 
     async fn run(
         &self,
-        invocation: Invocation,
+        mut invocation: Invocation,
         redelivered: bool,
         slot: &Slot,
         target: Option<&RunningTarget>,
     ) -> Result<Box<RawValue>, Failure> {
         let _running = self.answers.telemetry.run();
+        if let Some(large) = invocation.large.take_if(|_| !self.registered.streaming) {
+            invocation.body = self.assemble(&invocation, large).await?;
+        }
         let body = invocation.body.clone();
         let cancellation = self.stop.cancel.child_token();
         let context = Context::new(
@@ -282,6 +297,21 @@ impl Pipeline {
             outcome = running => outcome,
             () = cancelled => Err(Failure::passing("its fan-out was cancelled")),
         }
+    }
+
+    /// Puts a final payload together that came in parts.
+    async fn assemble(&self, invocation: &Invocation, large: LargePayload) -> Result<Bytes, Failure> {
+        let most = self.most_payload_bytes;
+        if large.bytes > most {
+            let rule = format!(
+                "it has {} bytes, and {most} is the most that this worker puts together: let the service read it as a stream, or \
+                 raise the worker's limit",
+                large.bytes
+            );
+            return Err(ServiceError::unusable("the payload is too large", rule).into());
+        }
+        let reader = PartReader::new(&self.publisher, invocation, large);
+        Ok(reader.assemble(&invocation.body).await?)
     }
 
     /// Answers for a message that cannot be run, where it says to whom, and parks it otherwise.
@@ -351,9 +381,16 @@ impl Pipeline {
     }
 }
 
-async fn answer(receipt: &Receipt, fate: Fate) {
+/// Answers a delivery, and returns the queue that nobody needs any more then.
+async fn answer(receipt: &Receipt, fate: Fate) -> Option<String> {
     match fate {
-        Fate::Done => receipt.ack().await,
-        Fate::Requeued => receipt.requeue().await,
+        Fate::Done(parts) => {
+            receipt.ack().await;
+            parts
+        }
+        Fate::Requeued => {
+            receipt.requeue().await;
+            None
+        }
     }
 }

@@ -44,6 +44,7 @@ pub struct Registration {
     prefetch: Option<u16>,
     timeout: Option<Duration>,
     retry: Option<Retry>,
+    streaming: bool,
 }
 
 impl Registration {
@@ -59,6 +60,7 @@ impl Registration {
             prefetch: None,
             timeout: None,
             retry: None,
+            streaming: false,
         }
     }
 
@@ -94,6 +96,13 @@ impl Registration {
         Self { retry: Some(retry), ..self }
     }
 
+    /// Says that the service reads final payloads with [`Context::results`]. What it takes as its payload is then the
+    /// payload without `data`, where that is too large for one message: take [`IgnoredAny`](serde::de::IgnoredAny), or a type
+    /// of the other fields. Without this, such a payload is put together first, as if it had come in one message.
+    pub fn streaming(self) -> Self {
+        Self { streaming: true, ..self }
+    }
+
     pub(crate) fn check(self) -> std::result::Result<Registered, WorkerError> {
         let name = self.name?;
         if self.concurrency == 0 || self.prefetch == Some(0) {
@@ -110,6 +119,7 @@ impl Registration {
             prefetch: self.prefetch.unwrap_or(twice),
             timeout: self.timeout,
             retry: self.retry,
+            streaming: self.streaming,
         })
     }
 }
@@ -128,6 +138,7 @@ pub(crate) struct Registered {
     pub(crate) prefetch: u16,
     pub(crate) timeout: Option<Duration>,
     retry: Option<Retry>,
+    pub(crate) streaming: bool,
 }
 
 impl Registered {

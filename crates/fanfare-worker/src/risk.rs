@@ -70,6 +70,9 @@ mod tests {
     impl Acknowledge for Nobody {
         async fn ack(&self, _: u64) {}
         async fn requeue(&self, _: u64) {}
+        fn is_live(&self, _: u64) -> bool {
+            true
+        }
     }
 
     fn risk(redelivered: bool, count: Option<i64>) -> Risk {

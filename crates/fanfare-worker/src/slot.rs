@@ -220,6 +220,9 @@ mod tests {
     impl Acknowledge for Holds {
         async fn ack(&self, _: u64) {}
         async fn requeue(&self, _: u64) {}
+        fn is_live(&self, _: u64) -> bool {
+            true
+        }
         fn hold(&self, _: u64) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }

@@ -76,6 +76,10 @@ pub struct Config {
     /// up: a failed result, and a copy among the parked messages. 20, since a rolling restart redelivers whatever was handed
     /// out. From the third delivery on it runs alone in its worker, so that one which kills its worker takes no others with it.
     pub redelivery_limit: u32,
+    /// Bytes of the largest final payload that is put together where it came in parts, for services that do not
+    /// [stream](Registration::streaming) it; the callback fails with a larger one. Each that runs takes up a few times as much memory.
+    /// 256 MiB.
+    pub most_payload_bytes: usize,
     /// What operators are told that this worker is, who ask where a target runs. None, which is the default, leaves it at an ID.
     pub name: Option<String>,
 }
@@ -87,6 +91,7 @@ impl Default for Config {
             consumer_timeout: consumer_timeout::DEFAULT,
             shutdown_deadline: Duration::from_secs(30),
             redelivery_limit: 20,
+            most_payload_bytes: 256 * 1024 * 1024,
             name: None,
         }
     }
@@ -289,6 +294,7 @@ impl Running {
                     },
                     registered,
                     publisher: publisher.clone(),
+                    most_payload_bytes: config.most_payload_bytes,
                     stop: running.stop.clone(),
                     history: History::default(),
                     cancelled: cancelled.clone(),

@@ -11,6 +11,9 @@ use fanfare_protocol::{Callback, CallbackKind, FinalPayloadBuilder, Manifest, Me
 use fanfare_worker::{Context, service};
 use harness::Bench;
 
+/// More than any payload here has.
+const MOST: usize = fanfare_protocol::limits::MESSAGE_BYTES;
+
 /// The least that a coordinator does: gathers the results of each fan-out, and answers its waiter.
 async fn coordinate(broker: MemoryBroker) {
     let names = QueueNames::default();
@@ -44,7 +47,7 @@ async fn gather(channel: &dyn ConsumerChannel, manifest: &Manifest) -> Message {
         payload.push(body.as_ref().unwrap()).unwrap();
     }
     let kind = CallbackKind::OnFinal { callback: None, ending: fanfare_protocol::Ending::default() };
-    Callback { manifest, kind, body: payload.finish(fanfare_protocol::limits::MESSAGE_BYTES) }.encode()
+    Callback { manifest, kind, body: payload.finish(MOST, MOST).joined() }.encode()
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@ use fanfare_coordinator::{Config as CoordinatorConfig, Coordinator};
 use fanfare_operator::{Config as OperatorConfig, Operator};
 use fanfare_protocol::{Cancellation, QueueNames, RunId};
 use fanfare_publisher::{
-    Accepted, Aggregation, CancelError, Config as PublisherConfig, Fanout, InvokeError, Publisher,
+    Accepted, Aggregation, CancelError, Config as PublisherConfig, Fanout, InvokeError, Publisher, QueueType,
 };
 use fanfare_worker::{Config as WorkerConfig, Worker};
 use serde::Serialize;
@@ -147,14 +147,16 @@ impl Fanfare {
     }
 
     /// A coordinator with limits of its own. The names of its queues are always those of this handle; and so are its shards,
-    /// where this handle shares them.
+    /// where this handle shares them, and the type of its queues for large payloads, where this handle's are replicated.
     #[must_use]
     pub fn coordinator_with(&self, config: CoordinatorConfig) -> Coordinator {
         let shards = match self.publisher.config().aggregation {
             Aggregation::Shared { shards } => shards,
             Aggregation::PerCid => config.shards,
         };
-        let config = CoordinatorConfig { names: self.names().clone(), shards, ..config };
+        let is_replicated = self.publisher.config().queue_type == QueueType::Quorum;
+        let replicated_payloads = config.replicated_payloads || is_replicated;
+        let config = CoordinatorConfig { names: self.names().clone(), shards, replicated_payloads, ..config };
         Coordinator::new(Arc::clone(self.broker()), Arc::clone(self.publisher.environment()), config)
     }
 

@@ -75,8 +75,8 @@ pub use fanfare_publisher::{
 };
 pub use fanfare_services as services;
 pub use fanfare_worker::{
-    Config as WorkerConfig, Context, Registration, Result, Retry, Service, ServiceError, Worker, WorkerError,
-    service,
+    Config as WorkerConfig, Context, Registration, Result, ResultStream, Retry, Service, ServiceError,
+    Worker, WorkerError, service,
 };
 
 /// The examples of the README, which run as tests.

@@ -62,6 +62,12 @@ enum Role {
         #[command(flatten)]
         chaos: Chaos,
     },
+    /// Serves `test.whole`, or `test.stream`.
+    Receiver {
+        /// The second.
+        #[arg(long)]
+        streams: bool,
+    },
     /// Coordinates.
     Coordinator {
         /// Milliseconds after which what is held is renewed.
@@ -123,6 +129,13 @@ async fn main() -> Result<()> {
             let mut config = fanfare_worker::Config::default();
             config.redelivery_limit = redelivery_limit.unwrap_or(config.redelivery_limit);
             Worker::new(publisher, config).services(services).run_until(shutdown).await?;
+        }
+        Role::Receiver { streams } => {
+            let config = fanfare_publisher::Config { names, declare_missing: true, ..Default::default() };
+            let publisher = Publisher::new(broker, Arc::new(System), config);
+            let service = if streams { services::stream() } else { services::whole() };
+            let worker = Worker::new(publisher, fanfare_worker::Config::default());
+            worker.service(service).run_until(shutdown).await?;
         }
         Role::Coordinator { renewal_ms } => {
             let mut config = fanfare_coordinator::Config {

@@ -194,6 +194,16 @@ impl ConsumerChannel for SimulatedChannel {
         Ok(Consumer::new(tag, deliveries.boxed()))
     }
 
+    async fn get(&self, queue: &str) -> Result<Option<Delivery>, BrokerError> {
+        let (inner, name, shared) = (self.inner(), queue.to_owned(), Arc::clone(&self.pipe.link.shared));
+        let get = async move {
+            shared.check(&name)?;
+            inner.get(&name).await
+        };
+        let got = self.operate(|| format!("get from {queue}"), get).await?;
+        Ok(got.map(|delivery| self.pipe.hand_out(delivery)))
+    }
+
     async fn declare_exclusive(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
         let (inner, spec) = (self.inner(), queue.clone());
         let declare = async move { inner.declare_exclusive(&spec).await };
@@ -308,6 +318,10 @@ impl Acknowledge for Pipe {
     async fn requeue(&self, tag: u64) {
         self.link.alive(async { self.step() }).await;
         self.answer(tag, true);
+    }
+
+    fn is_live(&self, tag: u64) -> bool {
+        self.state().handed_out.is_live(tag)
     }
 }
 

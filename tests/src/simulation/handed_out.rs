@@ -71,6 +71,11 @@ impl HandedOut {
         }
     }
 
+    /// Whether an answer may still reach the broker.
+    pub(super) fn is_live(&self, tag: u64) -> bool {
+        self.deliveries.get(&tag).is_some_and(|handed| handed.receipt.is_live())
+    }
+
     /// Forgets a delivery: a later answer is for nothing.
     pub(super) fn remove(&mut self, tag: u64) -> Option<Receipt> {
         self.deliveries.remove(&tag).map(|handed| handed.receipt)

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use fanfare_coordinator::ShardSettings;
-use fanfare_protocol::CompletionPolicy;
+use fanfare_protocol::{CompletionPolicy, limits};
 use serde::{Deserialize, Serialize};
 
 use super::random::Random;
@@ -19,7 +19,9 @@ pub(super) const AGAIN: &str = "sim.again";
 /// How often at most.
 pub(super) const ATTEMPTS: u32 = 3;
 /// Services that are callbacks, each of either kind.
-pub(super) const CALLBACKS: [&str; 3] = ["sim.done", "sim.each", "sim.audit"];
+pub(super) const CALLBACKS: [&str; 3] = ["sim.done", "sim.each", STREAMING];
+/// The one that reads the results of a final payload one after the other.
+pub(super) const STREAMING: &str = "sim.audit";
 
 /// All that is decided before anything runs.
 #[derive(Debug)]
@@ -129,7 +131,7 @@ impl Scenario {
             .map(|publisher| (0..random.of(1..=4)).map(|n| Step::draw(random, publisher, n)).collect())
             .collect();
         let callbacks_per_target = CALLBACKS.len();
-        Self {
+        let mut scenario = Self {
             coordinators: random.of(1..=3),
             workers: random.of(1..=3),
             scripts,
@@ -139,6 +141,7 @@ impl Scenario {
                 window: u16::try_from(random.of(13..=24)).expect("it is small"),
                 renewal: Duration::from_millis(*random.pick(&[700, 2_000, 5_000, 60_000])),
                 fence_again: Duration::from_secs(random.of(2..=10)),
+                large_payload_bytes: limits::MESSAGE_BYTES,
             },
             manifest_prefetch: u16::try_from(random.of(1..=4)).expect("it is small"),
             manifest_channels: usize_of(random, 1..=4),
@@ -156,7 +159,11 @@ impl Scenario {
                 ..ShardSettings::default()
             },
             faults,
+        };
+        if random.chance(0.5) {
+            scenario.limits.large_payload_bytes = *random.pick(&[300, 2_000]);
         }
+        scenario
     }
 }
 

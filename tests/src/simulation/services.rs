@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use fanfare_protocol::RunId;
+use fanfare_protocol::{Channel, RunId};
 use fanfare_publisher::{Completion, Fanout, InvokeError, Target, WaitError};
 use fanfare_worker::{Context, Registration, Retry, service};
 use serde_json::value::RawValue;
 
 use super::journal::INVOCATION;
 use super::link::Link;
-use super::scenario::{AGAIN, ATTEMPTS, BRIEF, Behaviour, CALLBACKS, Draft, TARGETS};
+use super::scenario::{AGAIN, ATTEMPTS, BRIEF, Behaviour, CALLBACKS, Draft, STREAMING, TARGETS};
 use crate::oracle::{Event, Outcome, mark};
 
 /// How long a service of [`BRIEF`] may take.
@@ -33,10 +33,11 @@ pub(super) fn all(link: &Arc<Link>, concurrency: usize) -> Vec<Registration> {
     });
     let callbacks = CALLBACKS.iter().map(|name| {
         let link = Arc::clone(link);
-        service(name, move |context: Context, payload: Box<RawValue>| {
+        let callback = service(name, move |context: Context, payload: Box<RawValue>| {
             let link = Arc::clone(&link);
-            async move { link.alive(run_callback(&link, &context, &payload)).await }
-        })
+            async move { link.alive(run_callback(&link, &context, payload.get().to_owned())).await }
+        });
+        if *name == STREAMING { callback.streaming() } else { callback }
     });
     targets.chain(callbacks).map(|registration| registration.concurrency(concurrency)).collect()
 }
@@ -106,9 +107,11 @@ impl Either for Context {
     }
 }
 
-async fn run_callback(link: &Link, context: &Context, payload: &RawValue) -> fanfare_worker::Result<()> {
+async fn run_callback(link: &Link, context: &Context, payload: String) -> fanfare_worker::Result<()> {
     let _busy = Busy::new(link);
     let shared = &link.shared;
+    let streams = context.service().as_str() == STREAMING && context.channel() == Channel::FanoutOnFinal;
+    let body = if streams { streamed(context, payload).await? } else { payload };
     shared.journal.record(
         &link.name,
         Event::Called {
@@ -119,7 +122,7 @@ async fn run_callback(link: &Link, context: &Context, payload: &RawValue) -> fan
             channel: context.channel().as_header().to_owned(),
             key: context.key().map(ToString::to_string),
             message_id: context.message_id().to_owned(),
-            body: payload.get().to_owned(),
+            body,
             // Whoever sees publications need not tell.
             redelivered: false,
         },
@@ -129,6 +132,19 @@ async fn run_callback(link: &Link, context: &Context, payload: &RawValue) -> fan
         return Err("it fails on purpose".into());
     }
     Ok(())
+}
+
+/// The payload that a callback has streamed, as it would have been given whole.
+async fn streamed(context: &Context, payload: String) -> fanfare_worker::Result<String> {
+    let (mut results, mut entries) = (context.results()?, Vec::new());
+    while let Some((key, result)) = results.next().await? {
+        entries.push(format!("{}:{}", serde_json::to_string(&key)?, serde_json::to_string(&result)?));
+    }
+    let data = format!(",\"data\":{{{}}}}}", entries.join(","));
+    if payload.ends_with(&data) {
+        return Ok(payload);
+    }
+    Ok(format!("{}{data}", payload.trim_end_matches('}')))
 }
 
 fn invocation_of(context: &Context) -> String {

@@ -44,6 +44,11 @@ impl Acks {
         self.open.remove(&tag);
     }
 
+    /// Whether nobody has answered a delivery.
+    pub(super) fn is_open(&self, tag: u64) -> bool {
+        self.open.contains(&tag)
+    }
+
     /// Whether every delivery is answered, and the broker told.
     pub(super) fn is_clear(&self) -> bool {
         self.open.is_empty() && self.asked.is_empty()

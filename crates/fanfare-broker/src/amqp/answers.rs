@@ -110,6 +110,10 @@ impl Acknowledge for Answers {
         let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         let _ = self.line.channel.basic_nack(tag, options).await;
     }
+
+    fn is_live(&self, tag: u64) -> bool {
+        self.line.is_open() && self.state().acks.is_open(tag)
+    }
 }
 
 impl fmt::Debug for Answers {

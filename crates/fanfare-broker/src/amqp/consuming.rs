@@ -9,8 +9,8 @@ use async_trait::async_trait;
 use fanfare_protocol::QueueSpec;
 use futures_util::{Stream, StreamExt};
 use lapin::options::{
-    BasicCancelOptions, BasicConsumeOptions, BasicQosOptions, QueueBindOptions, QueueDeclareOptions,
-    QueueDeleteOptions,
+    BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions, QueueBindOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::FieldTable;
 use tokio::sync::Semaphore;
@@ -156,6 +156,13 @@ impl ConsumerChannel for ConsumingChannel {
         Ok(Consumer::new(tag, deliveries.boxed()))
     }
 
+    async fn get(&self, queue: &str) -> Result<Option<Delivery>, BrokerError> {
+        let name = wire::short("queue", queue)?;
+        let getting = self.answers.line.channel.basic_get(name, BasicGetOptions::default());
+        let got = self.answer(queue, getting).await?;
+        Ok(got.map(|got| delivery(got.delivery, &self.answers)))
+    }
+
     async fn declare_exclusive(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
         let name = wire::short("queue", &queue.name)?;
         let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
@@ -231,13 +238,7 @@ impl Stream for Deliveries {
         let this = &mut *self;
         let Some(consumer) = &mut this.consumer else { return Poll::Ready(None) };
         match std::task::ready!(consumer.poll_next_unpin(context)) {
-            Some(Ok(delivery)) => {
-                let message = wire::message(&delivery.properties, delivery.data);
-                let receipt = Receipt::new(this.answers.clone(), delivery.delivery_tag);
-                this.answers.delivered(delivery.delivery_tag);
-                let redelivered = delivery.redelivered;
-                Poll::Ready(Some(Ok(Delivery { message, redelivered, receipt })))
-            }
+            Some(Ok(handed)) => Poll::Ready(Some(Ok(delivery(handed, &this.answers)))),
             Some(Err(error)) => {
                 this.consumer = None;
                 Poll::Ready(Some(Err(lost(&error))))
@@ -265,6 +266,14 @@ impl Drop for Deliveries {
             runtime.spawn(async move { while let Some(Ok(_)) = consumer.next().await {} });
         }
     }
+}
+
+/// What the broker has handed out on a channel.
+fn delivery(handed: lapin::message::Delivery, answers: &Arc<Answers>) -> Delivery {
+    let message = wire::message(&handed.properties, handed.data);
+    let receipt = Receipt::new(answers.clone(), handed.delivery_tag);
+    answers.delivered(handed.delivery_tag);
+    Delivery { message, redelivered: handed.redelivered, receipt }
 }
 
 /// The channel ended under its consumers.

@@ -241,3 +241,30 @@ pub(super) async fn a_single_active_consumer_may_hold_five_thousand(bench: &Benc
     channel.close().await;
     bench.until_ready(&queue, 1).await;
 }
+
+pub(super) async fn getting_takes_one_message_after_the_other_and_no_prefetch_counts_them(bench: &Bench<'_>) {
+    const MESSAGES: usize = 50;
+    for kind in KINDS {
+        let queue = bench.declare(kind, kind, &[]).await;
+        bench.fill(&queue, 0..MESSAGES).await;
+        let channel = bench.broker.open().await.unwrap();
+        let mut taken = Vec::new();
+        for at in 0..MESSAGES {
+            let delivery = channel.get(&queue).await.unwrap().expect("there is one");
+            assert_eq!((number(&delivery), delivery.redelivered), (at, false), "{kind}");
+            taken.push(delivery);
+        }
+        assert!(channel.get(&queue).await.unwrap().is_none(), "all are out");
+        // The first is done with, and the others stay with the channel until it ends.
+        taken[0].receipt.ack().await;
+        channel.close().await;
+        bench.until_ready(&queue, MESSAGES as u64 - 1).await;
+    }
+}
+
+pub(super) async fn getting_from_a_missing_queue_ends_the_channel(bench: &Bench<'_>) {
+    let channel = bench.broker.open().await.unwrap();
+    let missing = bench.name("missing");
+    assert!(matches!(channel.get(&missing).await, Err(BrokerError::NoQueue(queue)) if queue == missing));
+    within("the end of the channel", channel.ended()).await;
+}

@@ -130,6 +130,8 @@ suite! { $
         a_channel_carries_many_consumers
         next_loses_nothing_when_it_is_dropped
         deleting_on_the_consuming_channel_ends_the_stream_and_not_the_channel
+        getting_takes_one_message_after_the_other_and_no_prefetch_counts_them
+        getting_from_a_missing_queue_ends_the_channel
         deleting_elsewhere_ends_the_stream_and_not_the_channel
         only_the_first_single_active_consumer_is_served
         a_single_active_consumer_may_hold_five_thousand;
@@ -137,6 +139,7 @@ suite! { $
         an_acked_message_never_comes_again
         a_requeued_message_comes_again_in_its_place
         a_closed_channel_gives_back_what_it_held
+        a_closed_channel_gives_back_what_it_got
         a_dropped_channel_gives_back_what_it_held
         a_killed_client_gives_back_what_it_held
         answers_on_an_ended_channel_do_nothing

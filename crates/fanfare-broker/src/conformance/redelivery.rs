@@ -48,6 +48,19 @@ pub(super) async fn a_closed_channel_gives_back_what_it_held(bench: &Bench<'_>) 
     came_back(bench, &queue, 3).await;
 }
 
+pub(super) async fn a_closed_channel_gives_back_what_it_got(bench: &Bench<'_>) {
+    for kind in KINDS {
+        let queue = bench.declare(kind, kind, &[]).await;
+        bench.fill(&queue, 0..5).await;
+        let channel = bench.broker.open().await.unwrap();
+        for at in 0..3 {
+            assert_eq!(number(&channel.get(&queue).await.unwrap().unwrap()), at);
+        }
+        channel.close().await;
+        came_back(bench, &queue, 3).await;
+    }
+}
+
 pub(super) async fn a_dropped_channel_gives_back_what_it_held(bench: &Bench<'_>) {
     let queue = bench.declare("q", "classic", &[]).await;
     bench.fill(&queue, 0..5).await;

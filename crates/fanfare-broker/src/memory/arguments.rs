@@ -116,6 +116,8 @@ mod tests {
             names.delay(1),
             names.aggregation(&cid, run),
             names.replicated_aggregation(&cid, run),
+            names.payload(&cid, run, run),
+            names.replicated_payload(&cid, run, run),
             names.wait(run),
             names.coordinator(run),
             names.worker(run),

@@ -63,6 +63,12 @@ impl ConsumerChannel for MemoryChannel {
         Ok(Consumer::new(tag, deliveries.boxed()))
     }
 
+    async fn get(&self, queue: &str) -> Result<Option<Delivery>, BrokerError> {
+        let id = self.link.id;
+        let handed = self.step(|state, _, now| state.get(id, queue, now)).await?;
+        Ok(handed.map(|handed| delivery(handed, &self.link)))
+    }
+
     async fn declare_exclusive(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
         let queue = QueueSpec { exclusive: true, ..queue.clone() };
         self.step(|state, client, now| state.declare(client, &queue, now)).await
@@ -111,6 +117,10 @@ impl Acknowledge for Link {
         tokio::task::consume_budget().await;
         self.server.with(|state, now| state.settle(self.id, tag, true, now));
     }
+
+    fn is_live(&self, tag: u64) -> bool {
+        self.server.with(|state, _| state.is_unacked(self.id, tag))
+    }
 }
 
 /// The stream of one consumer. Where it is dropped, what still comes stays with the channel.
@@ -131,16 +141,17 @@ impl Stream for Deliveries {
         let handed =
             if self.link.end.token.is_cancelled() { None } else { ready!(self.handed.poll_recv(context)) };
         Poll::Ready(match handed {
-            Some(Handed { tag, message, redelivered }) => {
-                let receipt = Receipt::new(Arc::clone(&self.link) as Arc<dyn Acknowledge>, tag);
-                Some(Ok(Delivery { message, redelivered, receipt }))
-            }
+            Some(handed) => Some(Ok(delivery(handed, &self.link))),
             None => {
                 self.done = true;
                 self.link.end.token.is_cancelled().then(|| Err(self.link.end.reason()))
             }
         })
     }
+}
+
+fn delivery(Handed { tag, message, redelivered }: Handed, link: &Arc<Link>) -> Delivery {
+    Delivery { message, redelivered, receipt: Receipt::new(Arc::clone(link) as Arc<dyn Acknowledge>, tag) }
 }
 
 impl std::fmt::Debug for MemoryChannel {

@@ -136,6 +136,11 @@ impl Queue {
         is_due.then(|| head.remove())
     }
 
+    /// The next message, for who asks for one.
+    pub(super) fn take(&mut self) -> Option<(u64, Waiting)> {
+        self.ready.pop_first()
+    }
+
     /// The next message and the consumer whose turn it is; nothing where either is missing.
     pub(super) fn take_next(&mut self) -> Option<(u64, Waiting, ConsumerId, &mut Subscriber)> {
         let id = self.turn()?;

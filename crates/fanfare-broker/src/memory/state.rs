@@ -281,6 +281,10 @@ impl State {
         held.filter(|unacked| unacked.queue == *id).count()
     }
 
+    pub(super) fn is_unacked(&self, channel: ChannelId, tag: u64) -> bool {
+        self.channels.get(&channel).is_some_and(|channel| channel.unacked.contains_key(&tag))
+    }
+
     pub(super) fn delete(&mut self, client: ClientId, name: &str) -> Result<(), BrokerError> {
         self.check(client)?;
         if let Some((id, _)) = self.accessible(client, name)? {
@@ -335,6 +339,31 @@ impl State {
         }
         self.advance(queue_id, now);
         Ok((tag, receiver))
+    }
+
+    /// Takes the next message of a queue, which nobody's prefetch counts.
+    pub(super) fn get(
+        &mut self,
+        id: ChannelId,
+        name: &str,
+        now: Instant,
+    ) -> Result<Option<Handed>, BrokerError> {
+        let nobody = ConsumerId(self.next_id());
+        let client = self.client_of(id).ok_or(BrokerError::Closed)?;
+        let Some((queue_id, queue)) = self.accessible(client, name)? else {
+            return Err(BrokerError::NoQueue(name.to_owned()));
+        };
+        queue.touch(now);
+        let quorum = queue.arguments.quorum;
+        let Some((place, waiting)) = queue.take() else { return Ok(None) };
+        let channel = self.channels.get_mut(&id).ok_or(BrokerError::Closed)?;
+        channel.last_tag += 1;
+        let handed = waiting.handed(channel.last_tag, quorum);
+        channel
+            .unacked
+            .insert(channel.last_tag, Unacked { queue: queue_id, consumer: nobody, place, waiting });
+        self.advance(queue_id, now);
+        Ok(Some(handed))
     }
 
     /// Stops a consumer. One that is gone already is no mistake.

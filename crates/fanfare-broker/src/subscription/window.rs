@@ -145,6 +145,11 @@ impl Acknowledge for Shared {
         }
     }
 
+    fn is_live(&self, tag: u64) -> bool {
+        let receipt = self.state().open.get(&tag).map(|open| open.receipt.clone());
+        receipt.is_some_and(|receipt| receipt.is_live())
+    }
+
     fn hold(&self, tag: u64) {
         let mut state = self.state();
         let Some(open) = state.open.get_mut(&tag) else { return };

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use fanfare::QueueNames;
-use fanfare_protocol::queue::AGGREGATION_EXPIRES_MS;
+use fanfare_protocol::queue::{AGGREGATION_EXPIRES_MS, PAYLOAD_EXPIRES_MS};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -102,6 +102,8 @@ enum Kind {
     Delay,
     /// It goes by itself when nobody has used it for long.
     Aggregation,
+    /// The same, with parts that a callback still refers to.
+    Payload,
     /// Manifests, dead letters, parked messages: whatever leaves it without an ack is lost.
     Own,
 }
@@ -113,6 +115,7 @@ impl Kind {
             "service" => Some(Self::Service),
             "delay" => Some(Self::Delay),
             "agg" => Some(Self::Aggregation),
+            "payload" => Some(Self::Payload),
             "fanin" | "dead" | "parked" => Some(Self::Own),
             // A waiting caller's queue holds one message, for as long as the caller is there.
             _ => None,
@@ -148,11 +151,19 @@ fn harms(kind: Kind, policy: &Definition) -> Vec<Harm> {
             Kind::Delay => {
                 add(Verdict::Note, "message-ttl", "makes retries come early where it is the shorter time")
             }
-            Kind::Aggregation | Kind::Own => add(Verdict::Wrong, "message-ttl", "loses what waits so long"),
+            Kind::Aggregation | Kind::Payload | Kind::Own => {
+                add(Verdict::Wrong, "message-ttl", "loses what waits so long");
+            }
         }
     }
     match (kind, policy.expires) {
         (Kind::Aggregation, Some(milliseconds)) if milliseconds >= AGGREGATION_EXPIRES_MS => {}
+        (Kind::Payload, Some(milliseconds)) if milliseconds >= PAYLOAD_EXPIRES_MS => {}
+        (Kind::Payload, Some(_)) => add(
+            Verdict::Warn,
+            "expires",
+            "parks callbacks with large payloads that wait for a worker so long",
+        ),
         (_, Some(_)) => {
             add(Verdict::Wrong, "expires", "deletes the queue with all that it holds when nobody uses it")
         }
@@ -179,7 +190,7 @@ fn harms(kind: Kind, policy: &Definition) -> Vec<Harm> {
             "delivery-limit",
             "fails, with a target that kills its worker, all others that the worker held: workers have a limit of their own",
         ),
-        (Kind::Aggregation | Kind::Own, Some(_)) => {
+        (Kind::Aggregation | Kind::Payload | Kind::Own, Some(_)) => {
             add(
                 Verdict::Wrong,
                 "delivery-limit",
@@ -233,6 +244,7 @@ mod tests {
         for (queue, definition, expected) in [
             ("fanfare.service.a", r#"{"message-ttl":1000}"#, "warn "),
             ("fanfare.service.a", r#"{"delivery-limit":5}"#, "warn "),
+            ("fanfare.payload.c.r.w", r#"{"expires":60000}"#, "warn "),
             ("fanfare.service.a", r#"{"max-length":10,"overflow":"drop-head"}"#, "note "),
             ("fanfare.fanin", r#"{"max-length":10,"overflow":"reject-publish"}"#, "note "),
             ("fanfare.delay.1", r#"{"message-ttl":10}"#, "note "),
@@ -250,6 +262,7 @@ mod tests {
             ("fanfare.fanin", "null"),
             ("fanfare.fanin", r#"{"queue-leader-locator":"balanced"}"#),
             ("fanfare.agg.c.r", r#"{"expires":604800000}"#),
+            ("fanfare.payload.c.r.w", r#"{"expires":2419200000}"#),
             ("fanfare.fanin", r#"{"delivery-limit":-1}"#),
             ("other.fanin", r#"{"message-ttl":1}"#),
             ("fanfare-other.fanin", r#"{"message-ttl":1}"#),

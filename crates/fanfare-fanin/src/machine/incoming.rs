@@ -180,13 +180,13 @@ impl<T: Clone> FanIn<T> {
             }
             Pending::OnFinal(callback) if matches!(self.phase, Phase::Finalizing(_)) => {
                 let body = self.final_payload();
-                if body.len() <= self.most_bytes {
+                let bytes = body.largest();
+                if bytes <= self.most_bytes {
                     self.publish_final(callback, body, out);
                 } else {
                     let reason = format!(
-                        "the final payload has {} bytes without any response, and {most} is the most that this broker takes; \
-                         raise its max_message_msize and replay this manifest",
-                        body.len()
+                        "a message of the final payload has {bytes} bytes at least, and {most} is the most that this broker \
+                         takes; raise its max_message_size and replay this manifest"
                     );
                     // In a shard they would wait in everybody's way.
                     let leaving =

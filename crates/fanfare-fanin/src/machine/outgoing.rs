@@ -1,7 +1,6 @@
 //! What goes out: whatever has become due.
 
-use bytes::Bytes;
-use fanfare_protocol::{Fence, FinalPayloadBuilder};
+use fanfare_protocol::{Fence, FinalBody, FinalPayloadBuilder};
 
 use super::{FanIn, FenceState, Pending, Phase, Queue, Time};
 use crate::gathered::Calls;
@@ -104,7 +103,12 @@ impl<T: Clone> FanIn<T> {
     }
 
     /// Publishes the final payload to a callback, or to the caller who waits.
-    pub(super) fn publish_final(&mut self, callback: Option<usize>, body: Bytes, out: &mut Vec<Effect<T>>) {
+    pub(super) fn publish_final(
+        &mut self,
+        callback: Option<usize>,
+        body: FinalBody,
+        out: &mut Vec<Effect<T>>,
+    ) {
         let ending = self.summary.ending;
         let publication = match callback {
             Some(callback) => Publication::OnFinal { callback, body, ending, links: self.links() },
@@ -113,12 +117,12 @@ impl<T: Clone> FanIn<T> {
         self.publish(Pending::OnFinal(callback), publication, out);
     }
 
-    pub(super) fn final_payload(&self) -> Bytes {
+    pub(super) fn final_payload(&self) -> FinalBody {
         let mut payload = FinalPayloadBuilder::new(&self.manifest);
         for body in self.gathered.bodies() {
             payload.push(body).expect("a result that counted is JSON");
         }
-        payload.finish(self.most_bytes)
+        payload.finish(self.limits.large_payload_bytes, self.most_bytes)
     }
 
     pub(super) fn renew(&mut self, now: Time, out: &mut Vec<Effect<T>>) {

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanfare_fanin::{Deadline, Effect, Event, FanIn, Hold, Item, Limits, Publication, PublicationId};
-use fanfare_protocol::{EndedBy, Ending, Manifest, Message, Sentinel, TargetResult};
+use fanfare_protocol::{EndedBy, Ending, FinalBody, Manifest, Message, Sentinel, TargetResult};
 
 use crate::samples::{id, result_of, time};
 
@@ -19,6 +19,7 @@ pub(crate) const LIMITS: Limits = Limits {
     window: 18,
     renewal: Duration::from_secs(60),
     fence_again: Duration::from_secs(5),
+    large_payload_bytes: 1_000,
 };
 
 /// Steps within which a world without further trouble comes to its end.
@@ -127,7 +128,7 @@ pub(crate) struct Record {
     /// How often each final callback has arrived.
     pub(crate) finals: BTreeMap<usize, usize>,
     /// The payload of the first final callback.
-    pub(crate) payload: Option<(Bytes, Ending)>,
+    pub(crate) payload: Option<(FinalBody, Ending)>,
     /// A cancel was said to have taken effect.
     pub(crate) cancelled: bool,
     /// Times that a hold ended by a crash or a lost channel.
@@ -603,7 +604,7 @@ impl World {
                 self.first.values().for_each(|body| expected.push(body).unwrap());
                 assert_eq!(
                     *body,
-                    expected.finish(fanfare_protocol::limits::MESSAGE_BYTES),
+                    expected.finish(LIMITS.large_payload_bytes, fanfare_protocol::limits::MESSAGE_BYTES),
                     "the first result of each key stands"
                 );
             }

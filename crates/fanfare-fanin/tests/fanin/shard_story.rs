@@ -196,7 +196,7 @@ impl Story {
                 match publication {
                     Publication::OnTarget { body, .. } => format!("{run} call with {}", answer(&body)),
                     Publication::OnFinal { body, .. } => {
-                        let payload: FinalPayload = serde_json::from_slice(&body).unwrap();
+                        let payload: FinalPayload = serde_json::from_slice(&body.joined()).unwrap();
                         let data: Vec<String> = manifest
                             .targets
                             .iter()

@@ -37,14 +37,14 @@ fn a_result_that_fits_into_no_checkpoint_stays_unacked_and_holds_nothing_up() {
     story.refuse("checkpoint", body("one").len()).check(&[]);
     story.wait(Duration::from_secs(9 * 60)).check(&[]);
     story.result("r2", "b", "two").check(&["call 0 with b=two"]);
-    story.confirm("call").check(&["final 0 with [a=one b=two]", "checkpoint of called [b=two]"]);
+    story.confirm("call").check(&["final 0 with [a=one b=two] in 2 parts", "checkpoint of called [b=two]"]);
     story.confirm("checkpoint").check(&["ack r2"]);
     story.confirm("final").check(&["delete"]);
     story.event(Event::Deleted).check(&["ack r1", "ack m1", "end, completed"]);
 }
 
 #[test]
-fn a_final_payload_that_is_too_large_goes_out_without_the_largest_responses() {
+fn a_result_that_is_too_large_for_the_broker_is_left_out_of_the_final_payload() {
     let mut story = Story::fresh(manifest(["a", "b"], 0, 2));
     story.opened().check(&[]);
     story.result("r1", "a", "small").check(&[]);
@@ -55,10 +55,25 @@ fn a_final_payload_that_is_too_large_goes_out_without_the_largest_responses() {
         let lines = story.refuse(&format!("final {callback}"), 2_000).lines();
         assert!(
             lines[0].starts_with(&format!("final {callback} with [a=small b=!the response was left out"))
+                && lines[0].ends_with(']'),
+            "it fits into one message then: {lines:?}"
         );
         assert_eq!(lines.len(), 1);
     }
     story.confirm("final").check(&[]);
+    story.confirm("final").check(&["delete"]);
+}
+
+#[test]
+fn a_final_payload_that_is_too_large_for_the_broker_goes_out_in_parts() {
+    let mut story = Story::fresh(manifest(["a", "b", "c"], 0, 1));
+    story.opened().check(&[]);
+    let answers = ["x", "y", "z"].map(|letter| letter.repeat(1_000));
+    let all = format!("final 0 with [a={} b={} c={}]", answers[0], answers[1], answers[2]);
+    story.result("r1", "a", &answers[0]).check(&[]);
+    story.result("r2", "b", &answers[1]).check(&[]);
+    story.result("r3", "c", &answers[2]).check(&[&all]);
+    story.refuse("final", 3_000).check(&[&format!("{all} in 2 parts")]);
     story.confirm("final").check(&["delete"]);
 }
 

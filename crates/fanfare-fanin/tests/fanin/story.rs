@@ -6,7 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanfare_fanin::{Deadline, Effect, Event, FanIn, Hold, Limits, Publication, PublicationId};
 use fanfare_protocol::{
-    Cancellation, Checkpoint, EndedBy, Ending, FinalPayload, Manifest, Message, Sentinel,
+    Cancellation, Checkpoint, EndedBy, Ending, FinalBody, FinalPayload, Manifest, Message, Sentinel,
 };
 
 use crate::samples::{answer, body, fence, id, missing, result_of, time};
@@ -262,8 +262,8 @@ fn entries_of(checkpoint: &Checkpoint) -> impl Iterator<Item = (&str, String)> {
     checkpoint.entries.iter().map(|entry| (entry.key.as_str(), answer(&entry.body)))
 }
 
-fn tell_payload(body: &[u8], ending: Ending) -> String {
-    let payload: FinalPayload = serde_json::from_slice(body).expect("a final payload is JSON");
+fn tell_payload(body: &FinalBody, ending: Ending) -> String {
+    let payload: FinalPayload = serde_json::from_slice(&body.joined()).expect("a final payload is JSON");
     // Responses that were left out for want of room are no failures of their targets.
     let left_out = payload.failures().filter(|failure| failure.exception.contains("was left out"));
     assert_eq!(payload.failures().count() - left_out.count(), ending.failed);
@@ -279,5 +279,9 @@ fn tell_payload(body: &[u8], ending: Ending) -> String {
     };
     let entries = payload.data.iter().map(entry).collect::<Vec<_>>().join(" ");
     let by = ending.by.map(|by| format!(", ended by {by}")).unwrap_or_default();
-    format!("[{entries}]{by}")
+    let parts = match body {
+        FinalBody::Whole(_) => String::new(),
+        FinalBody::Parts(parts) => format!(" in {} parts", parts.bodies().count()),
+    };
+    format!("[{entries}]{parts}{by}")
 }

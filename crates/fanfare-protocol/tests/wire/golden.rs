@@ -4,13 +4,16 @@ use bytes::Bytes;
 use fanfare_protocol::{
     Callback, CallbackKind, CancelAnswer, CancelRequest, CancelState, Cancellation, Cancelled, Channel,
     Checkpoint, CheckpointEntry, CompletionPolicy, Ended, EndedBy, EndedRun, Ending, Fence, FinalPayload,
-    FinalPayloadBuilder, HeaderValue, Invocation, Manifest, Message, Metadata, Presence, Progress,
-    QueueNames, Request, Sentinel, TargetOf, TargetResult, TraceParent,
+    FinalPayloadBuilder, HeaderValue, Invocation, LargePayload, Manifest, Message, Metadata, Part, Presence,
+    Progress, QueueNames, Request, Sentinel, TargetOf, TargetResult, TraceParent,
 };
 
 use crate::samples::{
     aggregation, check, cid, key, manifest, metadata, reply, request, result, run, service, time, written,
 };
+
+/// More than any message here has.
+const MOST: usize = fanfare_protocol::limits::MESSAGE_BYTES;
 
 const RESULT: &str = r#"{"source":"fanout1.my-service","target":"my.service1","response":"My response","req_ts_utc":"2025-01-19 19:55:45","resp_ts_utc":"2025-01-19 19:55:46","ok":true,"exception":null,"cid":"63e7c3a2ba616badecb125ce"}"#;
 
@@ -226,6 +229,48 @@ fn a_final_callback_and_the_answer_to_a_waiter() {
 }
 
 #[test]
+fn a_part_of_a_payload_and_the_callback_that_refers_to_it() {
+    let manifest = manifest();
+    let writer = "abcdefabcdefabcdefabcdefabcdefab".parse().unwrap();
+    let part = Part { writer, number: 7, body: Bytes::from_static(b"{\"a\":{}}") };
+    let message = part.clone().encode(&manifest.cid, manifest.run);
+    check(
+        &message,
+        "content_type: application/json\n\
+         correlation_id: 63e7c3a2ba616badecb125ce\n\
+         message_id: 63e7c3a2ba616badecb125ce/payload/abcdefabcdefabcdefabcdefabcdefab/7\n\
+         type: fanfare.payload-part\n\
+         fanfare-payload = \"abcdefabcdefabcdefabcdefabcdefab\"\n\
+         fanfare-payload-part = 7\n\
+         fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+         fanfare-version = 1\n\
+         {\"a\":{}}",
+    );
+    assert_eq!(Part::decode(&message).unwrap(), part);
+    let kind = CallbackKind::OnFinal { callback: Some(&manifest.on_final[0]), ending: Ending::default() };
+    let callback = Callback { manifest: &manifest, kind, body: Bytes::from_static(b"{}") }.encode();
+    let large = LargePayload { writer, parts: 8, bytes: 9_000_000 };
+    let expected = written(&callback).replace(
+        "\nfanfare-req-ts",
+        "\nfanfare-payload = \"abcdefabcdefabcdefabcdefabcdefab\"\nfanfare-payload-bytes = 9000000\n\
+         fanfare-payload-parts = 8\nfanfare-req-ts",
+    );
+    let referring = large.refer(callback);
+    check(&referring, &expected);
+    let invocation = Invocation::decode(&referring, &QueueNames::default()).unwrap();
+    assert_eq!(invocation.large, Some(large));
+    let queue = QueueNames::default().payload(&manifest.cid, manifest.run, writer);
+    assert_eq!(
+        queue.name,
+        "fanfare.payload.63e7c3a2ba616badecb125ce.0123456789abcdef0123456789abcdef.abcdefabcdefabcdefabcdefabcdefab"
+    );
+    let mut broken = referring.clone();
+    broken.headers.remove("fanfare-payload-parts");
+    let error = Invocation::decode(&broken, &QueueNames::default()).unwrap_err().to_string();
+    assert!(error.contains("fanfare-payload-parts"), "{error}");
+}
+
+#[test]
 fn the_final_callback_of_a_fan_out_that_ended_early_says_why_and_how_many_were_missing() {
     let manifest = manifest();
     let message = |ending| {
@@ -266,7 +311,7 @@ fn a_final_payload_tells_what_ended_the_fan_out() {
         let bodies = ended.map(|ended_by| TargetResult { ended_by, ..result("null", Some("x")) }.to_body());
         let mut builder = FinalPayloadBuilder::new(&manifest);
         bodies.iter().for_each(|body| builder.push(body).unwrap());
-        serde_json::from_slice(&builder.finish(fanfare_protocol::limits::MESSAGE_BYTES)).unwrap()
+        serde_json::from_slice(&builder.finish(MOST, MOST).joined()).unwrap()
     };
     assert_eq!(payload([None, None]).ended_by(), None);
     assert_eq!(payload([None, Some(EndedBy::Deadline)]).ended_by(), Some(EndedBy::Deadline));
@@ -279,9 +324,9 @@ fn a_final_payload_holds_the_results_byte_for_byte_in_the_callers_order() {
     let manifest = manifest();
     let spaced = RESULT.replace(":true", " : true");
     let mut builder = FinalPayloadBuilder::new(&manifest);
-    builder.push(RESULT.as_bytes()).unwrap();
-    builder.push(spaced.as_bytes()).unwrap();
-    let body = String::from_utf8(builder.finish(fanfare_protocol::limits::MESSAGE_BYTES).to_vec()).unwrap();
+    builder.push(&Bytes::from_static(RESULT.as_bytes())).unwrap();
+    builder.push(&spaced.clone().into()).unwrap();
+    let body = String::from_utf8(builder.finish(MOST, MOST).joined().to_vec()).unwrap();
     assert_eq!(
         body,
         format!(
@@ -295,7 +340,7 @@ fn a_final_payload_holds_the_results_byte_for_byte_in_the_callers_order() {
 #[test]
 fn without_on_target_callbacks_the_payload_has_the_empty_string_and_readers_take_either() {
     let empty = Manifest { targets: Vec::new(), on_target: Vec::new(), ..manifest() };
-    let body = FinalPayloadBuilder::new(&empty).finish(fanfare_protocol::limits::MESSAGE_BYTES);
+    let body = FinalPayloadBuilder::new(&empty).finish(MOST, MOST).joined();
     let expected = r#"{"source":"fanout1.my-service","req_ts_utc":"2025-01-19 19:55:45","on_target":"","on_final":["my.cb1","helpers.input-logger"],"data":{}}"#;
     assert_eq!(body, expected);
     for body in [expected.to_owned(), expected.replace(r#""on_target":"""#, r#""on_target":[]"#)] {

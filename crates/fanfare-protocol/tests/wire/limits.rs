@@ -1,7 +1,9 @@
 //! What is too large is replaced, and never in two ways.
 
+use bytes::Bytes;
 use fanfare_protocol::{
-    FinalPayload, FinalPayloadBuilder, Manifest, ManifestTarget, TargetResult, limits, nesting,
+    Assembly, FinalBody, FinalPayload, FinalPayloadBuilder, LargePayload, Manifest, ManifestTarget, Message,
+    Part, Results, RunId, TargetResult, limits, nesting,
 };
 
 use crate::samples::{key, manifest, result, service};
@@ -44,7 +46,7 @@ fn a_response_nested_too_deeply_fails_saying_so_and_a_final_payload_with_the_dee
     let manifest = targets(1);
     let mut builder = FinalPayloadBuilder::new(&manifest);
     builder.push(&deepest).unwrap();
-    let payload = builder.finish(limits::MESSAGE_BYTES);
+    let payload = builder.finish(limits::MESSAGE_BYTES, limits::MESSAGE_BYTES).joined();
     assert_eq!(nesting(&payload), limits::NESTING + limits::PAYLOAD_LEVELS);
     serde_json::from_slice::<serde_json::Value>(&payload).unwrap();
 }
@@ -60,68 +62,99 @@ fn targets(count: usize) -> Manifest {
     Manifest { targets: (0..count).map(target).collect(), ..manifest() }
 }
 
-fn payload(manifest: &Manifest, bodies: &[bytes::Bytes]) -> FinalPayload {
+const MB: usize = 1024 * 1024;
+
+/// The payload as it is sent where a message holds `most` bytes, and as it is put together again from what is sent.
+fn sent(manifest: &Manifest, bodies: &[Bytes], large: usize, most: usize) -> (Vec<Message>, FinalPayload) {
     let mut builder = FinalPayloadBuilder::new(manifest);
     bodies.iter().for_each(|body| builder.push(body).unwrap());
-    let body = builder.finish(limits::MESSAGE_BYTES);
-    assert!(body.len() <= limits::MESSAGE_BYTES, "{}", body.len());
-    assert_eq!(body, builder.finish(limits::MESSAGE_BYTES), "it is the same every time");
-    serde_json::from_slice(&body).unwrap()
-}
-
-fn failed_of(payload: &FinalPayload) -> Vec<String> {
-    payload.failures().map(|failure| failure.key).collect()
-}
-
-#[test]
-fn the_largest_results_are_left_out_of_a_payload_until_it_fits() {
-    const MB: usize = 1024 * 1024;
-    let bodies: Vec<_> =
-        [3, 7, 1, 7, 4].map(|size| result(&text_of(size * MB), None).to_body()).into_iter().collect();
-    let payload = payload(&targets(5), &bodies);
-    assert_eq!(failed_of(&payload), ["1"], "the first of the largest is enough");
-    let exception = payload.failures().next().unwrap().exception;
-    assert!(exception.contains("the response was left out"), "{exception}");
-    assert_eq!(payload.get::<String>("3").unwrap().len(), 7 * MB);
-}
-
-#[test]
-fn the_long_exception_of_a_failed_target_is_cut_where_a_payload_does_not_fit() {
-    let long = "why ".repeat(limits::RESULT_BYTES / 8);
-    let bodies = vec![result("null", Some(&long)).to_body(); 5];
-    let payload = payload(&targets(5), &bodies);
-    let cut: Vec<usize> = payload.failures().map(|failure| failure.exception.len()).collect();
-    assert_eq!(cut, [150, 150, long.len(), long.len(), long.len()]);
+    let body = builder.finish(large, most);
+    assert_eq!(body, builder.finish(large, most), "it is the same every time");
+    let FinalBody::Parts(parts) = &body else { panic!("it is whole") };
+    let writer = RunId::from(uuid::Uuid::from_u128(7));
+    let encoded = parts.bodies().enumerate().map(|(number, body)| {
+        let part = Part { writer, number, body };
+        let message = part.clone().encode(&manifest.cid, manifest.run);
+        assert_eq!(Part::decode(&message).unwrap(), part);
+        message
+    });
+    let messages: Vec<Message> = encoded.collect();
+    let largest = messages.iter().map(|message| message.body.len()).fold(parts.head().len(), usize::max);
+    assert_eq!(largest, body.largest());
+    let large = LargePayload { writer, parts: messages.len(), bytes: parts.bytes() };
+    let mut assembly = Assembly::new(parts.head(), large).unwrap();
+    messages.iter().for_each(|message| assembly.push(&message.body));
+    let whole = assembly.finish().unwrap();
+    assert_eq!(whole, body.joined());
+    // What one message would have had, had it fitted.
+    let FinalBody::Whole(one) = builder.finish(usize::MAX, usize::MAX) else { panic!("it has no limit") };
+    let payload: FinalPayload = serde_json::from_slice(&whole).unwrap();
+    let have_room = bodies.iter().all(|body| body.len() + 32 <= most);
+    assert!(!have_room || whole == one);
+    (messages, payload)
 }
 
 #[test]
-fn many_results_that_cannot_shrink_do_not_keep_others_from_shrinking() {
-    // Failed results whose exception is just not cut, and which are larger than the answers after them.
-    const TARGETS: usize = 48_000;
-    let stubborn = result("null", Some(&"y".repeat(150))).to_body();
-    let answer = result(&text_of(148), None).to_body();
-    assert!(stubborn.len() > answer.len());
-    let bodies: Vec<_> = (0..TARGETS).map(|n| if n < 12_000 { &stubborn } else { &answer }.clone()).collect();
-    let payload = payload(&targets(TARGETS), &bodies);
-    assert!(failed_of(&payload).len() > 12_000);
-}
-
-#[test]
-fn a_payload_that_may_fit_with_all_responses_left_out_does_fit_whatever_they_were() {
-    let target = |n: usize| ManifestTarget {
-        key: key(&format!("{n:0>5}{}", "\"".repeat(250))),
-        service: service(&"s".repeat(100)),
+fn a_payload_above_the_limit_travels_in_parts_of_whole_entries_and_is_the_same_put_together() {
+    let bodies: Vec<Bytes> = [3 * MB, 7 * MB, 1, 100, 7 * MB, MB / 2, MB / 3, MB / 2]
+        .map(|size| result(&text_of(size), None).to_body())
+        .into();
+    let (messages, payload) = sent(&targets(8), &bodies, limits::MESSAGE_BYTES, limits::MESSAGE_BYTES);
+    assert_eq!(payload.data.len(), 8);
+    let keys = |message: &Message| -> Vec<String> {
+        let entries: Results = serde_json::from_slice(&message.body).unwrap();
+        entries.into_iter().map(|(key, _)| key).collect()
     };
-    let mut manifest = Manifest { targets: Vec::new(), ..manifest() };
-    let each = {
-        manifest.targets.push(target(0));
-        let one = manifest.least_payload_bytes();
-        manifest.targets.push(target(1));
-        manifest.least_payload_bytes() - one
-    };
-    manifest.targets = (0..limits::MESSAGE_BYTES / each - 1).map(target).collect();
-    assert!(manifest.least_payload_bytes() <= limits::MESSAGE_BYTES);
-    let odd = ["\u{1}", "\"\\", "語"].map(|piece| result("null", Some(&piece.repeat(2000))).to_body());
-    let bodies: Vec<_> = (0..manifest.targets.len()).map(|n| odd[n % odd.len()].clone()).collect();
-    assert_eq!(payload(&manifest, &bodies).data.len(), manifest.targets.len());
+    let keys: Vec<Vec<String>> = messages.iter().map(keys).collect();
+    assert_eq!(keys, [vec!["0"], vec!["1"], vec!["2", "3"], vec!["4"], vec!["5", "6"], vec!["7"]]);
+}
+
+#[test]
+fn a_payload_is_whole_up_to_the_limit_to_the_byte() {
+    let manifest = targets(2);
+    let mut builder = FinalPayloadBuilder::new(&manifest);
+    (0..2).for_each(|_| builder.push(&result("1", None).to_body()).unwrap());
+    let bytes = builder.finish(MB, MB).joined().len();
+    assert!(matches!(builder.finish(bytes, MB), FinalBody::Whole(body) if body.len() == bytes));
+    assert!(matches!(builder.finish(bytes - 1, MB), FinalBody::Parts(parts) if parts.bytes() == bytes));
+    assert!(matches!(builder.finish(MB, bytes - 1), FinalBody::Parts(_)));
+}
+
+#[test]
+fn a_result_that_fits_into_no_message_of_the_broker_is_left_out_and_no_other() {
+    let bodies: Vec<Bytes> = [3_000, 9_000, 10].map(|size| result(&text_of(size), None).to_body()).into();
+    let (messages, payload) = sent(&targets(3), &bodies, 1_000, 5_000);
+    assert!(messages.iter().all(|message| message.body.len() <= 5_000));
+    let failures: Vec<_> = payload.failures().collect();
+    assert_eq!(failures.len(), 1);
+    assert!(failures[0].key == "1" && failures[0].exception.contains("was left out"), "{failures:?}");
+}
+
+#[test]
+fn the_exception_of_a_failed_target_is_cut_where_no_message_has_room_for_it() {
+    for piece in ["why ", "\u{1}", "\"\\", "語"] {
+        let failed = result("null", Some(&piece.repeat(3_000))).to_body();
+        let (messages, payload) = sent(&targets(1), &[failed], 1, 1_000);
+        assert_eq!(messages.len(), 1);
+        assert!(payload.failures().all(|failure| failure.exception.len() <= 150));
+    }
+}
+
+#[test]
+fn a_payload_that_is_not_all_there_is_not_taken_for_one() {
+    let manifest = targets(2);
+    let mut builder = FinalPayloadBuilder::new(&manifest);
+    (0..2).for_each(|_| builder.push(&result("1", None).to_body()).unwrap());
+    let FinalBody::Parts(parts) = builder.finish(1, MB) else { panic!("it is whole") };
+    assert_eq!(parts.bodies().count(), 2);
+    let large = LargePayload { writer: manifest.run, parts: 2, bytes: parts.bytes() };
+    let assembly = |large| Assembly::new(parts.head(), large).unwrap();
+    assert!(assembly(large).finish().is_err());
+    let mut twice = assembly(large);
+    (0..2).for_each(|_| parts.bodies().for_each(|body| twice.push(&body)));
+    assert!(twice.finish().is_err());
+    let mut shorter = assembly(LargePayload { bytes: large.bytes + 1, ..large });
+    parts.bodies().for_each(|body| shorter.push(&body));
+    let error = shorter.finish().unwrap_err().to_string();
+    assert!(error.contains("is to have"), "{error}");
 }

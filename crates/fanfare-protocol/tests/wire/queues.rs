@@ -70,6 +70,18 @@ fn an_aggregation_queue_and_its_replicated_kin() {
 }
 
 #[test]
+fn the_queue_of_a_large_payload_and_its_replicated_kin() {
+    let hex = "0123456789abcdef0123456789abcdef";
+    let name = format!("fanfare.payload.63e7c3a2ba616badecb125ce.{hex}.{hex}");
+    let mut arguments =
+        BTreeMap::from([("x-queue-type", "classic".into()), ("x-expires", 2_419_200_000_i64.into())]);
+    let names = QueueNames::default();
+    check(names.payload(&cid(), run(), run()), &name, false, arguments.clone());
+    arguments.extend(internal());
+    check(names.replicated_payload(&cid(), run(), run()), &name, false, arguments);
+}
+
+#[test]
 fn a_shard_and_the_cids_that_belong_to_it() {
     let mut arguments = internal();
     arguments.insert("x-single-active-consumer", true.into());
@@ -141,7 +153,8 @@ fn the_prefix_changes_names_and_the_way_of_dead_letters_only() {
 fn the_longest_names_fit_into_a_property() {
     let names = QueueNames::new(Prefix::new("p".repeat(32)).unwrap());
     let longest = "x".repeat(100);
-    let aggregation = names.aggregation(&fanfare_protocol::Cid::new(longest.clone()).unwrap(), run());
-    assert!(aggregation.name.len() <= 255);
+    let cid = Cid::new(longest.clone()).unwrap();
+    assert!(names.aggregation(&cid, run()).name.len() <= 255);
+    assert!(names.payload(&cid, run(), run()).name.len() <= 255);
     assert!(names.service(&ServiceName::new(longest).unwrap()).name.len() <= 255);
 }
