@@ -14,7 +14,7 @@ use crate::process::{self, Group};
 use crate::{environment, peers, say};
 
 /// What is measured where nobody says what: both ways to gather results.
-const BOTH: [&str; 2] = ["--aggregation", "per-cid,shared"];
+const BOTH: [&str; 4] = ["--modes", "per-cid,shared", "--shards", "4"];
 /// What the short form measures: fan-outs in which the queue counts, and such in which the messages do.
 const SHORT: [&str; 10] =
     ["--widths", "1,100", "--payload", "100", "--on-target", "0,1", "--rounds", "2", "--seconds", "1"];

@@ -56,7 +56,7 @@ an hour with the defaults.
 Examples:
   fanfare bench --broker amqp://localhost
   fanfare bench --widths 10,100 --payload 100 --on-target 0 --rounds 5
-  fanfare bench --aggregation per-cid,shared --widths 2,10,100 --payload 100 --on-target 0
+  fanfare bench --modes per-cid,shared --shards 4 --widths 2,10,100 --payload 100 --on-target 0
   fanfare bench --widths 100 --workers 1,2,4,8 --concurrency 4 --service-time 20ms
   fanfare bench --json bench.json --plot docs/bench
 
@@ -85,13 +85,9 @@ pub(crate) struct BenchArguments {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = numbers::parse::<u64>)]
     seconds: u64,
 
-    /// Where results are gathered, divided by commas
+    /// Where results are gathered, divided by commas; shared needs --shards
     #[arg(long, value_name = "HOW", value_delimiter = ',', default_values_t = [Aggregation::PerCid])]
-    aggregation: Vec<Aggregation>,
-
-    /// How many shards there are in shared aggregation
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = numbers::parse::<u32>)]
-    shards: u32,
+    modes: Vec<Aggregation>,
 
     /// Processes that run workers, divided by commas: each 1 to 64
     #[arg(long, value_name = "N", value_delimiter = ',', default_values_t = [1])]
@@ -139,12 +135,17 @@ pub(crate) async fn run(mut arguments: BenchArguments, settings: &Settings) -> R
     raw::uri(settings)?;
     let signals = Signals::listen()?;
     let prefix = format!("bench-{:x}", now());
+    if arguments.modes.contains(&Aggregation::Shared) && settings.shards == 0 {
+        return Err(Failure::bad_input(anyhow!(
+            "--modes shared needs to know how many shards: give --shards 4"
+        )));
+    }
     let fanfare = settings.connected_apart("bench", &prefix, Aggregation::PerCid).await?;
     let measured = tokio::select! {
-        measured = figures(&arguments, cases, &fanfare) => measured,
+        measured = figures(&arguments, cases, &fanfare, settings.shards) => measured,
         () = signals.first() => Err(anyhow!("interrupted")),
     };
-    clear(&fanfare, arguments.shards).await;
+    clear(&fanfare, settings.shards).await;
     fanfare.close().await;
     let published = measured.and_then(|figures| arguments.publish(&figures));
     published.map(|()| Exit::Done).map_err(|error| Failure::new(Exit::Failed, error))
@@ -157,16 +158,21 @@ struct Figures {
     plots: Vec<(&'static str, String)>,
 }
 
-async fn figures(arguments: &BenchArguments, cases: Vec<Case>, fanfare: &Fanfare) -> Result<Figures> {
+async fn figures(
+    arguments: &BenchArguments,
+    cases: Vec<Case>,
+    fanfare: &Fanfare,
+    shards: u32,
+) -> Result<Figures> {
     if arguments.memory {
-        let [aggregation] = arguments.aggregation[..] else {
-            bail!("--memory measures one --aggregation: give per-cid or shared");
+        let [aggregation] = arguments.modes[..] else {
+            bail!("--memory measures one of --modes: give per-cid or shared");
         };
         let memory = memory::measure(fanfare, aggregation).await?;
         let json = serde_json::to_string_pretty(&memory)?;
         return Ok(Figures { tables: memory.to_string(), json, plots: Vec::new() });
     }
-    let report = measure(arguments, cases, fanfare).await?;
+    let report = measure(arguments, cases, fanfare, shards).await?;
     let json = serde_json::to_string_pretty(&report)?;
     Ok(Figures { tables: report.to_string(), json, plots: plot::of(&report) })
 }
@@ -180,7 +186,7 @@ impl BenchArguments {
     /// Every combination of what was asked for.
     fn cases(&self) -> Result<Vec<Case>> {
         let mut cases = Vec::new();
-        for &aggregation in &self.aggregation {
+        for &aggregation in &self.modes {
             for &payload in &self.payload {
                 for &on_target in &self.on_target {
                     for &width in &self.widths {
@@ -238,7 +244,12 @@ impl BenchArguments {
     }
 }
 
-async fn measure(arguments: &BenchArguments, cases: Vec<Case>, fanfare: &Fanfare) -> Result<Report> {
+async fn measure(
+    arguments: &BenchArguments,
+    cases: Vec<Case>,
+    fanfare: &Fanfare,
+    shards: u32,
+) -> Result<Report> {
     let mut outcomes = Vec::new();
     let count = cases.len();
     for (index, case) in cases.into_iter().enumerate() {
@@ -253,7 +264,7 @@ async fn measure(arguments: &BenchArguments, cases: Vec<Case>, fanfare: &Fanfare
         fanfare: env!("CARGO_PKG_VERSION"),
         broker: Report::broker(&fanfare.broker().server().await?),
         machine: machine(),
-        shards: arguments.shards,
+        shards,
         service_time_ms: arguments.serving().service_time.as_millis(),
         concurrency: arguments.concurrency,
         coordinators: arguments.coordinators,

@@ -319,7 +319,7 @@ impl Broker for SimulatedBroker {
         link.operate(|| format!("declare {}", queue.name), async {
             link.shared.check(&queue.name)?;
             link.memory.declare(queue).await?;
-            link.shared.declared(&queue);
+            link.shared.declared(queue);
             Ok(())
         })
         .await
