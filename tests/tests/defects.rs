@@ -70,7 +70,7 @@ fn a_manifest_acked_before_the_queue_is_deleted_is_found() {
 
 #[test]
 fn a_consumer_cancelled_before_the_queue_is_deleted_is_found() {
-    is_found(Defect::CancelBeforeDelete, Kind::Contradicted);
+    is_found(Defect::CancelBeforeDelete, Kind::Unexpected);
 }
 
 #[test]

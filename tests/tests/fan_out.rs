@@ -120,7 +120,7 @@ async fn every_message_of_a_fan_out_is_the_protocols_byte_for_byte(stack: Stack)
     let manifest = manifests.next().await;
     drop(manifests);
     let body = format!(
-        r#"{{"cid":"{CID}","run":"{run}","source":"{SOURCE}","req_ts_utc":"{requested}","channel":"fanout-call","targets":[{{"key":"my.service1","service":"my.service1"}},{{"key":"my.service2","service":"my.service2"}}],"on_target":["my.progress"],"on_final":["my.cb1","helpers.input-logger"],"reply_to":"{queue}"}}"#
+        r#"{{"cid":"{CID}","run":"{run}","source":"{SOURCE}","req_ts_utc":"{requested}","channel":"fanout-call","targets":[{{"key":"my.service1","service":"my.service1"}},{{"key":"my.service2","service":"my.service2"}}],"on_target":["my.progress"],"on_final":["my.cb1","helpers.input-logger"],"reply_to":"{queue}","sentinel":true}}"#
     );
     let expected = message("fanfare.manifest", "manifest", &[("fanfare-run", &run)], body);
     assert_eq!(manifest, issued_by(SOURCE, Some(recent(&requested)), expected));
@@ -179,8 +179,13 @@ async fn a_rust_worker_answers_with_the_protocols_bytes(stack: Stack) {
     // There is no coordinator: the results stay where they went.
     let queue = stack.names().aggregation(&cid, run).name;
     let mut recorder = stack.record_queue(&queue).await;
-    let mut results = BTreeMap::from([by_id(&mut recorder).await, by_id(&mut recorder).await]);
+    let mut results = BTreeMap::new();
+    for _ in 0..3 {
+        results.extend([by_id(&mut recorder).await]);
+    }
     let run_text = run.to_string();
+    let sentinel = message("fanfare.sentinel", "sentinel", &[("fanfare-run", &run_text)], "{}");
+    assert_eq!(results.remove(&format!("{CID}/sentinel")), Some(sentinel));
     for (place, service, outcome) in [
         (
             "0",

@@ -155,7 +155,9 @@ async fn a_queue_with_more_results_than_may_be_unacked_ends_through_two_crashes(
     let worker = stack.worker([services::echo()]).await;
     let accepted = many(&stack, "test.echo", TARGETS).on_final("my.done").invoke().await.expect("accepted");
     let queue = stack.names().aggregation(&accepted.cid, accepted.run).name;
-    stack.queue_has(&queue, "all results", |state| state.messages == TARGETS as u64).await;
+    stack
+        .queue_has(&queue, "all results and the sentinel", |state| state.messages == TARGETS as u64 + 1)
+        .await;
     worker.stop().await;
 
     // The first dies before it has let go of any result. The second finds the whole backlog, of which it must take in more than

@@ -45,7 +45,7 @@ impl Explanation {
             ),
             _ => format!(
                 "no coordinator knows {cid}: it has ended longer ago than coordinators remember, or it was never accepted; see \
-                 that CID and --prefix are right"
+                 that CID and --prefix are right, and that it was invoked with as many --shards as the coordinators have"
             ),
         })
     }

@@ -14,7 +14,7 @@ const MOST: usize = 1_000;
 ///
 /// ```
 /// use fanfare_operator::Roll;
-/// use fanfare_protocol::{RunId, WireTime};
+/// use fanfare_protocol::RunId;
 ///
 /// let one: RunId = "0123456789abcdef0123456789abcdef".parse()?;
 /// let mut roll = Roll::default();

@@ -5,6 +5,8 @@ use fanfare_protocol::{
     Cid, InvalidMetadata, InvalidName, InvalidPolicy, Prefix, RunId, ServiceName, TargetKey, limits,
 };
 
+use crate::publisher::SHARED_TIME_LIMIT;
+
 /// An invocation did not succeed. The variants tell what the caller can do about it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -213,6 +215,12 @@ pub enum Invalid {
         /// Its bytes.
         bytes: usize,
     },
+    /// The time limit is more than coordinators of shards wait for.
+    #[error(
+        "a time limit of {0:?} in shared aggregation: give {most:?} or less, since coordinators forget results whose manifest does \
+         not follow within twice that time", most = SHARED_TIME_LIMIT
+    )]
+    TimeLimit(Duration),
     /// A prefix cannot have so many shards.
     #[error("{0} shards are not possible: give 1 to {most}, the same number to every publisher and coordinator", most = limits::SHARDS)]
     Shards(u32),
@@ -327,8 +335,8 @@ pub enum CancelError {
     },
     /// No coordinator knows the fan-out.
     #[error(
-        "no coordinator knows a fan-out {cid} ({}): it has ended some time ago, was never invoked under this prefix, or \
-         waits for a coordinator to take it, in which case cancel it again when one has", answers(*.answered, *.waited)
+        "no coordinator knows a fan-out {cid} ({}): it has ended some time ago, was never invoked under this prefix, was \
+         invoked with other --shards than the coordinators have, or waits for a coordinator to take it, in which case cancel it again when one has", answers(*.answered, *.waited)
     )]
     Unknown {
         /// The correlation ID.

@@ -45,7 +45,8 @@ pub struct Config {
     /// invocation. For starting programs in any order.
     pub declare_missing: bool,
     /// The most that passes from the first request to the manifest; after it the invocation is given up. 60 s, as the
-    /// protocol says: a coordinator may forget a result whose manifest does not follow within twice this time.
+    /// protocol says, and no more where fan-outs are shared: a coordinator forgets results in a shard whose manifest does not
+    /// follow within twice this time.
     pub time_limit: Duration,
     /// The most that looking at queues and declaring them may take before anything is sent, tries again during an
     /// outage included. 10 s.
@@ -110,10 +111,16 @@ impl Default for Config {
     }
 }
 
+/// Half of what coordinators wait for the manifest of results in a shard.
+pub(crate) const SHARED_TIME_LIMIT: Duration = Duration::from_secs(60);
+
 impl Config {
     /// The queue in which the results of a fan-out are gathered.
     pub(crate) fn gathering(&self, cid: &Cid, run: RunId) -> Result<QueueSpec, Invalid> {
         match (self.aggregation, self.queue_type) {
+            (Aggregation::Shared { .. }, _) if self.time_limit > SHARED_TIME_LIMIT => {
+                Err(Invalid::TimeLimit(self.time_limit))
+            }
             (Aggregation::Shared { shards }, _) if (1..=limits::SHARDS).contains(&shards) => {
                 Ok(self.names.shard(QueueNames::shard_of(cid, shards)))
             }

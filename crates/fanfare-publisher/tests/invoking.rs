@@ -91,7 +91,7 @@ app_id=shop
 timestamp=1737316545
 fanfare-run: Text("00000000000000000000000000000001")
 fanfare-version: Int(1)
-{"cid":"order-7","run":"00000000000000000000000000000001","source":"shop","req_ts_utc":"2025-01-19 19:55:45","channel":"fanout-call","targets":[{"key":"price","service":"price"},{"key":"stock","service":"stock"},{"key":"stock 2","service":"stock"}],"on_target":["log"],"on_final":["done"],"reply_to":"fanfare.agg.order-7.00000000000000000000000000000001","deadline_ms":86400000,"metadata":{"order":"7"}}"#
+{"cid":"order-7","run":"00000000000000000000000000000001","source":"shop","req_ts_utc":"2025-01-19 19:55:45","channel":"fanout-call","targets":[{"key":"price","service":"price"},{"key":"stock","service":"stock"},{"key":"stock 2","service":"stock"}],"on_target":["log"],"on_final":["done"],"reply_to":"fanfare.agg.order-7.00000000000000000000000000000001","deadline_ms":86400000,"sentinel":true,"metadata":{"order":"7"}}"#
     );
 }
 
@@ -114,15 +114,16 @@ async fn the_manifest_follows_the_last_request_and_comes_once() {
     let asked = broker.asked();
     let first_publish = asked.iter().position(|asked| asked.starts_with("publish")).unwrap();
     assert!(asked[first_publish - 1].starts_with("declare fanfare.agg.order-7."));
-    assert_eq!(asked[first_publish..].len(), 4);
+    // Three requests and the sentinel come before it.
+    assert_eq!(asked[first_publish..].len(), 5);
     assert_eq!(asked.last().unwrap(), "publish fanfare.fanin");
 }
 
 #[tokio::test]
-async fn a_fan_out_without_targets_is_its_manifest_alone() {
+async fn a_fan_out_without_targets_is_its_sentinel_and_its_manifest() {
     let broker = served().await;
     broker.publisher().fanout("shop").on_final("done").invoke().await.unwrap();
-    assert_eq!(broker.count("publish"), 1);
+    assert_eq!(broker.count("publish"), 2);
     assert_eq!(broker.messages(FANIN).await.len(), 1);
 }
 

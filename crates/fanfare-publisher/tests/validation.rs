@@ -3,9 +3,14 @@
 
 mod harness;
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_publisher::{Completion, Fanout, Invalid, InvokeError, Publisher, Target, WaitError};
+use fanfare_broker::System;
+use fanfare_broker::memory::MemoryBroker;
+use fanfare_publisher::{
+    Aggregation, Completion, Config, Fanout, Invalid, InvokeError, Publisher, Target, WaitError,
+};
 use harness::Faulty;
 
 /// Invokes what `build` builds, and checks that it is refused with `message` and that nothing was sent.
@@ -98,7 +103,7 @@ async fn limits_are_named() {
     let long = (0..90_000).map(|n| Target::new("price", n).key(format!("{n:0>250}")));
     refused(
         |p| long.fold(p.fanout("shop").on_final("done"), Fanout::add),
-        "the list of targets has 25110319 bytes, and 16711680 is the most",
+        "the list of targets has 25110335 bytes, and 16711680 is the most",
     )
     .await;
     for deadline in [Duration::ZERO, Duration::MAX] {
@@ -144,4 +149,21 @@ async fn all_services_and_callbacks_that_nobody_serves_are_named_at_once() {
         "no worker serves `a.x`, `b.x`, `c.x`: start one, or pass declare_missing",
     )
     .await;
+}
+
+#[tokio::test]
+async fn a_time_limit_beyond_what_coordinators_of_shards_wait_is_refused() {
+    let config = |time_limit| Config {
+        aggregation: Aggregation::Shared { shards: 4 },
+        time_limit,
+        ..Config::default()
+    };
+    let invoke = async |time_limit| {
+        let broker = Arc::new(MemoryBroker::new());
+        let publisher = Publisher::new(broker, Arc::new(System), config(time_limit));
+        publisher.fanout("shop").on_final("done").declare_missing().invoke().await
+    };
+    let error = invoke(Duration::from_secs(61)).await.unwrap_err().to_string();
+    assert!(error.contains("a time limit of 61s in shared aggregation: give 60s or less"), "{error}");
+    invoke(Duration::from_secs(60)).await.unwrap();
 }

@@ -37,7 +37,8 @@ async fn gather(channel: &dyn ConsumerChannel, manifest: &Manifest) -> Message {
     let mut bodies = vec![None; manifest.targets.len()];
     while bodies.iter().any(Option::is_none) {
         let result = results.next().await.unwrap().unwrap();
-        let key = fanfare_protocol::key_of(&result.message).unwrap();
+        // The sentinel has none.
+        let Some(key) = fanfare_protocol::key_of(&result.message) else { continue };
         let place = manifest.targets.iter().position(|target| target.key.as_str() == key).unwrap();
         bodies[place] = Some(result.message.body.clone());
         result.receipt.ack().await;
