@@ -2,11 +2,16 @@
 
 use std::future::pending;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fanfare_broker::{Backoff, Broker, BrokerError, Consumer, ConsumerChannel, Delivery};
 use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use crate::outbox::Outbox;
+
+/// How long the broker may take from the end of a queue's members to that of its name.
+const DELETION_LIMIT: Duration = Duration::from_secs(5);
 
 /// One aggregation queue, from before it is consumed to after it is deleted.
 pub(crate) struct AggregationQueue {
@@ -136,6 +141,23 @@ pub(crate) async fn is_gone_at_once(outbox: &Outbox, name: &str, channel: &dyn C
         biased;
         () = channel.ended() => false,
         gone = outbox.is_gone(name) => gone,
+    }
+}
+
+/// The same for a quorum queue, whose consumers RabbitMQ ends with its members, before it removes its name
+/// (`rabbit_quorum_queue:delete/4`): it is looked for until that has had time to happen.
+pub(crate) async fn is_gone_soon(outbox: &Outbox, name: &str, channel: &dyn ConsumerChannel) -> bool {
+    let until = Instant::now() + DELETION_LIMIT;
+    loop {
+        if is_gone_at_once(outbox, name, channel).await {
+            return true;
+        }
+        tokio::select! {
+            biased;
+            () = channel.ended() => return false,
+            () = tokio::time::sleep_until(until) => return false,
+            () = tokio::time::sleep(outbox.absence_pause) => {}
+        }
     }
 }
 

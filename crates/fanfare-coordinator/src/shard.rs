@@ -21,7 +21,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::addressing::{Letter, addressed};
-use crate::aggregation_queue::{consume, is_gone_at_once};
+use crate::aggregation_queue::{consume, is_gone_soon};
 use crate::deadline::deadline;
 use crate::ended::LatelyEnded;
 use crate::fan_out::{MOST_ASKERS, how_it_ended, sleep_until, tell};
@@ -208,7 +208,7 @@ impl Hold<'_> {
                 next = source.next() => match next {
                     Some(Ok(delivery)) => self.read(delivery),
                     Some(Err(_)) => return,
-                    None if is_gone_at_once(&outbox, &queue, channel).await => {
+                    None if is_gone_soon(&outbox, &queue, channel).await => {
                         let open = self.machine.open();
                         tracing::error!(queue, open, "a shard was deleted; its fan-outs end without what is missing");
                         source = Source::Nothing;
