@@ -93,7 +93,9 @@ pub(crate) struct ShardTask {
     pub(crate) inbox: mpsc::UnboundedReceiver<Word>,
     pub(crate) started: Instant,
     pub(crate) leave: CancellationToken,
-    /// How long it may take to leave, before what is open is let go as it is.
+    /// The coordinator stops: leaving must come to an end.
+    pub(crate) hurry: CancellationToken,
+    /// How long that may take, before what is open is let go as it is.
     pub(crate) leave_within: Duration,
     pub(crate) known: Known,
     /// Where its fan-outs are seen.
@@ -178,7 +180,7 @@ impl ShardTask {
 impl Hold<'_> {
     /// Serves the shard until its channel is lost, or it is left. Where it was deleted, what is open is brought to its end.
     async fn serve(&mut self, channel: &dyn ConsumerChannel, consumer: Consumer) {
-        let mut stopping = None;
+        let (mut leaving, mut deadline) = (false, None);
         let mut source = Source::Consumer(consumer);
         let (outbox, queue) = (self.task.messenger.outbox.clone(), self.task.queue.name.clone());
         while !self.machine.is_done() {
@@ -186,11 +188,14 @@ impl Hold<'_> {
             tokio::select! {
                 // The queue comes last: a flood of results must not keep anything else from happening.
                 biased;
-                () = self.task.leave.cancelled(), if stopping.is_none() => {
-                    stopping = Some(Instant::now() + self.task.leave_within);
+                () = self.task.leave.cancelled(), if !leaving => {
+                    leaving = true;
                     self.handle(ShardEvent::Stop);
                 }
-                () = sleep_until(stopping), if stopping.is_some() => {
+                () = self.task.hurry.cancelled(), if deadline.is_none() => {
+                    deadline = Some(Instant::now() + self.task.leave_within);
+                }
+                () = sleep_until(deadline), if deadline.is_some() => {
                     let open = self.machine.open();
                     tracing::warn!(queue, open, "a shard is left as it is: what is open could not be brought to rest in time");
                     return;

@@ -25,7 +25,9 @@ pub(crate) struct Shards {
     limits: ShardLimits,
     /// Fan-outs that may be open in one.
     most_open: usize,
-    /// How long it may take to leave one.
+    /// This coordinator stops.
+    hurry: CancellationToken,
+    /// How long it may take to leave one then.
     leave_within: Duration,
     messenger: Messenger,
     trust: Trust,
@@ -71,6 +73,7 @@ impl Shards {
             count: config.shards,
             limits,
             most_open: config.shard_limits.most_open,
+            hurry: CancellationToken::new(),
             leave_within: config.stop_within,
             members: Members::new(messenger.coordinator, config.shards),
             next_heartbeat: None,
@@ -138,6 +141,7 @@ impl Shards {
             inbox,
             started: self.started,
             leave: leave.clone(),
+            hurry: self.hurry.clone(),
             leave_within: self.leave_within,
             known: self.known.remove(&shard).unwrap_or_default(),
             view: self.view.clone(),
@@ -197,6 +201,7 @@ impl Shards {
         if self.next_heartbeat.take().is_some() {
             self.tell(true);
         }
+        self.hurry.cancel();
         self.consumed.values().for_each(|consumed| consumed.leave.cancel());
     }
 
