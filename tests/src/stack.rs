@@ -337,6 +337,16 @@ impl Stack {
         }
     }
 
+    /// Waits until nobody consumes a shard. A broker learns of the death of a coordinator some time later, and hands it messages until
+    /// then: what is read from the shards before that may have been read by the dead.
+    pub async fn shards_are_left(&self) {
+        for shard in 0..self.shards {
+            let spec = self.names.shard(shard);
+            self.bystander().declare(&spec).await.expect("the queue can be declared");
+            self.queue_has(&spec.name, "no consumer", |state| state.consumers == 0).await;
+        }
+    }
+
     async fn shards_are_empty(&self, coordinator: &Running) {
         self.shards_are_read().await;
         if self.shards > 0 {

@@ -191,6 +191,7 @@ impl Scene {
             return died;
         }
         first.kill().await;
+        self.stack.shards_are_left().await;
         let queue = self.stack.bystander().inspect(&self.aggregation(&accepted)).await;
         if queue.expect("the broker is there").is_none() {
             self.without_queue.insert(accepted.run);
