@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use fanfare_protocol::{Presence, RunId};
+use fanfare_protocol::{Presence, RunId, fnv1a};
 use tokio::time::Instant;
 
 /// From one word about this coordinator to the next.
@@ -85,10 +85,7 @@ impl Members {
 
 /// How well a shard suits a coordinator: FNV-1a over both. All coordinators come to the same number.
 fn suits(coordinator: RunId, shard: u32) -> u64 {
-    const OFFSET: u64 = 0xcbf2_9ce4_8422_2325;
-    const PRIME: u64 = 0x0100_0000_01b3;
-    let text = format!("{shard}/{coordinator}");
-    text.bytes().fold(OFFSET, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(PRIME))
+    fnv1a(format!("{shard}/{coordinator}").into_bytes())
 }
 
 #[cfg(test)]

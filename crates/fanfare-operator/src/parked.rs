@@ -7,7 +7,7 @@ use std::time::Duration;
 use fanfare_broker::{
     Backoff, BrokerError, Consumer, ConsumerChannel, Delivery, PublishError, QueueState, Receipt,
 };
-use fanfare_protocol::{Cid, LargePayload, Message, QueueNames, RunId, ServiceName, WireTime, header};
+use fanfare_protocol::{Cid, LargePayload, Message, QueueNames, RunId, ServiceName, WireTime, fnv1a, header};
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -330,11 +330,7 @@ impl<'a> Look<'a> {
 fn digest(message: &Message) -> String {
     let headers = message.headers.iter().filter(|(name, _)| !header::is_of_delivery(name));
     let text = format!("{:?}{:?}", message.properties, headers.collect::<Vec<_>>());
-    let bytes = text.bytes().chain(message.body.iter().copied());
-    let hash = bytes.fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-    });
-    format!("{hash:016x}")
+    format!("{:016x}", fnv1a(text.bytes().chain(message.body.iter().copied())))
 }
 
 #[cfg(test)]

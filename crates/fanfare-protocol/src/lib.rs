@@ -23,9 +23,9 @@ mod cancel;
 mod channel;
 mod completion;
 mod coordination;
-mod crc32;
 mod explain;
 mod final_body;
+mod hash;
 pub mod header;
 mod invocation;
 mod large_payload;
@@ -56,6 +56,7 @@ pub use explain::{
     WorkerAnswer,
 };
 pub use final_body::{FinalBody, FinalPayloadBuilder, Parts};
+pub use hash::fnv1a;
 pub use invocation::{Invocation, MalformedInvocation, ReplyAddress};
 pub use large_payload::{Assembly, LargePayload, Part};
 pub use lately::{Lately, RecentFailure, Totals};

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::crc32::crc32;
+use crate::hash::crc32;
 use crate::limits::{PREFIX_CHARS, SHARDS};
 use crate::name::{Cid, Prefix, RunId, ServiceName};
 
