@@ -21,20 +21,23 @@ pub fn manifest(data: &[u8]) {
         Ok(manifest) => manifest,
         Err(reason) => return brief(&reason),
     };
-    assert_eq!(manifest.reply_to, names.aggregation(&manifest.cid, manifest.run).name);
+    assert!(names.is_reply_queue(&manifest.reply_to, &manifest.cid, manifest.run));
     assert!(manifest.waiter.as_deref().is_none_or(|waiter| names.is_wait(waiter)));
     assert!(manifest.targets.len() <= limits::TARGETS);
     for encoded in [manifest.encode(), manifest.encode_renewed(manifest.deadline_utc)] {
         fits(&encoded);
         assert_eq!(Manifest::decode(&encoded, &names).as_ref(), Ok(&manifest));
     }
-    // Its final payload can be had, however its targets fail, within the bytes that were foretold.
+    // Its final payload can be had, and read, in however many parts it goes.
     let failed = samples::body("!x");
     let mut payload = FinalPayloadBuilder::new(&manifest);
     for _ in &manifest.targets {
         payload.push(&failed).expect("it is a result");
     }
-    assert!(payload.finish(limits::MESSAGE_BYTES).len() <= manifest.least_payload_bytes());
+    let whole = payload.finish(usize::MAX, limits::MESSAGE_BYTES).joined();
+    assert_eq!(payload.finish(0, limits::MESSAGE_BYTES).joined(), whole);
+    let whole: FinalPayload = serde_json::from_slice(&whole).expect("a final payload");
+    assert_eq!(whole.data.len(), manifest.targets.len());
 }
 
 /// A body that is meant to be a result.
@@ -53,7 +56,7 @@ pub fn result(data: &[u8]) {
     let body = Bytes::copy_from_slice(data.trim_ascii());
     let mut payload = FinalPayloadBuilder::new(&manifest);
     payload.push(&body).expect("a result that counts is JSON");
-    let payload = payload.finish(limits::MESSAGE_BYTES);
+    let payload = payload.finish(limits::MESSAGE_BYTES, limits::MESSAGE_BYTES).joined();
     let payload: FinalPayload = serde_json::from_slice(&payload).expect("a final payload");
     assert_eq!(payload.data.get("0").map(|result| result.ok), Some(result.ok));
     // A response may hold what one parser takes and another does not, such as `1e999` or half of a surrogate pair; each is
@@ -155,9 +158,9 @@ pub fn cancel(data: &[u8]) {
     }
 }
 
-/// A worker answers to the aggregation queue of the message at hand, and to nothing else.
+/// A worker answers to the aggregation queue of the message at hand or to a shard, and to nothing else.
 fn own(reply: &ReplyAddress, names: &QueueNames) {
-    assert_eq!(reply.queue, names.aggregation(&reply.cid, reply.run).name);
+    assert!(names.is_reply_queue(&reply.queue, &reply.cid, reply.run), "{}", reply.queue);
 }
 
 fn brief(reason: &Malformed) {

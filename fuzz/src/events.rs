@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use fanfare_fanin::{Deadline, Effect, Event, FanIn, Hold, Publication, PublicationId};
-use fanfare_protocol::{Manifest, Message};
+use fanfare_protocol::{FinalBody, Manifest, Message};
 
 use crate::model::LIMITS;
 use crate::reader::Reader;
@@ -20,8 +20,10 @@ pub fn report(data: &[u8]) {
 }
 
 fn reported(reader: &mut Reader<'_>) -> Option<()> {
-    let manifest = numbered(reader.below(20)?, reader.below(4)?, reader.below(3)?);
-    let hold = Hold { token: id(OWN), take_over: reader.below(2)? == 1 };
+    let mut manifest = numbered(reader.below(20)?, reader.below(4)?, reader.below(3)?);
+    let start = reader.below(4)?;
+    manifest.sentinel = start / 2 == 1;
+    let hold = Hold { token: id(OWN), take_over: start % 2 == 1 };
     let deadline =
         (reader.below(2)? == 1).then(|| Deadline { at: Duration::from_secs(30), is_written: true });
     let mut witness = Witness::new(manifest.clone());
@@ -55,6 +57,7 @@ fn reported(reader: &mut Reader<'_>) -> Option<()> {
         if let Event::Confirmed(id) = event {
             witness.confirmed.insert(id);
         }
+        witness.deletes &= event != Event::ChannelLost;
         let was_done = machine.is_done();
         let effects = machine.handle(event, now);
         assert!(!was_done || effects.is_empty(), "it is done, and does more: {effects:?}");
@@ -85,7 +88,8 @@ fn message(reader: &mut Reader<'_>, manifest: &Manifest) -> Option<Message> {
         5 => fence(token).encode(manifest),
         6 => {
             let mut message = result_of(id(1), &key, Bytes::from("{}"));
-            let kinds = ["fanfare.checkpoint", "fanfare.fence", "fanfare.novelty", "garbage"];
+            let kinds =
+                ["fanfare.checkpoint", "fanfare.fence", "fanfare.novelty", "garbage", "fanfare.sentinel"];
             message.properties.kind = Some(kinds[usize::from(number) % kinds.len()].to_owned());
             message
         }
@@ -107,7 +111,8 @@ struct Witness {
     confirmed: BTreeSet<PublicationId>,
     calls: BTreeMap<(usize, usize), PublicationId>,
     finals: BTreeSet<usize>,
-    payload: Option<Bytes>,
+    payload: Option<FinalBody>,
+    parked: bool,
     deletes: bool,
     over: bool,
 }
@@ -123,6 +128,7 @@ impl Witness {
             calls: BTreeMap::new(),
             finals: BTreeSet::new(),
             payload: None,
+            parked: false,
             deletes: false,
             over: false,
         }
@@ -152,7 +158,8 @@ impl Witness {
                 Effect::Cancelled(_) => {}
                 Effect::DeleteQueue => {
                     assert!(!std::mem::replace(&mut self.deletes, true), "the queue is deleted twice");
-                    assert_eq!(self.finals.len(), self.manifest.on_final.len(), "deleted before the end");
+                    let ended = self.finals.len() == self.manifest.on_final.len();
+                    assert!(ended || self.parked, "deleted before the end");
                 }
                 Effect::Abandon { manifests, .. } => {
                     manifests.into_iter().for_each(|tag| self.answer(tag));
@@ -174,6 +181,9 @@ impl Witness {
 
     fn see_publication(&mut self, id: PublicationId, publication: Publication) {
         match publication {
+            Publication::OnTarget { .. } | Publication::OnFinal { .. } if self.parked => {
+                panic!("a callback of a fan-out that was given up")
+            }
             Publication::OnTarget { callback, place, .. } => {
                 assert!(self.finals.is_empty(), "an on-target callback after a final one");
                 assert!(self.calls.insert((callback, place), id).is_none(), "a callback twice in one hold");
@@ -187,6 +197,7 @@ impl Witness {
                 let payload = self.payload.get_or_insert_with(|| body.clone());
                 assert_eq!(*payload, body, "two final callbacks are given different payloads");
             }
+            Publication::ParkedManifest { .. } => self.parked = true,
             _ => {}
         }
     }
