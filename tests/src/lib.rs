@@ -25,6 +25,7 @@ pub use recorder::Recorder;
 pub use running::{Doomed, Node, Running};
 pub use stack::{Stack, run};
 
+use std::fmt::Debug;
 use std::time::Duration;
 
 /// After which a test gives up waiting for something that should have happened. It bounds failures and is never waited
@@ -90,10 +91,30 @@ macro_rules! on_rabbitmq {
 ///
 /// # Panics
 /// Where the condition does not come to hold.
-pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
+pub async fn eventually<F: Future<Output = bool>>(what: &str, condition: impl FnMut() -> F) {
+    eventually_seen(what, condition, |&holds| holds).await;
+}
+
+/// Looks every few milliseconds until what it sees is as wanted, and fails the test with what it saw last where it is not within
+/// [`PATIENCE`].
+///
+/// # Panics
+/// Where it does not come to be as wanted.
+pub async fn eventually_seen<T: Debug, F: Future<Output = T>>(
+    what: &str,
+    mut look: impl FnMut() -> F,
+    wanted: impl Fn(&T) -> bool,
+) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(tokio::time::Instant::now() < deadline, "waited {PATIENCE:?} for this in vain: {what}");
+    loop {
+        let seen = look().await;
+        if wanted(&seen) {
+            return;
+        }
+        assert!(
+            tokio::time::Instant::now() < deadline,
+            "waited {PATIENCE:?} for this in vain: {what}; seen last: {seen:?}"
+        );
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -358,9 +358,11 @@ impl Stack {
     /// Waits until what a broker tells about a queue is as wanted; nothing, where there is no such queue.
     pub async fn queue_has(&self, queue: &str, what: &str, wanted: impl Fn(QueueState) -> bool) {
         let broker = self.bystander();
-        crate::eventually(&format!("{queue} has {what}"), || async {
-            matches!(broker.inspect(queue).await, Ok(Some(state)) if wanted(state))
-        })
+        crate::eventually_seen(
+            &format!("{queue} has {what}"),
+            || broker.inspect(queue),
+            |seen| matches!(seen, Ok(Some(state)) if wanted(*state)),
+        )
         .await;
     }
 
@@ -375,9 +377,11 @@ impl Stack {
     /// Waits until a queue does not exist.
     pub async fn queue_is_gone(&self, queue: &str) {
         let broker = self.bystander();
-        crate::eventually(&format!("{queue} is gone"), || async {
-            matches!(broker.inspect(queue).await, Ok(None))
-        })
+        crate::eventually_seen(
+            &format!("{queue} is gone"),
+            || broker.inspect(queue),
+            |seen| matches!(seen, Ok(None)),
+        )
         .await;
     }
 
