@@ -1,13 +1,12 @@
 //! Answers to the deliveries of one channel.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
+use futures_util::future::{BoxFuture, Shared};
 use lapin::options::{BasicAckOptions, BasicNackOptions};
-use tokio::sync::Semaphore;
 
 use super::acks::{Ack, Acks};
 use super::trunk::Line;
@@ -16,10 +15,7 @@ use crate::Acknowledge;
 /// A channel that consumes, as the receipts of its deliveries see it.
 pub(super) struct Answers {
     pub(super) line: Line,
-    me: Weak<Self>,
     state: Mutex<State>,
-    /// Taken by the one who tells the broker of acks, until these are written. What is asked for meanwhile is told together.
-    telling: Semaphore,
 }
 
 #[derive(Default)]
@@ -27,6 +23,9 @@ struct State {
     acks: Acks,
     /// Consumers that may be handed something.
     consumers: usize,
+    /// Ends when the acks are written that the broker was told of last. What is asked for before that is told together. Whoever waits
+    /// drives it: an ack that nobody goes on with holds up no other.
+    writing: Option<Shared<BoxFuture<'static, ()>>>,
 }
 
 /// Tells the broker of what is asked for when it is dropped: who waits for its turn to do so may go away.
@@ -34,12 +33,7 @@ struct Asking<'a>(&'a Answers);
 
 impl Answers {
     pub(super) fn to(line: Line) -> Arc<Self> {
-        Arc::new_cyclic(|me| Self {
-            line,
-            me: me.clone(),
-            state: Mutex::default(),
-            telling: Semaphore::new(1),
-        })
+        Arc::new(Self { line, state: Mutex::default() })
     }
 
     /// A consumer is about to start.
@@ -63,22 +57,28 @@ impl Answers {
         state.consumers == 0 && state.acks.is_clear()
     }
 
-    /// Tells the broker of all acks that are asked for. They are on their way when this returns, and what it returns waits until
-    /// they are written.
-    pub(super) fn tell(&self) -> Option<BoxFuture<'static, lapin::Result<()>>> {
-        let me = self.me.upgrade()?;
+    /// Tells the broker of all acks that are asked for. They are on their way when this returns.
+    pub(super) fn tell(&self) {
         // Locked until lapin has them, so that who closes the channel comes after whoever else tells of them.
         let mut state = self.state();
-        let mut last = None;
         for Ack { tag, multiple } in state.acks.take() {
-            let me = Arc::clone(&me);
-            let mut written =
-                async move { me.line.channel.basic_ack(tag, BasicAckOptions { multiple }).await }.boxed();
-            // The first poll queues the frame, and lapin writes frames in their order. An error means that the channel has
-            // ended, and lapin sends nothing on a later channel of the same number.
-            last = (&mut written).now_or_never().is_none().then_some(written);
+            let channel = self.line.channel.clone();
+            let mut written = async move {
+                // An error means that the channel has ended, and lapin sends nothing on a later channel of the same number.
+                let _ = channel.basic_ack(tag, BasicAckOptions { multiple }).await;
+            }
+            .boxed();
+            // The first poll queues the frame, and lapin writes frames in their order.
+            state.writing = (&mut written).now_or_never().is_none().then(|| written.shared());
         }
-        last
+    }
+
+    /// Waits until the acks are written that the broker was told of.
+    async fn written(&self) {
+        let writing = self.state().writing.clone();
+        if let Some(writing) = writing {
+            writing.await;
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -88,7 +88,7 @@ impl Answers {
 
 impl Drop for Asking<'_> {
     fn drop(&mut self) {
-        drop(self.0.tell());
+        self.0.tell();
     }
 }
 
@@ -97,15 +97,13 @@ impl Acknowledge for Answers {
     async fn ack(&self, tag: u64) {
         self.state().acks.ask(tag);
         let asking = Asking(self);
-        let _turn = self.telling.acquire().await;
-        std::mem::forget(asking);
-        if let Some(written) = self.tell() {
-            let _ = written.await;
-        }
+        self.written().await;
+        drop(asking);
+        self.written().await;
     }
 
     async fn requeue(&self, tag: u64) {
-        drop(self.tell());
+        self.tell();
         self.state().acks.forget(tag);
         let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         let _ = self.line.channel.basic_nack(tag, options).await;

@@ -124,7 +124,7 @@ impl ConsumingChannel {
     /// Closes the channel without waiting for it.
     fn shut(&self) {
         self.closed.cancel();
-        drop(self.answers.tell());
+        self.answers.tell();
         let channel = self.answers.line.channel.clone();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
             runtime.spawn(async move { close(&channel).await });
@@ -194,7 +194,7 @@ impl ConsumerChannel for ConsumingChannel {
             return;
         }
         self.closed.cancel();
-        drop(self.answers.tell());
+        self.answers.tell();
         if !self.home.keep(&self.answers) {
             close(&self.answers.line.channel).await;
         }

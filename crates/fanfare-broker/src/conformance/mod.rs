@@ -137,6 +137,7 @@ suite! { $
         a_single_active_consumer_may_hold_five_thousand;
     redelivery:
         an_acked_message_never_comes_again
+        an_ack_that_nobody_goes_on_with_holds_up_no_other
         a_requeued_message_comes_again_in_its_place
         a_closed_channel_gives_back_what_it_held
         a_closed_channel_gives_back_what_it_got

@@ -1,6 +1,8 @@
 use std::collections::BTreeSet;
+use std::pin::pin;
 
 use fanfare_protocol::header;
+use futures_util::FutureExt;
 
 use super::bench::{Bench, KINDS, consume, message, next, number, numbers, take, within};
 
@@ -18,6 +20,21 @@ pub(super) async fn an_acked_message_never_comes_again(bench: &Bench<'_>) {
         let (_channel, mut consumer) = consume(&bench.broker, &queue, 10).await;
         assert_eq!(numbers(&take(&mut consumer, 2).await), [1, 3]);
     }
+}
+
+/// As where one task works on the ack of one message among others, and waits for the next.
+pub(super) async fn an_ack_that_nobody_goes_on_with_holds_up_no_other(bench: &Bench<'_>) {
+    let queue = bench.declare("q", "classic", &[]).await;
+    bench.fill(&queue, 0..20).await;
+    let (channel, mut consumer) = consume(&bench.broker, &queue, 20).await;
+    let held = take(&mut consumer, 20).await;
+    for pair in held.chunks(2) {
+        let mut begun = pin!(pair[0].receipt.ack());
+        let _ = begun.as_mut().now_or_never();
+        within("the other ack", pair[1].receipt.ack()).await;
+    }
+    channel.close().await;
+    bench.until(&queue, "nothing left", |state| state.messages == 0 && state.consumers == 0).await;
 }
 
 pub(super) async fn a_requeued_message_comes_again_in_its_place(bench: &Bench<'_>) {
