@@ -7,6 +7,10 @@ use lapin::uri::{AMQPScheme, AMQPUri};
 /// as long.
 const HEARTBEAT_SECONDS: u16 = 20;
 
+/// Bytes of a frame where the URL does not say, as RabbitMQ's own. lapin fills the buffers of a connection with zeros where it learns
+/// their size from the broker, which makes all 8 MiB of them resident, and has them from the system where it is told.
+const FRAME_MAX_BYTES: u32 = 128 * 1024;
+
 /// What may follow the `?` of a URL.
 const OPTIONS: [&str; 5] = ["heartbeat", "frame_max", "channel_max", "connection_timeout", "auth_mechanism"];
 
@@ -134,6 +138,7 @@ impl FromStr for Address {
             uri.vhost = "/".to_owned();
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+        uri.query.frame_max.get_or_insert(FRAME_MAX_BYTES);
         Ok(Self { uri, shown })
     }
 }
