@@ -1,6 +1,6 @@
 //! A connection that can die at a chosen moment, with whoever uses it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -62,6 +62,8 @@ struct State {
     /// Steps that counted since the death was set.
     steps: usize,
     channels: Vec<Weak<Held>>,
+    /// See [`Mortal::looks_for`].
+    looks_for: BTreeSet<String>,
     /// See [`Mortal::half_deletes`].
     half_deletes: Option<(String, BoxFuture<'static, ()>)>,
 }
@@ -75,7 +77,13 @@ struct Held {
 #[derive(Default)]
 struct Deliveries {
     last_tag: u64,
-    open: BTreeMap<u64, Receipt>,
+    open: BTreeMap<u64, Open>,
+}
+
+#[derive(Clone)]
+struct Open {
+    receipt: Receipt,
+    message_id: Option<String>,
 }
 
 impl Mortal {
@@ -110,6 +118,17 @@ impl Mortal {
     /// Returns when it is dead.
     pub async fn dead(&self) {
         self.life.dead.cancelled().await;
+    }
+
+    /// Remembers when its user acks the message with this id.
+    pub fn looks_for(&self, message_id: &str) {
+        self.life.state().looks_for.insert(message_id.to_owned());
+    }
+
+    /// Whether its user has acked that message since.
+    #[must_use]
+    pub fn has_acked(&self, message_id: &str) -> bool {
+        !self.life.state().looks_for.contains(message_id)
     }
 
     /// Deliveries that its user holds.
@@ -320,23 +339,25 @@ impl Held {
         let mut deliveries = self.deliveries();
         deliveries.last_tag += 1;
         let tag = deliveries.last_tag;
-        deliveries.open.insert(tag, delivery.receipt);
+        let message_id = delivery.message.properties.message_id.clone();
+        deliveries.open.insert(tag, Open { receipt: delivery.receipt, message_id });
         Delivery { receipt: Receipt::new(Arc::clone(self) as Arc<dyn Acknowledge>, tag), ..delivery }
     }
 
-    async fn settle(&self, tag: u64, answer: impl AsyncFnOnce(Receipt)) {
-        let receipt = self.deliveries().open.get(&tag).cloned();
-        if let Some(receipt) = receipt {
-            self.life.take(Step::Settle, answer(receipt)).await;
-            self.deliveries().open.remove(&tag);
-        }
+    async fn settle(&self, tag: u64, answer: impl AsyncFnOnce(Receipt)) -> Option<Open> {
+        let receipt = self.deliveries().open.get(&tag)?.receipt.clone();
+        self.life.take(Step::Settle, answer(receipt)).await;
+        self.deliveries().open.remove(&tag)
     }
 }
 
 #[async_trait]
 impl Acknowledge for Held {
     async fn ack(&self, tag: u64) {
-        self.settle(tag, async |receipt| receipt.ack().await).await;
+        let acked = self.settle(tag, async |receipt| receipt.ack().await).await;
+        if let Some(id) = acked.and_then(|acked| acked.message_id) {
+            self.life.state().looks_for.remove(&id);
+        }
     }
 
     async fn requeue(&self, tag: u64) {
@@ -344,8 +365,7 @@ impl Acknowledge for Held {
     }
 
     fn is_live(&self, tag: u64) -> bool {
-        let receipt = self.deliveries().open.get(&tag).cloned();
-        receipt.is_some_and(|receipt| receipt.is_live())
+        self.deliveries().open.get(&tag).is_some_and(|open| open.receipt.is_live())
     }
 }
 

@@ -322,33 +322,39 @@ impl Stack {
         assert!(manifests.is_empty(), "manifests are left: {manifests:?}");
     }
 
-    /// Waits until all is read that was in any shard. What a coordinator has let go is back there some time later, but before
-    /// what is published now.
-    pub async fn shards_are_read(&self) {
+    /// Waits until a coordinator has read all that was in any shard. What another has let go is back there before what is published
+    /// now, and what the broker has handed out is neither in a queue nor held by anyone as long as it is on its way.
+    pub async fn shards_are_read(&self, by: &Mortal) {
         for shard in 0..self.shards {
             let spec = self.names.shard(shard);
             self.bystander().declare(&spec).await.expect("the queue can be declared");
-            let queue = spec.name;
             // It says nothing, and is acked at once.
             let coordinator = RunId::from(uuid::Uuid::new_v4());
-            let marker = Ended { coordinator, number: 0, ended: Vec::new() };
-            self.publish(&queue, marker.encode(&queue)).await;
-            self.queue_has(&queue, "no message", |state| state.messages == 0).await;
+            let mut marker = Ended { coordinator, number: 0, ended: Vec::new() }.encode(&spec.name);
+            let id = coordinator.to_string();
+            marker.properties.message_id = Some(id.clone());
+            by.looks_for(&id);
+            self.publish(&spec.name, marker).await;
+            crate::eventually("the coordinator reads the shard", async || by.has_acked(&id)).await;
         }
     }
 
-    /// Waits until nobody consumes a shard. A broker learns of the death of a coordinator some time later, and hands it messages until
-    /// then: what is read from the shards before that may have been read by the dead.
-    pub async fn shards_are_left(&self) {
+    /// Waits until the broker knows of no coordinator but so many that stand by. It learns of the death of one some time later: it
+    /// hands it messages until then, and has what it held back in its queue no earlier.
+    pub async fn coordinators_are_gone_but(&self, standbys: u64) {
+        if self.shards == 0 {
+            let fanin = self.names.fanin().name;
+            self.queue_has(&fanin, "no other consumer", |state| state.consumers == standbys).await;
+        }
         for shard in 0..self.shards {
             let spec = self.names.shard(shard);
             self.bystander().declare(&spec).await.expect("the queue can be declared");
-            self.queue_has(&spec.name, "no consumer", |state| state.consumers == 0).await;
+            self.queue_has(&spec.name, "no other consumer", |state| state.consumers == standbys).await;
         }
     }
 
     async fn shards_are_empty(&self, coordinator: &Running) {
-        self.shards_are_read().await;
+        self.shards_are_read(coordinator.mortal()).await;
         if self.shards > 0 {
             crate::eventually("the coordinator holds nothing", async || coordinator.mortal().held() == 0)
                 .await;

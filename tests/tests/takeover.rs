@@ -89,6 +89,7 @@ async fn a_queue_that_comes_back_empty_after_its_coordinators_death_ends_no_fan_
     let first = scene.stack.coordinator_on(Arc::clone(&mortal), scene.config());
     mortal.dead().await;
     first.kill().await;
+    scene.stack.coordinators_are_gone_but(0).await;
     scene.without_queue.insert(accepted.run);
     let second = scene.stack.coordinator_with(scene.config());
     scene.finish(&accepted, second).await;
@@ -135,7 +136,7 @@ struct Scene {
     last: Recorder,
     parked: Recorder,
     /// Runs whose manifest may be parked, once: it was left without its queue, and nobody can tell from that whether the fan-out
-    /// has completed. A broker may hand one out again as late as during the next fan-out.
+    /// has completed.
     without_queue: BTreeSet<RunId>,
     /// Above which a final payload travels in parts.
     large_payload_bytes: usize,
@@ -191,7 +192,7 @@ impl Scene {
             return died;
         }
         first.kill().await;
-        self.stack.shards_are_left().await;
+        self.stack.coordinators_are_gone_but(0).await;
         let queue = self.stack.bystander().inspect(&self.aggregation(&accepted)).await;
         if queue.expect("the broker is there").is_none() {
             self.without_queue.insert(accepted.run);
@@ -225,14 +226,15 @@ impl Scene {
         let died = self.dies_before_the_end(&accepted, &mortal).await;
         if died {
             first.kill().await;
+            self.stack.coordinators_are_gone_but(1).await;
         } else {
             first.stop().await;
         }
         self.finish(&accepted, second).await;
         // The standby sees the queue go, and knows by that what became of the fan-out. A manifest that the broker hands out again
-        // only when the standby has stopped finds no queue.
-        self.check(&accepted, died).await;
+        // after that finds no queue.
         self.without_queue.insert(accepted.run);
+        self.check(&accepted, died).await;
         died
     }
 
@@ -265,17 +267,13 @@ impl Scene {
         }
     }
 
-    /// Takes the manifest of a fan-out out of its queue, past what came back late of the fan-out before.
+    /// Takes the manifest of a fan-out out of its queue, where no other is left.
     async fn take_manifest(&self, accepted: &Accepted) -> Manifest {
         let names = self.stack.names();
         let mut manifests = self.stack.record_queue(&names.fanin().name).await;
-        loop {
-            let manifest = Manifest::decode(&manifests.next().await, names).expect("a manifest");
-            if manifest.run == accepted.run {
-                return manifest;
-            }
-            assert!(self.without_queue.contains(&manifest.run), "left: {manifest:?}");
-        }
+        let manifest = Manifest::decode(&manifests.next().await, names).expect("a manifest");
+        assert_eq!(manifest.run, accepted.run, "{manifest:?}");
+        manifest
     }
 
     /// A coordinator that writes a checkpoint for every on-target callback, so that there are steps between them.
@@ -309,16 +307,26 @@ impl Scene {
     /// Returns when there is neither an aggregation queue nor a manifest, and this coordinator holds nothing.
     async fn nothing_left(&self, accepted: &Accepted, mortal: &Mortal) {
         self.stack.queue_is_gone(&self.aggregation(accepted)).await;
-        self.stack.shards_are_read().await;
+        self.stack.shards_are_read(mortal).await;
         let fanin = self.stack.names().fanin().name;
         self.stack.queue_has(&fanin, "no manifest", |state| state.messages == 0).await;
         eventually("the coordinator holds nothing", async || mortal.held() == 0).await;
     }
 
-    /// Lets a coordinator work until nothing is left.
-    async fn finish(&self, accepted: &Accepted, coordinator: Running) {
-        self.nothing_left(accepted, coordinator.mortal()).await;
-        coordinator.stop().await;
+    /// Lets a coordinator work until nothing is left. Only when it has stopped is that certain: a copy of the manifest that was on its
+    /// way to it was neither in a queue nor held.
+    async fn finish(&self, accepted: &Accepted, mut coordinator: Running) {
+        let fanin = self.stack.names().fanin().name;
+        loop {
+            self.nothing_left(accepted, coordinator.mortal()).await;
+            coordinator.stop().await;
+            self.stack.coordinators_are_gone_but(0).await;
+            let manifests = self.stack.bystander().inspect(&fanin).await.expect("the broker is there");
+            if manifests.is_none_or(|manifests| manifests.messages == 0) {
+                return;
+            }
+            coordinator = self.stack.coordinator_with(self.config());
+        }
     }
 
     async fn check(&mut self, accepted: &Accepted, died: bool) {
