@@ -204,7 +204,7 @@ impl Stack {
     }
 
     fn operator_with(&self, config: OperatorConfig) -> Operator {
-        let config = OperatorConfig { names: self.names.clone(), ..config };
+        let config = OperatorConfig { names: self.names.clone(), shards: self.shards, ..config };
         Operator::new(self.connect(), Arc::new(System), config)
     }
 
