@@ -46,7 +46,11 @@ struct Shared {
 
 /// Runs a test on a stack, and takes its queues away afterwards, however it ended.
 pub async fn run<F: Future<Output = ()>>(stack: Stack, test: impl FnOnce(Stack) -> F) {
-    let outcome = AssertUnwindSafe(test(stack.clone())).catch_unwind().await;
+    let outcome = async {
+        stack.declare_shards().await;
+        test(stack.clone()).await;
+    };
+    let outcome = AssertUnwindSafe(outcome).catch_unwind().await;
     stack.clean_up().await;
     if let Err(panic) = outcome {
         std::panic::resume_unwind(panic);
@@ -91,6 +95,13 @@ impl Stack {
 
     pub(crate) fn shards(&self) -> u32 {
         self.shards
+    }
+
+    /// Declares the shards, as if a coordinator had run before: so that a test can invoke before it starts one.
+    async fn declare_shards(&self) {
+        for shard in 0..self.shards {
+            self.bystander().declare(&self.names.shard(shard)).await.expect("the queue can be declared");
+        }
     }
 
     /// The names of this stack's queues.
@@ -193,7 +204,7 @@ impl Stack {
     }
 
     fn operator_with(&self, config: OperatorConfig) -> Operator {
-        let config = OperatorConfig { names: self.names.clone(), ..config };
+        let config = OperatorConfig { names: self.names.clone(), shards: self.shards, ..config };
         Operator::new(self.connect(), Arc::new(System), config)
     }
 

@@ -1,14 +1,17 @@
 //! What an operator is told of a fan-out that does not end.
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fanfare_operator::{Explanation, Operator, Told, Whereabouts};
-use fanfare_protocol::{Cid, EndedBy, FanOutState, RunId};
+use fanfare_broker::System;
+use fanfare_operator::{
+    Config as OperatorConfig, Explanation, Operator, ServiceQueue, Shard, Told, Whereabouts,
+};
+use fanfare_protocol::{Cid, EndedBy, FanOutState, QueueNames, RunId};
 use fanfare_publisher::{Accepted, Fanout, Publisher, Target};
 use fanfare_tests::{PATIENCE, Stack, eventually, in_shards, on_both_brokers, services};
 use fanfare_worker::{Context, Registration, Retry, service};
 use serde_json::Value;
-use std::sync::Mutex;
 
 on_both_brokers!(
     each_missing_target_is_told_of_with_where_it_is,
@@ -27,6 +30,7 @@ in_shards!(
     a_fan_out_that_has_ended_is_told_of_with_its_failures,
     a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of,
     only_the_run_that_is_meant_is_told_of,
+    a_fan_out_that_waits_in_its_shard_is_told_from_one_that_is_not_known,
 );
 
 /// Long enough for those who answer, and short where nobody does.
@@ -209,6 +213,40 @@ async fn a_fan_out_that_waits_for_a_coordinator_is_told_from_one_that_is_not_kno
         explained(&operator, &accepted.cid, None, |explanation| explanation.matching == 1).await;
         publisher.cancel(&accepted).await.expect("it is cancelled");
     }
+}
+
+async fn a_fan_out_that_waits_in_its_shard_is_told_from_one_that_is_not_known(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    stack.declare_service("nobody").await;
+    let publisher = stack.publisher();
+    let waits = invoke(publisher.fanout("my.source").target("nobody", 1)).await;
+    // A coordinator that was not told of shards.
+    let coordinator =
+        stack.coordinator_with(fanfare_coordinator::Config { shards: 0, ..stack.coordinator_config() });
+    stack.exchange_is_heard(&stack.names().coordinators()).await;
+    let name = stack.names().shard(QueueNames::shard_of(&waits.cid, 2)).name;
+    stack.queue_has(&name, "the manifest", |state| state.messages == 1).await;
+    let waits_there = format!("or it is among 1 messages that wait in `{name}`, which nobody consumes");
+    let operator = stack.operator(PATIENCE);
+    let explanation = operator.explain(&waits.cid, None, 1).await.expect("it is told");
+    let queue = Some(ServiceQueue { there: true, waiting: 1, consumers: 0 });
+    assert_eq!((explanation.matching, explanation.manifests_waiting), (0, Some(0)));
+    assert_eq!(explanation.shard, Some(Shard { name, queue }));
+    advises(&explanation, &stack, &[&waits_there]);
+
+    // One that does not know how many shards there are says so.
+    let config = OperatorConfig { names: stack.names().clone(), patience: PATIENCE, ..Default::default() };
+    let unaware = Operator::new(stack.connect(), Arc::new(System), config);
+    let explanation = unaware.explain(&waits.cid, None, 1).await.expect("it is told");
+    assert_eq!(explanation.shard, None);
+    advises(&explanation, &stack, &["whether it waits in a shard is not known here"]);
+
+    coordinator.stop().await;
+    let coordinator = stack.coordinator();
+    explained(&operator, &waits.cid, None, |explanation| explanation.matching == 1).await;
+    publisher.cancel(&waits).await.expect("it is cancelled");
+    done.next_final().await;
+    stack.ended([&waits], coordinator).await;
 }
 
 async fn a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of(stack: Stack) {

@@ -9,7 +9,7 @@ use fanfare_broker::{Broker, BrokerError, Environment, PublishError, System};
 use fanfare_coordinator::Coordinator;
 use fanfare_operator::{Config as OperatorConfig, Operator, ParkedQuery, Whereabouts};
 use fanfare_protocol::{Message, QueueNames, QueueSpec, RunId, ServiceName, StatusQuery};
-use fanfare_publisher::{InvokeError, Publisher, Target};
+use fanfare_publisher::{Aggregation, Failure, InvokeError, Publisher, Target};
 use fanfare_tests::{Operator as Rabbitmqctl, eventually};
 use fanfare_worker::{Context, Retry, Worker, service};
 use serde_json::Value;
@@ -261,6 +261,33 @@ async fn roles_without_their_permissions_say_so_and_end() {
             panic!("{refused:?}")
         };
         assert!(reason.contains("fanfare.fanin"), "{reason}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn publisher_shares_the_shards_that_a_coordinator_has_declared_and_can_declare_none() {
+    with_definitions(async |broker| {
+        let shard = QueueNames::default().shard(0);
+        let user = broker.of("publisher");
+        let declared = user.declare(&shard).await;
+        assert!(matches!(declared, Err(BrokerError::Denied(_))), "{declared:?}");
+        broker
+            .admin()
+            .declare(&queue_of(&service_queue("my.callback"), "quorum"))
+            .await
+            .expect("it is declared");
+        let aggregation = Aggregation::Shared { shards: 1 };
+        let config = fanfare_publisher::Config { aggregation, ..Default::default() };
+        let publisher = Publisher::new(user, Arc::new(System), config);
+        let invoke = async || publisher.fanout("my.source").on_final("my.callback").invoke().await;
+        let refused = invoke().await;
+        let Err(InvokeError::NotAccepted { source: Failure::NoShard { .. }, .. }) = refused else {
+            panic!("{refused:?}")
+        };
+        broker.of("coordinator").declare(&shard).await.expect("it may");
+        invoke().await.expect("it is accepted");
+        broker.until_queue_holds(&shard.name, 1).await;
     })
     .await;
 }

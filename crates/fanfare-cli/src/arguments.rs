@@ -3,15 +3,16 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::PossibleValue;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValue, Styles};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::configuration::{Aggregation, QueueType};
 use crate::exit::EXIT_CODES;
 use crate::logging::Format;
+use crate::table::plain;
 use crate::{
     bench, cancel, coordinator, dashboard, demo, doctor, durations, explain, gc, invoke, numbers, parked,
-    status, worker,
+    status, variables, worker,
 };
 
 /// Fan-out/fan-in on RabbitMQ: invoke many services in the background, and be called once when all are done.
@@ -193,10 +194,16 @@ impl Command {
     }
 }
 
+/// Why a command line is refused. It repeats what it was given, of which nothing is left that a terminal would act upon.
+pub(crate) fn refusal(error: clap::Error) -> String {
+    // Once more without styles, which could not be told from what is to be escaped.
+    let error = Arguments::command().styles(Styles::plain()).try_get_matches().err().unwrap_or(error);
+    let text = variables::blamed(error).render().ansi().to_string();
+    text.trim_end().lines().map(plain).collect::<Vec<_>>().join("\n")
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     /// The words of a command line as a shell divides them; the examples need no more of it than single quotes.

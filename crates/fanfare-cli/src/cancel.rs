@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use fanfare::{Accepted, CancelError, Cancellation, Cid, EndedBy, RunId};
+use serde::Serialize;
 
-use crate::exit::{self, Exit, Failure, print};
+use crate::exit::{self, Exit, Failure, print, print_json};
 use crate::settings::Settings;
 
 #[derive(Debug, Args)]
@@ -19,7 +20,7 @@ It takes a coordinator that holds the fan-out; where none says so within 5 s, no
 
 Examples:
   fanfare cancel 01a21a8364fd77369b3971990fa1a5cb
-  fanfare cancel nightly-7 --run 4ccd5b05ab9b4cc38f20f82bfb58dfc3
+  fanfare cancel nightly-7 --run 4ccd5b05ab9b4cc38f20f82bfb58dfc3 --json
 
 Exit codes:
   0  cancelled, or it had ended before
@@ -35,17 +36,29 @@ pub(crate) struct CancelArguments {
     /// Only the fan-out of this run. One that has ended long ago can then be told from one that waits for a coordinator
     #[arg(long, value_name = "RUN")]
     run: Option<RunId>,
+
+    /// Prints one line of JSON in place of the text
+    #[arg(long)]
+    json: bool,
+}
+
+/// What a cancel came upon.
+#[derive(Serialize)]
+struct Ended<'a> {
+    run: &'a RunId,
+    #[serde(flatten)]
+    cancellation: &'a Cancellation,
 }
 
 pub(crate) async fn run(arguments: CancelArguments, settings: &Settings) -> Result<Exit, Failure> {
-    let CancelArguments { cid, run } = arguments;
+    let CancelArguments { cid, run, json } = arguments;
     let fanfare = settings.fanfare("cancel")?;
     let ended = match run {
         Some(run) => fanfare.cancel(&Accepted { cid, run }).await.map(|ended| [(run, ended)].into()),
         None => fanfare.cancel_all(cid).await,
     };
     let outcome = match ended {
-        Ok(ended) => told(&ended),
+        Ok(ended) => told(&ended, json),
         Err(error) if error.is_unreachable() => {
             let failure = exit::without_broker(&fanfare).await;
             Err(failure.unwrap_or_else(|| Failure::new(Exit::NoBroker, error)))
@@ -56,7 +69,12 @@ pub(crate) async fn run(arguments: CancelArguments, settings: &Settings) -> Resu
     outcome
 }
 
-fn told(ended: &BTreeMap<RunId, Cancellation>) -> Result<Exit, Failure> {
+fn told(ended: &BTreeMap<RunId, Cancellation>, json: bool) -> Result<Exit, Failure> {
+    if json {
+        let fan_outs = ended.iter().map(|(run, cancellation)| Ended { run, cancellation });
+        print_json(&BTreeMap::from([("fan_outs", fan_outs.collect::<Vec<_>>())]))?;
+        return Ok(Exit::Done);
+    }
     for (run, cancellation) in ended {
         print(format_args!("{run} {}", shown(cancellation)))?;
     }

@@ -116,7 +116,7 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
         broker,
         readiness: handle.readiness().clone(),
         coordinator: Some(handle),
-        operator: Some(fanfare.operator()),
+        operator: Some(settings.operator(&fanfare)),
     };
     let _monitor = Monitor::start_if_any(arguments.listen.or(file.listen), subject).await?;
     let outcome = coordinator.run_until(stopping).await;

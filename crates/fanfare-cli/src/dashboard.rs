@@ -40,7 +40,7 @@ pub(crate) async fn run(arguments: DashboardArguments, settings: &Settings) -> R
         broker: Arc::clone(fanfare.broker()),
         readiness: Readiness::default(),
         coordinator: None,
-        operator: Some(fanfare.operator()),
+        operator: Some(settings.operator(&fanfare)),
     };
     let monitor = Monitor::start(arguments.listen.unwrap_or(DEFAULT), subject).await?;
     print(format_args!("http://{}/", monitor.address()))?;

@@ -4,7 +4,7 @@ mod checks;
 mod finding;
 mod policies;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use clap::Args;
 use fanfare::{CoordinatorLimits, ServiceName};
@@ -12,7 +12,7 @@ use fanfare_broker::consumer_timeout;
 
 use self::checks::Examination;
 use self::finding::{Finding, Verdict};
-use crate::exit::{Exit, Failure, print};
+use crate::exit::{Exit, Failure, print, print_json};
 use crate::management::{Management, ManagementUrl};
 use crate::services;
 use crate::settings::Settings;
@@ -26,7 +26,7 @@ message that coordinators and workers are sent to see whether they hear it.
 
 Examples:
   fanfare doctor --broker amqp://localhost
-  fanfare doctor --service image.resize,order.enriched
+  fanfare doctor --service image.resize,order.enriched --json
 
 Exit codes: 0 nothing is wrong; 1 something is; 2 bad input; 3 no broker")]
 pub(crate) struct DoctorArguments {
@@ -39,6 +39,10 @@ pub(crate) struct DoctorArguments {
     /// reached through TLS]
     #[arg(long, env = "FANFARE_MANAGEMENT", value_name = "URL")]
     management: Option<ManagementUrl>,
+
+    /// Prints one line of JSON in place of the text
+    #[arg(long)]
+    json: bool,
 }
 
 pub(crate) async fn run(arguments: DoctorArguments, settings: &Settings) -> Result<Exit, Failure> {
@@ -50,20 +54,25 @@ pub(crate) async fn run(arguments: DoctorArguments, settings: &Settings) -> Resu
     let examination = Examination { fanfare: &fanfare, renewal, consumer_timeout, shards: settings.shards };
     let management =
         settings.broker_address()?.and_then(|broker| Management::of(&broker, arguments.management.as_ref()));
-    let exit = examine(&examination, services, management.as_ref()).await;
+    let mut teller = Teller { wrong: false, findings: arguments.json.then(Vec::new) };
+    let examined = examine(&examination, services, management.as_ref(), &mut teller).await;
     fanfare.close().await;
-    exit
+    let exit = examined?;
+    if let Some(findings) = teller.findings {
+        print_json(&BTreeMap::from([("findings", findings)]))?;
+    }
+    Ok(exit)
 }
 
 async fn examine(
     examination: &Examination<'_>,
     services: BTreeSet<ServiceName>,
     management: Option<&Management>,
+    teller: &mut Teller,
 ) -> Result<Exit, Failure> {
-    let mut teller = Teller { wrong: false };
     let server = examination.server().await;
     let unreachable = server.verdict == Verdict::Wrong;
-    teller.tell(&server)?;
+    teller.tell(server)?;
     teller.tell_all(checks::password_in_sight(std::env::args()))?;
     if unreachable {
         return Ok(Exit::NoBroker);
@@ -81,18 +90,23 @@ async fn examine(
     Ok(if teller.wrong { Exit::Failed } else { Exit::Done })
 }
 
-/// Prints findings as they come, and remembers whether one is wrong.
+/// Prints findings as they come, or keeps them for the end, and remembers whether one is wrong.
 struct Teller {
     wrong: bool,
+    findings: Option<Vec<Finding>>,
 }
 
 impl Teller {
-    fn tell(&mut self, finding: &Finding) -> Result<(), Failure> {
+    fn tell(&mut self, finding: Finding) -> Result<(), Failure> {
         self.wrong |= finding.verdict == Verdict::Wrong;
-        Ok(print(finding)?)
+        match &mut self.findings {
+            Some(findings) => findings.push(finding),
+            None => print(finding)?,
+        }
+        Ok(())
     }
 
     fn tell_all(&mut self, findings: impl IntoIterator<Item = Finding>) -> Result<(), Failure> {
-        findings.into_iter().try_for_each(|finding| self.tell(&finding))
+        findings.into_iter().try_for_each(|finding| self.tell(finding))
     }
 }

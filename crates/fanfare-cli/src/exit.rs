@@ -6,6 +6,7 @@ use std::process::ExitCode;
 
 use anyhow::anyhow;
 use fanfare::{BrokerError, Fanfare};
+use serde::Serialize;
 
 /// The exit codes, which scripts rely on. They are documented in `fanfare --help`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,6 +98,12 @@ impl From<io::Error> for Failure {
 /// Tells the person at the terminal something. Where nobody can be told, nobody is.
 pub(crate) fn say(message: impl Display) {
     let _ = writeln!(io::stderr().lock(), "{message}");
+}
+
+/// Writes one line of JSON.
+pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
+    let line = serde_json::to_string(value).map_err(|error| Failure::new(Exit::Failed, error))?;
+    Ok(print(line)?)
 }
 
 /// Writes one line of output. A reader who has seen enough, as `head` does, is no failure.

@@ -14,7 +14,8 @@ use crate::table::{self, plain, rounded};
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Asks coordinators which targets are missing, workers which of them they run or are to run again,
-and looks at the queues of their services and at the parked messages. Those who are asked have
+and looks at the queues of their services and at the parked messages; where no coordinator knows
+the fan-out, also at its shard, if --shards says how many there are. Those who are asked have
 3 s each. Nothing is changed. Below the targets stands what to do, marked with ->.
 
 Examples:
@@ -43,7 +44,7 @@ pub(crate) struct ExplainArguments {
 pub(crate) async fn run(arguments: ExplainArguments, settings: &Settings) -> Result<Exit, Failure> {
     let ExplainArguments { cid, run, limit, json } = arguments;
     let fanfare = settings.fanfare("explain")?;
-    let outcome = match fanfare.operator().explain(&cid, run, limit.into()).await {
+    let outcome = match settings.operator(&fanfare).explain(&cid, run, limit.into()).await {
         Ok(explanation) => told(&explanation, fanfare.names(), json),
         Err(error) => Err(not_told(&fanfare, error).await),
     };
@@ -179,6 +180,7 @@ mod tests {
             queues: BTreeMap::new(),
             workers_unasked: None,
             manifests_waiting: Some(0),
+            shard: None,
             retries_waiting: None,
             parked: Vec::new(),
             coordinators: Coordinators { answered: 1, refused: 0, silent: Some(0), heard: BTreeMap::new() },

@@ -1,16 +1,16 @@
 //! `fanfare gc`: removes aggregation queues that no fan-out owns.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::anyhow;
 use clap::Args;
 use fanfare::{Cid, Explanation, FanOutState, Fanfare, PublisherConfig, RunId};
 use fanfare_protocol::header;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::durations;
-use crate::exit::{self, Exit, Failure, print, say};
+use crate::exit::{self, Exit, Failure, print, print_json, say};
 use crate::management::{Management, ManagementUrl, WITHOUT_TLS};
 use crate::settings::Settings;
 use crate::status::not_told;
@@ -40,10 +40,17 @@ pub(crate) struct GcArguments {
     #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
     min_age: Option<Duration>,
 
+    /// Prints one line of JSON in place of the text
+    #[arg(long)]
+    json: bool,
+
     /// RabbitMQ's management API [default: port 15672 of the broker, unless that is reached through TLS]
     #[arg(long, env = "FANFARE_MANAGEMENT", value_name = "URL")]
     management: Option<ManagementUrl>,
 }
+
+/// What is said where there is nothing to do.
+const NONE: &str = "no aggregation queue is without a fan-out";
 
 /// A queue as the management API tells of it.
 #[derive(Debug, Clone, Deserialize)]
@@ -56,10 +63,13 @@ struct Queue {
 }
 
 /// A queue that belongs to no fan-out.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, Serialize)]
 struct Leftover {
     name: String,
     messages: u64,
+    removed: bool,
+    /// Why it was not removed, where it was to be.
+    error: Option<String>,
 }
 
 pub(crate) async fn run(arguments: GcArguments, settings: &Settings) -> Result<Exit, Failure> {
@@ -71,33 +81,50 @@ pub(crate) async fn run(arguments: GcArguments, settings: &Settings) -> Result<E
         .broker_address()?
         .and_then(|broker| Management::of(&broker, arguments.management.as_ref()))
         .ok_or_else(|| Failure::new(Exit::Failed, anyhow!(WITHOUT_TLS)))?;
-    let outcome = match arguments.yes {
+    let leftovers = match arguments.yes {
         false => list(&fanfare, &management).await,
         true => remove(&fanfare, &management, min_age).await,
     };
     fanfare.close().await;
-    outcome
+    told(&leftovers?, arguments.json)
 }
 
-async fn list(fanfare: &Fanfare, management: &Management) -> Result<Exit, Failure> {
-    let leftovers = look(fanfare, management).await?;
-    for Leftover { name, messages } in &leftovers {
-        print(format_args!("{name} ({messages} messages)"))?;
+fn told(leftovers: &[Leftover], json: bool) -> Result<Exit, Failure> {
+    if json {
+        print_json(&BTreeMap::from([("queues", leftovers)]))?;
     }
+    for Leftover { name, messages, removed, error } in leftovers {
+        match error {
+            Some(reason) => say(format_args!("{name} is not removed: {reason}")),
+            None if json => {}
+            None if *removed => print(format_args!("{name} removed ({messages} messages)"))?,
+            None => print(format_args!("{name} ({messages} messages)"))?,
+        }
+    }
+    let all_well = leftovers.iter().all(|leftover| leftover.error.is_none());
+    Ok(if all_well { Exit::Done } else { Exit::Failed })
+}
+
+async fn list(fanfare: &Fanfare, management: &Management) -> Result<Vec<Leftover>, Failure> {
+    let leftovers = look(fanfare, management).await?;
     match leftovers.len() {
-        0 => say("no aggregation queue is without a fan-out"),
+        0 => say(NONE),
         count => say(format_args!(
             "{count} queues would be removed, where they are so still after --min-age: give --yes"
         )),
     }
-    Ok(Exit::Done)
+    Ok(leftovers)
 }
 
-async fn remove(fanfare: &Fanfare, management: &Management, min_age: Duration) -> Result<Exit, Failure> {
+async fn remove(
+    fanfare: &Fanfare,
+    management: &Management,
+    min_age: Duration,
+) -> Result<Vec<Leftover>, Failure> {
     let first = look(fanfare, management).await?;
     if first.is_empty() {
-        say("no aggregation queue is without a fan-out");
-        return Ok(Exit::Done);
+        say(NONE);
+        return Ok(first);
     }
     let (count, shown) = (first.len(), humantime::format_duration(min_age));
     say(format_args!(
@@ -105,20 +132,13 @@ async fn remove(fanfare: &Fanfare, management: &Management, min_age: Duration) -
     ));
     tokio::time::sleep(min_age).await;
     let before: BTreeSet<String> = first.into_iter().map(|leftover| leftover.name).collect();
-    let mut kept = 0;
-    for Leftover { name, messages } in look(fanfare, management).await? {
-        if !before.contains(&name) {
-            continue;
-        }
-        match management.delete_unused(&name).await {
-            Ok(()) => print(format_args!("{name} removed ({messages} messages)"))?,
-            Err(reason) => {
-                kept += 1;
-                say(format_args!("{name} is not removed: {reason}"));
-            }
-        }
+    let mut leftovers = look(fanfare, management).await?;
+    leftovers.retain(|leftover| before.contains(&leftover.name));
+    for leftover in &mut leftovers {
+        leftover.error = management.delete_unused(&leftover.name).await.err();
+        leftover.removed = leftover.error.is_none();
     }
-    Ok(if kept == 0 { Exit::Done } else { Exit::Failed })
+    Ok(leftovers)
 }
 
 /// The aggregation queues that nobody owns now.
@@ -154,7 +174,7 @@ async fn look(fanfare: &Fanfare, management: &Management) -> Result<Vec<Leftover
             ));
         }
         if !is_owned(&explanation) {
-            leftovers.push(Leftover { name, messages });
+            leftovers.push(Leftover { name, messages, removed: false, error: None });
         }
     }
     Ok(leftovers)
@@ -288,10 +308,11 @@ mod tests {
 
         let crashed = "fanfare.agg.crashed.0123456789abcdef0123456789abcdef";
         let leftovers = look(fanfare, management).await.unwrap();
-        assert_eq!(leftovers, [Leftover { name: crashed.to_owned(), messages: 1 }]);
+        let leftover = |removed| Leftover { name: crashed.to_owned(), messages: 1, removed, error: None };
+        assert_eq!(leftovers, [leftover(false)]);
         assert!(broker.exists(crashed).await.unwrap(), "to look removes nothing");
-        let exit = remove(fanfare, management, Duration::from_millis(1)).await.unwrap();
-        assert_eq!(exit, Exit::Done);
+        let removed = remove(fanfare, management, Duration::from_millis(1)).await.unwrap();
+        assert_eq!(removed, [leftover(true)]);
         assert!(!broker.exists(crashed).await.unwrap());
         for owned in [
             "fanfare.agg.parked.0123456789abcdef0123456789abcdef",

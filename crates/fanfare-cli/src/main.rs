@@ -41,11 +41,19 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use crate::arguments::{Arguments, Command};
-use crate::exit::{Exit, Failure};
+use crate::exit::{Exit, Failure, say};
 use crate::settings::Settings;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::try_parse().unwrap_or_else(|error| variables::blamed(error).exit());
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() => {
+            say(arguments::refusal(error));
+            return Exit::BadInput.into();
+        }
+        // It is the help or the version.
+        Err(shown) => shown.exit(),
+    };
     variables::warn_of_unknown();
     match run(arguments) {
         Ok(exit) => exit.into(),

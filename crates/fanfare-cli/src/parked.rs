@@ -10,11 +10,10 @@ use fanfare::{
     System, WireTime,
 };
 use fanfare_protocol::{HeaderValue, Message};
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::durations;
-use crate::exit::{self, Exit, Failure, print, say};
+use crate::exit::{self, Exit, Failure, print, print_json, say};
 use crate::numbers;
 use crate::settings::Settings;
 use crate::table::{self, plain};
@@ -294,10 +293,6 @@ fn none_such() -> Failure {
     let none =
         anyhow!("no parked message is meant by that: `fanfare parked list` shows those that there are");
     Failure::new(Exit::Failed, none)
-}
-
-fn print_json(value: &impl Serialize) -> Result<(), Failure> {
-    Ok(print(serde_json::to_string(value).map_err(|error| Failure::new(Exit::Failed, error))?)?)
 }
 
 /// What the broker answered. Where there is none, the error says so.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use fanfare::{
-    Aggregation, Builder, ClientCertificate, ConnectError, Fanfare, Prefix, PublisherConfig, QueueNames,
-    QueueType, Tls,
+    Aggregation, Builder, ClientCertificate, ConnectError, Fanfare, Operator, OperatorConfig, Prefix,
+    PublisherConfig, QueueNames, QueueType, Tls,
 };
 use fanfare_broker::amqp::Address;
 use fanfare_protocol::limits;
@@ -98,6 +98,11 @@ impl Settings {
     /// A handle that connects when it is first used.
     pub(crate) fn fanfare(&self, role: &str) -> Result<Fanfare, Failure> {
         self.builder(role)?.build().map_err(refused)
+    }
+
+    /// An operator on a handle, who knows how many shards there are also where this program invokes nothing that shares.
+    pub(crate) fn operator(&self, fanfare: &Fanfare) -> Operator {
+        fanfare.operator_with(OperatorConfig { shards: self.shards, ..OperatorConfig::default() })
     }
 
     /// The same for who invokes: how many may wait there is its own to say, too.

@@ -11,7 +11,7 @@ use fanfare::{
 };
 
 use crate::durations;
-use crate::exit::{self, Exit, Failure, print, say};
+use crate::exit::{self, Exit, Failure, print, print_json, say};
 use crate::settings::Settings;
 use crate::signals::Signals;
 use crate::table;
@@ -144,7 +144,7 @@ async fn tell(
         Err(error) => return Err(not_told(fanfare, error).await),
     };
     if json {
-        print(serde_json::to_string(&status).map_err(|error| Failure::new(Exit::Failed, error))?)?;
+        print_json(&status)?;
     } else {
         let now = WireTime::from(System.now());
         print(format_args!("{before}{}", shown(&status, query.ended, now).join("\n")))?;

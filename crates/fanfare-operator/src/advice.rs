@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use fanfare_protocol::{FanOutState, QueueNames, ServiceName, header};
 
-use crate::explain::{MissingFrom, ServiceQueue};
+use crate::explain::{MissingFrom, ServiceQueue, Shard};
 use crate::{Explanation, Told, Whereabouts};
 
 impl Explanation {
@@ -37,17 +37,24 @@ impl Explanation {
             // What is parked is told of below.
             return None;
         }
-        Some(match self.manifests_waiting {
-            Some(waiting @ 1..) => format!(
+        if let Some(waiting @ 1..) = self.manifests_waiting {
+            return Some(format!(
                 "{waiting} fan-outs wait in `{}` until a coordinator has room, and {cid} may be one of them: start another \
                  coordinator, or raise --channels",
                 names.fanin().name
-            ),
-            _ => format!(
-                "no coordinator knows {cid}: it has ended longer ago than coordinators remember, or it was never accepted; see \
-                 that CID and --prefix are right, and that it was invoked with as many --shards as the coordinators have"
-            ),
-        })
+            ));
+        }
+        let shard = match &self.shard {
+            Some(shard) => of_shard(shard).map_or_else(String::new, |waits| format!("; {waits}")),
+            None => {
+                "; whether it waits in a shard is not known here: where fan-outs are shared, give --shards"
+                    .to_owned()
+            }
+        };
+        Some(format!(
+            "no coordinator knows {cid}: it has ended longer ago than coordinators remember, or it was never accepted; see that CID \
+             and --prefix are right, and that it was invoked with as many --shards as the coordinators have{shard}"
+        ))
     }
 
     fn of_missing(&self, fan_out: &Told, names: &QueueNames) -> Vec<String> {
@@ -135,6 +142,28 @@ impl Explanation {
             )
         })
     }
+}
+
+/// What else may have become of a fan-out that no coordinator knows, where it belongs to a shard.
+fn of_shard(shard: &Shard) -> Option<String> {
+    let name = &shard.name;
+    Some(match shard.queue {
+        None => format!(
+            "`{name}`, where it would wait, cannot be looked at: see that its node runs, and that this user may configure it, which \
+             RabbitMQ 4.3 wants for a look"
+        ),
+        Some(ServiceQueue { there: false, .. }) => {
+            format!("`{name}`, where it would wait, is not there: no coordinator has as many --shards")
+        }
+        Some(ServiceQueue { waiting: 0, .. }) => return None,
+        Some(ServiceQueue { waiting, consumers: 0, .. }) => format!(
+            "or it is among {waiting} messages that wait in `{name}`, which nobody consumes: start a coordinator with as many --shards"
+        ),
+        Some(ServiceQueue { waiting, .. }) => format!(
+            "or it is among {waiting} messages that wait in `{name}` until its coordinator reads them: ask again; if that lasts, use \
+             more shards"
+        ),
+    })
 }
 
 fn of_state(fan_out: &Told) -> Option<String> {

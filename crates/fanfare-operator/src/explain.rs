@@ -7,7 +7,7 @@ use fanfare_broker::PublishError;
 use fanfare_protocol::queue::DELAY_STEPS;
 use fanfare_protocol::{
     AtWorker, Cid, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, FanOutState, FanOutStatus,
-    MissingTarget, RespondedTarget, RunId, ServiceName, TargetKey, WireTime, WorkerAnswer,
+    MissingTarget, QueueNames, RespondedTarget, RunId, ServiceName, TargetKey, WireTime, WorkerAnswer,
 };
 use serde::Serialize;
 
@@ -32,8 +32,10 @@ pub struct Explanation {
     pub queues: BTreeMap<ServiceName, Option<ServiceQueue>>,
     /// Why workers could not be asked, where they were to be.
     pub workers_unasked: Option<String>,
-    /// Manifests that wait for a coordinator, of whatever fan-outs.
+    /// Manifests that wait for a coordinator, of whatever fan-outs, where each has a queue of its own.
     pub manifests_waiting: Option<u64>,
+    /// The shard that fan-outs with this CID belong to where they are shared; none where it is not known how many there are.
+    pub shard: Option<Shard>,
     /// Messages that wait for another attempt, of whatever fan-outs. Looked at where a target's whereabouts are not known.
     pub retries_waiting: Option<u64>,
     /// Messages with this CID that are parked.
@@ -123,6 +125,15 @@ pub struct ServiceQueue {
     pub consumers: u64,
 }
 
+/// A shard, where manifests wait among results, of whatever fan-outs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Shard {
+    /// The name of its queue.
+    pub name: String,
+    /// The queue; none where it could not be looked at.
+    pub queue: Option<ServiceQueue>,
+}
+
 /// Which worker told what of a target.
 type AtWorkers = BTreeMap<(RunId, TargetKey), (String, AtWorker)>;
 
@@ -187,6 +198,7 @@ impl Operator {
             queues,
             workers_unasked,
             manifests_waiting: self.queue(&names.fanin().name).await.map(|queue| queue.waiting),
+            shard: self.shard(cid).await,
             retries_waiting: if nobody_tells { Some(self.retries_waiting().await) } else { None },
             parked,
             coordinators,
@@ -201,6 +213,12 @@ impl Operator {
             Some(state) => ServiceQueue { there: true, waiting: state.messages, consumers: state.consumers },
             None => ServiceQueue { there: false, waiting: 0, consumers: 0 },
         })
+    }
+
+    async fn shard(&self, cid: &Cid) -> Option<Shard> {
+        let number = (self.config.shards > 0).then(|| QueueNames::shard_of(cid, self.config.shards))?;
+        let name = self.config.names.shard(number).name;
+        Some(Shard { queue: self.queue(&name).await, name })
     }
 
     /// What is parked of these fan-outs; nothing, where that cannot be looked at.

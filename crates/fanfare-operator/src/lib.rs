@@ -14,7 +14,7 @@ mod roll;
 mod status;
 
 pub use error::AskError;
-pub use explain::{Explanation, MissingFrom, ServiceQueue, Told, Whereabouts};
+pub use explain::{Explanation, MissingFrom, ServiceQueue, Shard, Told, Whereabouts};
 pub use operator::{Config, Operator};
 pub use parked::{Parked, ParkedMessages, ParkedQuery, ReplayError, Replayed};
 pub use roll::{Heard, Roll};

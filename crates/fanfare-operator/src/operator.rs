@@ -33,13 +33,15 @@ pub struct Config {
     pub names: QueueNames,
     /// The login that this program has at the broker, where coordinators answer certain users only.
     pub user_id: Option<String>,
+    /// Shards of the prefix, so that a fan-out's shard can be looked at; 0 where there are none, or nobody says how many.
+    pub shards: u32,
     /// How long those who are asked have for their answers. It is waited for those who are known and silent. 3 s.
     pub patience: Duration,
 }
 
 impl Default for Config {
     fn default() -> Self {
-        Self { names: QueueNames::default(), user_id: None, patience: Duration::from_secs(3) }
+        Self { names: QueueNames::default(), user_id: None, shards: 0, patience: Duration::from_secs(3) }
     }
 }
 

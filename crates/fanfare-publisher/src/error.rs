@@ -98,6 +98,17 @@ pub enum Failure {
          status`), or use more shards"
     )]
     Full,
+    /// A shard is not there. Only coordinators declare shards.
+    #[error(
+        "there is no `{shard}`, where this fan-out belongs with {shards} shards: start a coordinator first, which declares them, and \
+         give it and every publisher the same number of shards (`--shards`)"
+    )]
+    NoShard {
+        /// The name of its queue.
+        shard: String,
+        /// Shards that the publisher was told of.
+        shards: u32,
+    },
     /// The request for a service could not be brought into its queue.
     #[error("the request for `{service}` could not be sent")]
     Request {

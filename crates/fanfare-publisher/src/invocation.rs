@@ -169,8 +169,8 @@ impl Commitment {
     async fn declare_queues(&mut self) -> Result<(), Failure> {
         let until = self.shared.preparation_end();
         let shared = Arc::clone(&self.shared);
-        if self.is_shared() {
-            return shared.ensure_declared(&self.plan.queue, until).await;
+        if let Aggregation::Shared { shards } = shared.config.aggregation {
+            return shared.ensure_shard(&self.plan.queue.name, shards, until).await;
         }
         shared.ensure_declared(&shared.config.names.fanin(), until).await?;
         let mut left = Vec::new();
@@ -263,7 +263,11 @@ impl Commitment {
                 }
                 PublishError::Unroutable(_) => {
                     shared.known.forget(&queue);
-                    return Err(self.accepted.not_accepted(Failure::Manifest(error), requests_sent));
+                    let failure = match shared.config.aggregation {
+                        Aggregation::Shared { shards } => Failure::NoShard { shard: queue, shards },
+                        Aggregation::PerCid => Failure::Manifest(error),
+                    };
+                    return Err(self.accepted.not_accepted(failure, requests_sent));
                 }
                 // A nack is neither the manifest's ack nor its return.
                 error => return Err(self.accepted.unknown(error)),

@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use fanfare_broker::{Backoff, BrokerError};
+use fanfare_broker::{Backoff, BrokerError, absence};
 use fanfare_protocol::{QueueSpec, ServiceName};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::Instant;
@@ -107,6 +107,19 @@ impl Shared {
             self.through_outages(until, || self.broker.ensure(queue)).await?;
             self.known.insert(queue.name.clone());
         }
+        Ok(())
+    }
+
+    /// Sees to it that a shard is there. Only coordinators declare shards: one that a publisher made up would have nobody to read it.
+    pub(crate) async fn ensure_shard(&self, queue: &str, shards: u32, until: Instant) -> Result<(), Failure> {
+        if self.known.contains(queue) {
+            return Ok(());
+        }
+        let gone = || absence::is_gone(&*self.broker, queue, absence::PAUSE);
+        if self.through_outages(until, gone).await? {
+            return Err(Failure::NoShard { shard: queue.to_owned(), shards });
+        }
+        self.known.insert(queue.to_owned());
         Ok(())
     }
 

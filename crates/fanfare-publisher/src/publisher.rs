@@ -76,7 +76,8 @@ pub enum Aggregation {
     #[default]
     PerCid,
     /// In a fixed number of queues that all fan-outs of a prefix share: for many small ones. Coordinators have to be told the same
-    /// number, and so has every publisher that shares.
+    /// number, and so has every publisher that shares. Coordinators declare them: before one has run, what is invoked is refused with
+    /// [`Failure::NoShard`](crate::Failure::NoShard).
     Shared {
         /// How many: 1 to 1024. As many as the broker has cores are plenty.
         shards: u32,

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use fanfare_broker::{Broker, BrokerError, PublishError};
 use fanfare_protocol::{Manifest, Message, QueueNames, RunId};
-use fanfare_publisher::{Config, Failure, Fanout, InvokeError, Publisher, QueueType, Target};
+use fanfare_publisher::{Aggregation, Config, Failure, Fanout, InvokeError, Publisher, QueueType, Target};
 use harness::{Fault, Faulty, lost};
 
 const FANIN: &str = "fanfare.fanin";
@@ -388,4 +388,57 @@ async fn a_queue_whose_declaration_was_cut_off_is_not_used() {
     while broker.aggregation_queues().await != [used.clone()] {
         tokio::task::yield_now().await;
     }
+}
+
+/// With four shards, of which the fan-out of `order-7` belongs to this one.
+const SHARD: &str = "fanfare.shard.2";
+
+fn sharing(broker: &std::sync::Arc<Faulty>) -> Publisher {
+    let aggregation = Aggregation::Shared { shards: 4 };
+    broker.publisher_with(Config { aggregation, declare_missing: true, ..Config::default() })
+}
+
+/// What the caller is told of a shard that is not there, and whether requests were sent.
+fn no_shard(error: &InvokeError) -> (String, bool) {
+    match error {
+        InvokeError::NotAccepted { source: source @ Failure::NoShard { .. }, requests_sent, .. } => {
+            (source.to_string(), *requests_sent)
+        }
+        _ => panic!("{error:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_no_coordinator_has_declared_is_refused_and_not_declared() {
+    let broker = served().await;
+    let (said, requests_sent) = no_shard(&enrichment(&sharing(&broker)).invoke().await.unwrap_err());
+    let expected = format!(
+        "there is no `{SHARD}`, where this fan-out belongs with 4 shards: start a coordinator first, which declares them, and give it \
+         and every publisher the same number of shards (`--shards`)"
+    );
+    assert_eq!((said, requests_sent), (expected, false));
+    assert_eq!((broker.count("publish"), broker.count(&format!("declare {SHARD}"))), (0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_shard_that_is_missing_for_a_moment_is_waited_for() {
+    let broker = served().await;
+    let publisher = sharing(&broker);
+    let (accepted, ()) = tokio::join!(enrichment(&publisher).invoke(), async {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        broker.memory.declare(&QueueNames::default().shard(2)).await.unwrap();
+    });
+    accepted.unwrap();
+    assert_eq!(broker.messages(SHARD).await.len(), 1);
+}
+
+#[tokio::test]
+async fn a_manifest_that_comes_back_from_its_shard_is_refused_with_the_remedy() {
+    let broker = served().await;
+    broker.memory.declare(&QueueNames::default().shard(2)).await.unwrap();
+    broker.fail(SHARD, 0, 1, Fault::Fails(PublishError::Unroutable(SHARD.to_owned())));
+    let publisher = sharing(&broker);
+    let (said, requests_sent) = no_shard(&enrichment(&publisher).invoke().await.unwrap_err());
+    assert!(said.contains(SHARD) && requests_sent, "{said}");
+    enrichment(&publisher).invoke().await.expect("it is looked for again, and found");
 }

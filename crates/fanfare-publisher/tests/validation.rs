@@ -6,8 +6,9 @@ mod harness;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::System;
 use fanfare_broker::memory::MemoryBroker;
+use fanfare_broker::{Broker, System};
+use fanfare_protocol::QueueNames;
 use fanfare_publisher::{
     Aggregation, Completion, Config, Fanout, Invalid, InvokeError, Publisher, Target, WaitError,
 };
@@ -160,6 +161,9 @@ async fn a_time_limit_beyond_what_coordinators_of_shards_wait_is_refused() {
     };
     let invoke = async |time_limit| {
         let broker = Arc::new(MemoryBroker::new());
+        for shard in 0..4 {
+            broker.declare(&QueueNames::default().shard(shard)).await.unwrap();
+        }
         let publisher = Publisher::new(broker, Arc::new(System), config(time_limit));
         publisher.fanout("shop").on_final("done").declare_missing().invoke().await
     };

@@ -150,10 +150,7 @@ impl Fanfare {
     /// where this handle shares them, and the type of its queues for large payloads, where this handle's are replicated.
     #[must_use]
     pub fn coordinator_with(&self, config: CoordinatorConfig) -> Coordinator {
-        let shards = match self.publisher.config().aggregation {
-            Aggregation::Shared { shards } => shards,
-            Aggregation::PerCid => config.shards,
-        };
+        let shards = self.shards().unwrap_or(config.shards);
         let is_replicated = self.publisher.config().queue_type == QueueType::Quorum;
         let replicated_payloads = config.replicated_payloads || is_replicated;
         let config = CoordinatorConfig { names: self.names().clone(), shards, replicated_payloads, ..config };
@@ -163,10 +160,25 @@ impl Fanfare {
     /// What asks coordinators and workers how things are, and sees to what they have left for a person.
     #[must_use]
     pub fn operator(&self) -> Operator {
+        self.operator_with(OperatorConfig::default())
+    }
+
+    /// An operator with a patience of its own, or who is told how many shards there are. The names of the queues and the login are
+    /// always those of this handle; and so are the shards, where this handle shares them.
+    #[must_use]
+    pub fn operator_with(&self, config: OperatorConfig) -> Operator {
         let PublisherConfig { names, user_id, .. } = self.publisher.config();
-        let config =
-            OperatorConfig { names: names.clone(), user_id: user_id.clone(), ..OperatorConfig::default() };
+        let shards = self.shards().unwrap_or(config.shards);
+        let config = OperatorConfig { names: names.clone(), user_id: user_id.clone(), shards, ..config };
         Operator::new(Arc::clone(self.broker()), Arc::clone(self.publisher.environment()), config)
+    }
+
+    /// How many shards there are, where it shares them.
+    fn shards(&self) -> Option<u32> {
+        match self.publisher.config().aggregation {
+            Aggregation::Shared { shards } => Some(shards),
+            Aggregation::PerCid => None,
+        }
     }
 
     /// What it invokes with.

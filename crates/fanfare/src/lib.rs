@@ -61,7 +61,7 @@ pub use fanfare_coordinator::{
 };
 pub use fanfare_operator::{
     AskError, Config as OperatorConfig, Coordinators, Explanation, Heard, MissingFrom, Operator, Parked,
-    ParkedMessages, ParkedQuery, ReplayError, Replayed, Roll, ServiceQueue, Status, Told, Whereabouts,
+    ParkedMessages, ParkedQuery, ReplayError, Replayed, Roll, ServiceQueue, Shard, Status, Told, Whereabouts,
 };
 pub use fanfare_protocol::{
     Cancellation, Channel, Cid, EndedBy, ExplainAnswer, Explained, FailedTarget, FanOutState, FanOutStatus,

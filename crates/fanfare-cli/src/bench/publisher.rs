@@ -14,6 +14,7 @@ use tokio::time::{sleep, timeout};
 use super::case::{Case, ON_FINAL, TARGET, key};
 use super::memory::Held;
 use super::role::{Answer, Load, Order, Rounds, limited, now};
+use crate::configuration::Aggregation;
 
 /// How long a fan-out may take before the benchmark gives up.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -60,12 +61,15 @@ struct Entry {
     exception: Option<String>,
 }
 
-pub(super) async fn run(mut rounds: Rounds, case: Case, fanfare: Fanfare) -> Result<()> {
+pub(super) async fn run(mut rounds: Rounds, case: Case, fanfare: Fanfare, shards: u32) -> Result<()> {
     let room = Semaphore::new(case.open());
     let shared = Arc::new(Shared { case, room, fan_ins: Mutex::default() });
     let mut held = Held::default();
     let worker = fanfare.worker().service(on_final(Arc::clone(&shared))).service(held.service());
     let working = tokio::spawn(worker.run_until(std::future::pending()));
+    if case.aggregation == Aggregation::Shared {
+        wait_for_shards(&fanfare, shards).await?;
+    }
     while let Some(order) = rounds.next().await {
         match order.load {
             Load::Full | Load::One => rounds.report(&round(&fanfare, &shared, order).await?)?,
@@ -75,6 +79,19 @@ pub(super) async fn run(mut rounds: Rounds, case: Case, fanfare: Fanfare) -> Res
     }
     working.abort();
     fanfare.close().await;
+    Ok(())
+}
+
+/// Waits until coordinators have declared the shards, one after the other.
+async fn wait_for_shards(fanfare: &Fanfare, shards: u32) -> Result<()> {
+    let started = Instant::now();
+    for shard in 0..shards {
+        let queue = fanfare.names().shard(shard).name;
+        while !fanfare.broker().exists(&queue).await? {
+            ensure!(started.elapsed() < PATIENCE, "no coordinator has declared {queue} within {PATIENCE:?}");
+            sleep(LOOK_AGAIN).await;
+        }
+    }
     Ok(())
 }
 

@@ -131,7 +131,9 @@ pub(super) async fn play(role: Role, serving: Serving, settings: &Settings) -> R
     let connected = |role| settings.connected_apart(role, &prefix, case.aggregation);
     let played = match part {
         Part::Raw => raw::run(rounds, case, &raw::uri(settings)?, &prefix, settings.shards).await,
-        Part::Publisher => publisher::run(rounds, case, connected("bench publisher").await?).await,
+        Part::Publisher => {
+            publisher::run(rounds, case, connected("bench publisher").await?, settings.shards).await
+        }
         Part::Worker => work(rounds, case, serving, connected("bench worker").await?).await,
         Part::Coordinator => coordinate(rounds, connected("bench coordinator").await?).await,
     };

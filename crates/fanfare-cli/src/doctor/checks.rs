@@ -141,17 +141,23 @@ impl Examination<'_> {
         for shard in 0..self.shards {
             let queue = names.shard(shard);
             let (finding, state) = self.queue(&queue).await;
+            let missing = finding.verdict == Verdict::Note;
             findings.push(finding);
-            if let Some(QueueState { consumers: 0, messages }) = state {
-                let found = format!("nobody consumes it, and {messages} messages wait");
-                let verdict = if messages > 0 { Verdict::Wrong } else { Verdict::Warn };
-                findings.push(
-                    Finding::new(verdict, format!("coordinators of {}", queue.name), found).remedy(format!(
-                        "have a coordinator serve it: fanfare coordinator --shards {}",
-                        self.shards
-                    )),
-                );
-            }
+            let (verdict, found) = match state {
+                None if missing => {
+                    (Verdict::Warn, "none has declared it, so publishers are refused".to_owned())
+                }
+                Some(QueueState { consumers: 0, messages }) => {
+                    let verdict = if messages > 0 { Verdict::Wrong } else { Verdict::Warn };
+                    (verdict, format!("nobody consumes it, and {messages} messages wait"))
+                }
+                _ => continue,
+            };
+            let finding = Finding::new(verdict, format!("coordinators of {}", queue.name), found);
+            findings.push(finding.remedy(format!(
+                "have a coordinator serve it: fanfare coordinator --shards {}",
+                self.shards
+            )));
         }
         let next = names.shard(self.shards).name;
         if self.shards < limits::SHARDS && matches!(self.fanfare.broker().exists(&next).await, Ok(true)) {
@@ -408,6 +414,30 @@ mod tests {
         fanfare.broker().declare(&other).await.unwrap();
         let found = text(&examination.service(&service).await);
         assert!(found.starts_with("WRONG   queue fanfare.service.a: "), "{found}");
+    }
+
+    #[tokio::test]
+    async fn shard_that_no_coordinator_has_declared_is_told_and_not_created() {
+        let fanfare = Fanfare::in_memory();
+        let examination = Examination {
+            fanfare: &fanfare,
+            renewal: RENEWAL,
+            consumer_timeout: consumer_timeout::DEFAULT,
+            shards: 2,
+        };
+        let (broker, names) = (fanfare.broker(), fanfare.names());
+        broker.declare(&names.shard(0)).await.unwrap();
+        let found = text(&examination.shards().await);
+        assert_eq!(
+            found,
+            "ok      queue fanfare.shard.0: there, with the right arguments\n\
+             warn    coordinators of fanfare.shard.0: nobody consumes it, and 0 messages wait\n        \
+             -> have a coordinator serve it: fanfare coordinator --shards 2\n\
+             note    queue fanfare.shard.1: not there yet: whoever needs it first declares it\n\
+             warn    coordinators of fanfare.shard.1: none has declared it, so publishers are refused\n        \
+             -> have a coordinator serve it: fanfare coordinator --shards 2\n"
+        );
+        assert!(!broker.exists(&names.shard(1).name).await.unwrap());
     }
 
     #[tokio::test]

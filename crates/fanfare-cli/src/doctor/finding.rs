@@ -2,8 +2,11 @@
 
 use std::fmt;
 
+use serde::Serialize;
+
 /// What is to be thought of a finding.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(super) enum Verdict {
     /// As it should be.
     Ok,
@@ -18,7 +21,7 @@ pub(super) enum Verdict {
 }
 
 /// What was looked at, what was found, and what to do about it.
-#[derive(Debug)]
+#[derive(Debug, Serialize)]
 pub(super) struct Finding {
     pub(super) verdict: Verdict,
     what: String,
@@ -62,5 +65,18 @@ mod tests {
     fn remedy_stands_below_what_it_is_for() {
         let finding = Finding::new(Verdict::Warn, "queue a", "2 messages wait").remedy("start a worker");
         assert_eq!(finding.to_string(), "warn    queue a: 2 messages wait\n        -> start a worker");
+    }
+
+    #[test]
+    fn each_finding_of_a_program_s_has_the_same_fields() {
+        let json = |finding| serde_json::to_string(&finding).unwrap();
+        assert_eq!(
+            json(Finding::new(Verdict::Wrong, "queue a", "gone").remedy("start a worker")),
+            r#"{"verdict":"wrong","what":"queue a","found":"gone","remedy":"start a worker"}"#
+        );
+        assert_eq!(
+            json(Finding::new(Verdict::Ok, "queue a", "there")),
+            r#"{"verdict":"ok","what":"queue a","found":"there","remedy":null}"#
+        );
     }
 }

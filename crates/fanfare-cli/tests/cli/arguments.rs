@@ -199,6 +199,31 @@ fn value_of_a_variable_that_is_refused_is_blamed_on_the_variable() {
 }
 
 #[test]
+fn nothing_that_a_terminal_would_act_upon_is_repeated() {
+    let directory = tempfile::tempdir().unwrap();
+    let (clear, title) = ("\u{1b}[2J", "\u{1b}]0;owned\u{7}");
+    for arguments in [
+        &["status", "--limit", clear][..],
+        &["status", "--sort", title],
+        &["status", "--source", clear],
+        &["invoke", "--metadata", clear],
+        &["demo", "--queue-type", "a\r\u{9b}31mb"],
+        &[clear],
+        &["status", &format!("--{title}")],
+        &["status", title],
+    ] {
+        let ended = run(directory.path(), arguments);
+        assert_eq!(ended.exit, 2, "{ended:?}");
+        assert!(ended.stderr.starts_with("error: ") && ended.stderr.contains("\\u{"), "{}", ended.stderr);
+        assert!(!ended.stderr.chars().any(|c| c.is_control() && c != '\n'), "{ended:?}");
+    }
+    let ended: Ended =
+        fanfare(directory.path()).arg("demo").env("FANFARE_QUEUE_TYPE", clear).output().unwrap().into();
+    let expected = "invalid value '\\u{1b}[2J' for 'FANFARE_QUEUE_TYPE'";
+    assert!(ended.stderr.contains(expected) && !ended.stderr.contains('\u{1b}'), "{ended:?}");
+}
+
+#[test]
 fn url_of_a_management_api_that_is_none_is_refused_before_anything_is_asked() {
     for command in ["doctor", "gc"] {
         let arguments = [command, "--broker", NO_BROKER, "--management", "nonsense"];

@@ -46,11 +46,20 @@ async fn queue_that_no_fan_out_owns_is_told_of_first_and_then_removed_and_no_oth
     assert!(told.stderr.starts_with("1 queues would be removed"), "{}", told.stderr);
     assert!(publisher.broker().exists(&leftover.name).await.unwrap(), "to tell removes nothing");
 
-    let removed = gc(&["--yes", "--min-age", "100ms"]);
-    assert_eq!((removed.exit, removed.stdout), (0, format!("{} removed (0 messages)\n", leftover.name)));
+    let json = |removed| {
+        format!(
+            "{{\"queues\":[{{\"name\":\"{}\",\"messages\":0,\"removed\":{removed},\"error\":null}}]}}\n",
+            leftover.name
+        )
+    };
+    assert_eq!(gc(&["--json"]).stdout, json(false));
+
+    let removed = gc(&["--yes", "--min-age", "100ms", "--json"]);
+    assert_eq!((removed.exit, removed.stdout), (0, json(true)));
     assert!(!publisher.broker().exists(&leftover.name).await.unwrap());
     let none = gc(&[]);
     assert_eq!((none.exit, none.stderr.as_str()), (0, "no aggregation queue is without a fan-out\n"));
+    assert_eq!(gc(&["--json"]).stdout, "{\"queues\":[]}\n");
     fs::write(asked.path().join("go"), "").unwrap();
     eventually("the open fan-out ends with its result", || {
         asked.run(&["status", "--ended", "--json"]).stdout.contains("\"done\":1,\"failed\":0")

@@ -118,7 +118,12 @@ fn cancel_ends_with_the_exit_codes_that_its_help_promises() {
     assert!(ended.stdout.ends_with(" ended before: 1 of 1 targets had responded\n"), "{ended:?}");
     let run_id = ended.stdout.split(' ').next().unwrap();
     let again = run(pool.path(), &["cancel", "c-2", "--run", run_id]);
-    assert_eq!((again.exit, again.stdout), (0, ended.stdout));
+    assert_eq!((again.exit, &again.stdout), (0, &ended.stdout));
+    let again = run(pool.path(), &["cancel", "c-2", "--json"]);
+    let expected = format!(
+        "{{\"fan_outs\":[{{\"run\":\"{run_id}\",\"responded\":1,\"missing\":0,\"ended_by\":null}}]}}\n"
+    );
+    assert_eq!((again.exit, again.stdout), (0, expected));
     let ended = cancel("c-3");
     assert_eq!((ended.exit, ended.stdout.as_str()), (1, ""));
     assert!(
@@ -237,6 +242,14 @@ fn doctor_finds_a_running_system_well_and_a_stopped_one_not() {
     ] {
         assert!(ended.stdout.contains(&expected), "{expected}: {}", ended.stdout);
     }
+    let ended = run(pool.path(), &["doctor", "--json"]);
+    assert_eq!((ended.exit, ended.stdout.lines().count()), (0, 1), "{ended:?}");
+    let told: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let first = &told["findings"][0];
+    assert_eq!(
+        (&first["verdict"], &first["what"], &first["remedy"]),
+        (&"ok".into(), &"broker".into(), &Value::Null)
+    );
     let Pool { directory, coordinator, .. } = pool;
     assert_eq!(coordinator.stop(Signal::TERM).0, Some(0));
     let ended = run(directory.path(), &["doctor"]);
