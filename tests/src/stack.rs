@@ -337,15 +337,14 @@ impl Stack {
     /// now, and what the broker has handed out is neither in a queue nor held by anyone as long as it is on its way.
     pub async fn shards_are_read(&self, by: &Mortal) {
         for shard in 0..self.shards {
-            let spec = self.names.shard(shard);
-            self.bystander().declare(&spec).await.expect("the queue can be declared");
+            let queue = self.names.shard(shard).name;
             // It says nothing, and is acked at once.
             let coordinator = RunId::from(uuid::Uuid::new_v4());
-            let mut marker = Ended { coordinator, number: 0, ended: Vec::new() }.encode(&spec.name);
+            let mut marker = Ended { coordinator, number: 0, ended: Vec::new() }.encode(&queue);
             let id = coordinator.to_string();
             marker.properties.message_id = Some(id.clone());
             by.looks_for(&id);
-            self.publish(&spec.name, marker).await;
+            self.publish(&queue, marker).await;
             crate::eventually("the coordinator reads the shard", async || by.has_acked(&id)).await;
         }
     }
@@ -358,9 +357,8 @@ impl Stack {
             self.queue_has(&fanin, "no other consumer", |state| state.consumers == standbys).await;
         }
         for shard in 0..self.shards {
-            let spec = self.names.shard(shard);
-            self.bystander().declare(&spec).await.expect("the queue can be declared");
-            self.queue_has(&spec.name, "no other consumer", |state| state.consumers == standbys).await;
+            let queue = self.names.shard(shard).name;
+            self.queue_has(&queue, "no other consumer", |state| state.consumers == standbys).await;
         }
     }
 
