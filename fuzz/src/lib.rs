@@ -47,7 +47,7 @@ mod invoke {
     mod target;
 
     /// The targets of a file, as a person is shown them.
-    pub(crate) fn targets(text: &str) -> anyhow::Result<Vec<String>> {
+    pub(crate) fn targets(text: &str) -> Result<Vec<String>, Vec<anyhow::Error>> {
         Ok(file::parse(text)?.iter().map(ToString::to_string).collect())
     }
 

@@ -67,7 +67,7 @@ pub(crate) struct Shared {
 
     /// How many shards there are for shared aggregation: the same number for whoever invokes and for all coordinators, which
     /// serve them in any case [default: none]
-    #[arg(long, global = true, env = "FANFARE_SHARDS", value_name = "N", value_parser = numbers::parse::<u32>)]
+    #[arg(long, global = true, env = "FANFARE_SHARDS", value_name = "N", value_parser = numbers::parse_shards)]
     pub(crate) shards: Option<u32>,
 
     /// For amqps://, the authorities that may have signed the broker's certificate, as PEM [default: the system's]

@@ -24,7 +24,7 @@ pub(crate) struct Configuration {
     pub(crate) consumer_timeout: Option<Written>,
     pub(crate) queue_type: Option<QueueType>,
     pub(crate) aggregation: Option<Aggregation>,
-    #[serde(default, deserialize_with = "numbers::deserialize")]
+    #[serde(default, deserialize_with = "numbers::deserialize_shards")]
     pub(crate) shards: Option<u32>,
     pub(crate) log: Option<String>,
     pub(crate) log_format: Option<Format>,

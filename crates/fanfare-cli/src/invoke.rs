@@ -100,14 +100,25 @@ pub(crate) struct InvokeArguments {
     wait: Option<Option<Duration>>,
 }
 
-pub(crate) async fn run(arguments: InvokeArguments, settings: &Settings) -> Result<Exit, Failure> {
-    check_metadata(&arguments.metadata).map_err(Failure::bad_input)?;
-    let targets = targets(&arguments).map_err(Failure::bad_input)?;
+pub(crate) async fn run(mut arguments: InvokeArguments, settings: &Settings) -> Result<Exit, Failure> {
+    let (targets, mut mistakes) = targets(&arguments);
+    if !mistakes.is_empty() {
+        // How many targets there are to be is not known.
+        arguments.completion = completion::CompletionArguments::default();
+    }
+    mistakes.extend(check_metadata(&arguments.metadata).err());
     let (width, wanted) = (targets.len(), arguments.completion.until_succeeded);
     // It connects when it is first used, so that what is wrong with the input is found where there is no broker too.
     let fanfare = settings.invoker(arguments.most_waiting)?;
     let wait = arguments.wait.map(|wait| wait.unwrap_or(FOR_GOOD));
-    let fanout = fanout(&fanfare, arguments, targets);
+    let fanout = match fanout(&fanfare, arguments, targets).check(wait.is_some()) {
+        Ok(fanout) if mistakes.is_empty() => fanout,
+        Ok(_) => return Err(Failure::bad_input(flags::together(&mistakes))),
+        Err(invalid) => {
+            mistakes.extend(flags::in_flags(invalid));
+            return Err(Failure::bad_input(flags::together(&mistakes)));
+        }
+    };
     let span = tracing::info_span!("invoke");
     let outcome = match wait {
         None => invoke(&fanfare, fanout).instrument(span).await,
@@ -126,12 +137,14 @@ fn check_metadata(metadata: &[(String, String)]) -> anyhow::Result<()> {
     }
 }
 
-fn targets(arguments: &InvokeArguments) -> anyhow::Result<Vec<Target>> {
-    let mut targets: Vec<Target> = arguments.targets.iter().map(to_target).collect();
-    if let Some(path) = &arguments.file {
-        targets.extend(file::read(path)?.iter().map(to_target));
-    }
-    Ok(targets)
+/// The targets, and what is wrong with those of the file.
+fn targets(arguments: &InvokeArguments) -> (Vec<Target>, Vec<anyhow::Error>) {
+    let (read, mistakes) = match arguments.file.as_deref().map(file::read) {
+        None => Default::default(),
+        Some(Ok(read)) => (read, Vec::new()),
+        Some(Err(mistakes)) => (Vec::new(), mistakes),
+    };
+    (arguments.targets.iter().chain(&read).map(to_target).collect(), mistakes)
 }
 
 /// The target, with its JSON byte for byte.
@@ -236,7 +249,7 @@ pub(crate) async fn not_invoked(fanfare: &Fanfare, error: InvokeError) -> Failur
         return failure;
     }
     match error {
-        InvokeError::Invalid(invalid) => Failure::bad_input(flags::in_flags(invalid)),
+        InvokeError::Invalid(invalid) => Failure::bad_input(flags::together(&flags::in_flags(invalid))),
         error if error.is_unreachable() => Failure::new(Exit::NoBroker, error),
         InvokeError::Unknown { .. } => Failure::new(Exit::Unknown, error),
         error => Failure::new(Exit::NotAccepted, flags::in_flags_of_failure(error)),
@@ -244,6 +257,8 @@ pub(crate) async fn not_invoked(fanfare: &Fanfare, error: InvokeError) -> Failur
 }
 
 fn pair(text: &str) -> anyhow::Result<(String, String)> {
-    let (name, value) = text.split_once('=').ok_or_else(|| anyhow!("{text:?} is not NAME=VALUE"))?;
+    let (name, value) = text
+        .split_once('=')
+        .ok_or_else(|| anyhow!("{text:?} is not allowed: write NAME=VALUE, as in --metadata tenant=shop"))?;
     Ok((name.to_owned(), value.to_owned()))
 }

@@ -1,8 +1,13 @@
 //! Whole numbers, and those of which none would be too few.
 
 use std::fmt::Display;
+use std::ops::RangeInclusive;
 
+use fanfare_protocol::limits;
 use serde::{Deserialize, Deserializer, de::Error};
+
+/// Shards that a prefix can have.
+const SHARDS: RangeInclusive<u32> = 1..=limits::SHARDS;
 
 /// A number of a setting.
 pub(crate) trait Number: TryFrom<u64> + Display + Default + PartialEq {
@@ -43,6 +48,26 @@ where
     T: Deserialize<'de> + Default + PartialEq,
 {
     some(T::deserialize(deserializer)?).map(Some).map_err(D::Error::custom)
+}
+
+/// Reads a number of shards of the command line.
+pub(crate) fn parse_shards(text: &str) -> Result<u32, String> {
+    let shards = text.parse().ok().filter(|shards| SHARDS.contains(shards));
+    shards.ok_or_else(|| {
+        format!("{text:?} is not allowed: give a whole number from {} to {}", SHARDS.start(), SHARDS.end())
+    })
+}
+
+/// Reads a number of shards of fanfare.toml.
+pub(crate) fn deserialize_shards<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<u32>, D::Error> {
+    let shards = u32::deserialize(deserializer)?;
+    if SHARDS.contains(&shards) {
+        return Ok(Some(shards));
+    }
+    let (least, most) = (SHARDS.start(), SHARDS.end());
+    Err(D::Error::custom(format_args!("{shards} is not allowed: give {least} to {most}")))
 }
 
 fn read<T: Number>(text: &str, least: u8) -> Result<T, String> {

@@ -21,7 +21,14 @@ const MOST: usize = 1_000;
 pub(crate) struct Members {
     own: RunId,
     shards: u32,
-    others: BTreeMap<RunId, Instant>,
+    others: BTreeMap<RunId, Other>,
+}
+
+/// What another has told of itself.
+#[derive(Debug)]
+struct Other {
+    heard: Instant,
+    shards: u32,
 }
 
 impl Members {
@@ -40,14 +47,6 @@ impl Members {
         if coordinator == self.own {
             return false;
         }
-        if shards != self.shards {
-            tracing::error!(
-                %coordinator,
-                "another coordinator of this prefix knows of {shards} shards, and this one of {}: give all of them, and all \
-                 publishers, the same number",
-                self.shards
-            );
-        }
         if leaving {
             self.others.remove(&coordinator);
             return false;
@@ -55,12 +54,26 @@ impl Members {
         if self.others.len() >= MOST && !self.others.contains_key(&coordinator) {
             return false;
         }
-        self.others.insert(coordinator, now).is_none()
+        let before = self.others.insert(coordinator, Other { heard: now, shards });
+        if self.differs(shards, before.as_ref()) {
+            tracing::error!(
+                %coordinator,
+                "another coordinator of this prefix knows of {shards} shards, and this one of {}: give all of them, and all \
+                 publishers, the same number",
+                self.shards
+            );
+        }
+        before.is_none()
+    }
+
+    /// Whether another has another number of shards, and did not say so before.
+    fn differs(&self, shards: u32, before: Option<&Other>) -> bool {
+        shards != self.shards && before.is_none_or(|before| before.shards != shards)
     }
 
     /// Forgets those who were not heard of for long.
     pub(crate) fn expire(&mut self, now: Instant) {
-        self.others.retain(|_, heard| now.saturating_duration_since(*heard) < GONE_AFTER);
+        self.others.retain(|_, other| now.saturating_duration_since(other.heard) < GONE_AFTER);
     }
 
     /// The shards that are this one's. Each is given to whom it suits best of those that have not got their share yet: so all
@@ -130,6 +143,16 @@ mod tests {
         let (before, after) = (shared_by(0..4), shared_by(0..5));
         let kept: usize = before.iter().map(|(one, shards)| shards.intersection(&after[one]).count()).sum();
         assert!(kept >= SHARDS as usize / 2, "{kept} of {SHARDS}: {before:?}, {after:?}");
+    }
+
+    #[test]
+    fn another_number_of_shards_is_told_once_and_again_where_it_changes() {
+        let members = Members::new(id(0), SHARDS);
+        let before = |shards| Other { heard: Instant::now(), shards };
+        assert!(members.differs(SHARDS - 1, None));
+        assert!(!members.differs(SHARDS - 1, Some(&before(SHARDS - 1))));
+        assert!(members.differs(SHARDS - 2, Some(&before(SHARDS - 1))));
+        assert!(!members.differs(SHARDS, Some(&before(SHARDS - 1))) && !members.differs(SHARDS, None));
     }
 
     #[test]

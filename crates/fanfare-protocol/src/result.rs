@@ -159,12 +159,14 @@ pub(crate) fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<
 /// alone would overlook what else is in an ignored field, and take a list of the fields' values for the object.
 pub(crate) fn from_json<'a, T: Deserialize<'a>>(what: &str, body: &'a [u8]) -> Result<T, Malformed> {
     let wrong = |reason: String| Malformed::new(format!("the {what} is malformed: {reason}"));
-    let text = std::str::from_utf8(body).map_err(|error| wrong(error.to_string()))?;
-    let value = serde_json::from_str(text).map_err(|error| wrong(error.to_string()))?;
-    if text.trim_ascii_start().starts_with('{') {
-        return Ok(value);
+    let text = std::str::from_utf8(body).map_err(|error| wrong(format!("it is not UTF-8: {error}")))?;
+    let is_object = text.trim_ascii_start().starts_with('{');
+    match serde_json::from_str(text) {
+        Ok(value) if is_object => Ok(value),
+        Err(error) if !error.is_data() => Err(wrong(format!("it cannot be read as JSON: {error}"))),
+        Err(error) if is_object => Err(wrong(error.to_string())),
+        _ => Err(wrong("it is not a JSON object".to_owned())),
     }
-    Err(wrong("it is not a JSON object".to_owned()))
 }
 
 /// The key that a result names, in header `fanfare-key`.

@@ -246,6 +246,9 @@ pub enum Invalid {
         "completion when more than a share of {0} of the targets has failed: give 0 or more, and less than 1"
     )]
     CompletionShare(f64),
+    /// More than one rule is broken: the first ten, in the order in which they were seen.
+    #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Several(Vec<Invalid>),
     /// Services or callbacks have no queue.
     #[error("no worker serves {}: start one, or pass declare_missing", listed(.0))]
     Unserved(Vec<ServiceName>),

@@ -13,9 +13,11 @@ use crate::{
 
 /// The longest deadline. What is to take longer has none.
 const LONGEST_DEADLINE: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// Mistakes that are reported.
+const MOST_MISTAKES: usize = 10;
 
 /// A fan-out or parallel execution that is being put together. Nothing is sent before [`invoke`](Fanout::invoke), and
-/// mistakes wait until then: the first one made is the one reported.
+/// mistakes wait until then, and are reported together.
 ///
 /// ```
 /// use std::sync::Arc;
@@ -53,7 +55,7 @@ pub struct Fanout {
     pub(crate) completion: Option<Completion>,
     pub(crate) declare_missing: bool,
     pub(crate) nested: bool,
-    pub(crate) mistake: Option<Invalid>,
+    pub(crate) mistakes: Vec<Invalid>,
     while_waiting: Option<Arc<dyn WhileWaiting>>,
     pub(crate) on_progress: Option<OnProgress>,
 }
@@ -87,7 +89,7 @@ impl Fanout {
             completion: None,
             declare_missing,
             nested: false,
-            mistake: None,
+            mistakes: Vec::new(),
             while_waiting: None,
             on_progress: None,
         };
@@ -113,8 +115,7 @@ impl Fanout {
     /// Adds targets from a map or list of services and payloads, in its order.
     pub fn targets(mut self, targets: impl IntoIterator<Item = (impl AsRef<str>, impl Serialize)>) -> Self {
         for (service, payload) in targets {
-            self.push(Target::new(service, payload));
-            if self.mistake.is_some() {
+            if !self.push(Target::new(service, payload)) {
                 break;
             }
         }
@@ -252,14 +253,31 @@ impl Fanout {
         outcome
     }
 
-    fn push(&mut self, target: Target) {
-        if self.targets.len() == limits::TARGETS {
-            self.mistake.get_or_insert(Invalid::TooManyTargets);
-        } else {
+    /// Says what is wrong with it, as far as that can be seen without the broker. [`invoke`](Fanout::invoke) and
+    /// [`invoke_and_wait`](Fanout::invoke_and_wait), for which it `waits`, do so by themselves.
+    ///
+    /// # Errors
+    /// [`Invalid::Several`] where more than one thing is wrong.
+    pub fn check(mut self, waits: bool) -> Result<Self, Invalid> {
+        self.check_whole(waits);
+        match self.mistakes.len() {
+            0 => Ok(self),
+            1 => Err(self.mistakes.remove(0)),
+            _ => Err(Invalid::Several(self.mistakes)),
+        }
+    }
+
+    /// Returns whether there may be more of them.
+    fn push(&mut self, target: Target) -> bool {
+        let has_room = self.targets.len() < limits::TARGETS;
+        if has_room {
             let checked = target.check();
             let checked = self.checked(checked);
             self.targets.extend(checked);
+        } else if !self.mistakes.iter().any(|mistake| matches!(mistake, Invalid::TooManyTargets)) {
+            self.mistaken(Invalid::TooManyTargets);
         }
+        has_room && self.mistakes.len() < MOST_MISTAKES
     }
 
     fn names(&mut self, names: impl IntoNames) -> Vec<ServiceName> {
@@ -267,8 +285,14 @@ impl Fanout {
         self.checked(names).unwrap_or_default()
     }
 
-    /// The value, or nothing where it is a mistake, of which the first is kept.
+    /// The value, or nothing where it is a mistake, which is kept.
     fn checked<T, E: Into<Invalid>>(&mut self, value: Result<T, E>) -> Option<T> {
-        value.map_err(|mistake| self.mistake.get_or_insert(mistake.into())).ok()
+        value.map_err(|mistake| self.mistaken(mistake.into())).ok()
+    }
+
+    pub(crate) fn mistaken(&mut self, mistake: Invalid) {
+        if self.mistakes.len() < MOST_MISTAKES {
+            self.mistakes.push(mistake);
+        }
     }
 }

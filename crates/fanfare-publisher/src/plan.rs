@@ -4,8 +4,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanfare_broker::trace;
 use fanfare_protocol::{
-    Channel, Cid, Manifest, ManifestTarget, Message, QueueSpec, Request, RunId, ServiceName, TargetOf,
-    WireTime, limits,
+    Channel, Cid, CompletionPolicy, Manifest, ManifestTarget, Message, QueueSpec, Request, RunId,
+    ServiceName, TargetOf, WireTime, limits,
 };
 
 use crate::publisher::Shared;
@@ -26,20 +26,15 @@ pub(crate) struct Plan {
 
 impl Fanout {
     /// Checks the whole and fixes it. `waiter` is the queue of a caller who waits.
-    pub(crate) fn plan(mut self, waiter: Option<String>) -> Result<Plan, Invalid> {
-        if let Some(mistake) = self.mistake.take() {
-            return Err(mistake);
-        }
-        self.check_callbacks(waiter.is_some())?;
-        self.check_keys()?;
-        let completion =
-            self.completion.map(|completion| completion.policy(self.targets.len())).transpose()?.flatten();
-        let shared = self.publisher.shared;
+    pub(crate) fn plan(self, waiter: Option<String>) -> Result<Plan, Invalid> {
+        let fanout = self.check(waiter.is_some())?;
+        let completion = fanout.completion_policy()?;
+        let shared = fanout.publisher.shared;
         let environment = &shared.environment;
-        let cid = self.cid.unwrap_or_else(|| Cid::from(environment.sequential()));
+        let cid = fanout.cid.unwrap_or_else(|| Cid::from(environment.sequential()));
         let run = RunId::from(environment.unique());
-        let progress = waiter.is_some() && self.on_progress.is_some();
-        let (targets, bodies) = self
+        let progress = waiter.is_some() && fanout.on_progress.is_some();
+        let (targets, bodies) = fanout
             .targets
             .into_iter()
             .map(|target| (ManifestTarget { key: target.key, service: target.service }, target.body))
@@ -49,19 +44,19 @@ impl Fanout {
             reply_to: queue.name.clone(),
             cid,
             run,
-            source: self.source.expect("a source that is not allowed is a mistake, which was checked for"),
+            source: fanout.source.expect("a source that is not allowed is a mistake, which was checked for"),
             req_ts_utc: WireTime::from(environment.now()),
-            channel: if self.parallel { Channel::ParallelExecCall } else { Channel::FanoutCall },
+            channel: if fanout.parallel { Channel::ParallelExecCall } else { Channel::FanoutCall },
             targets,
-            on_target: self.on_target,
-            on_final: self.on_final,
-            deadline_ms: self.deadline.map(milliseconds),
+            on_target: fanout.on_target,
+            on_final: fanout.on_final,
+            deadline_ms: fanout.deadline.map(milliseconds),
             deadline_utc: None,
             waiter,
             progress,
             sentinel: shared.config.aggregation == Aggregation::PerCid,
             completion,
-            metadata: self.metadata,
+            metadata: fanout.metadata,
             traceparent: trace::current(),
         };
         let manifest_message = message(&manifest, &shared);
@@ -69,20 +64,31 @@ impl Fanout {
         if bytes > limits::MESSAGE_BYTES {
             return Err(Invalid::ManifestTooLarge { bytes });
         }
-        let (declare_missing, nested) = (self.declare_missing, self.nested);
+        let (declare_missing, nested) = (fanout.declare_missing, fanout.nested);
         Ok(Plan { manifest, manifest_message, queue, bodies, declare_missing, nested })
     }
 
-    fn check_callbacks(&self, waits: bool) -> Result<(), Invalid> {
-        for (kind, callbacks) in [("on-target", &self.on_target), ("final", &self.on_final)] {
-            if callbacks.len() > limits::CALLBACKS {
-                return Err(Invalid::TooManyCallbacks { kind, count: callbacks.len() });
-            }
-            let mut names = BTreeSet::new();
-            if let Some(twice) = callbacks.iter().find(|callback| !names.insert(*callback)) {
-                return Err(Invalid::DuplicateCallback { kind, callback: twice.clone() });
-            }
+    /// Adds what is wrong with the whole to the mistakes that were made on the way. Of what was left out then, nothing is said again.
+    pub(crate) fn check_whole(&mut self, waits: bool) {
+        let (is_whole, are_named) = (
+            self.mistakes.is_empty(),
+            !self.mistakes.iter().any(|mistake| matches!(mistake, Invalid::Name(_))),
+        );
+        let on_target = check_callbacks("on-target", &self.on_target);
+        let on_final = check_callbacks("final", &self.on_final);
+        let kinds = if are_named { self.check_kinds(waits) } else { Ok(()) };
+        let completion = if is_whole { self.completion_policy().map(drop) } else { Ok(()) };
+        for checked in [on_target, on_final, kinds, self.check_keys(), completion] {
+            checked.unwrap_or_else(|mistake| self.mistaken(mistake));
         }
+    }
+
+    fn completion_policy(&self) -> Result<Option<CompletionPolicy>, Invalid> {
+        let policy = self.completion.map(|completion| completion.policy(self.targets.len()));
+        Ok(policy.transpose()?.flatten())
+    }
+
+    fn check_kinds(&self, waits: bool) -> Result<(), Invalid> {
         match (self.parallel, self.on_final.first()) {
             (true, _) if waits => Err(Invalid::WaitOfParallel),
             (true, Some(callback)) => Err(Invalid::FinalCallbackOfParallel(callback.clone())),
@@ -98,6 +104,17 @@ impl Fanout {
             Some(twice) => Err(Invalid::DuplicateKey { key: twice.key.clone() }),
             None => Ok(()),
         }
+    }
+}
+
+fn check_callbacks(kind: &'static str, callbacks: &[ServiceName]) -> Result<(), Invalid> {
+    if callbacks.len() > limits::CALLBACKS {
+        return Err(Invalid::TooManyCallbacks { kind, count: callbacks.len() });
+    }
+    let mut names = BTreeSet::new();
+    match callbacks.iter().find(|callback| !names.insert(*callback)) {
+        Some(twice) => Err(Invalid::DuplicateCallback { kind, callback: twice.clone() }),
+        None => Ok(()),
     }
 }
 

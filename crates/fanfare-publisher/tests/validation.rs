@@ -144,6 +144,26 @@ async fn a_payload_that_is_not_json_names_its_target() {
 }
 
 #[tokio::test]
+async fn all_that_is_wrong_is_said_at_once_and_nothing_that_follows_from_it() {
+    refused(
+        |p| p.fanout("my shop").target("price", 1).target("price", 2).on_target(["a", "a"]).on_final("b c"),
+        "source \"my shop\" is not allowed: ' ' is not one of A-Z a-z 0-9 . _ : -; service name \"b c\" is not allowed: ' ' is not \
+         one of A-Z a-z 0-9 . _ : -; `a` is there twice as on-target callback: give it once; two targets have the key",
+    )
+    .await;
+    let endless = || std::iter::repeat_with(|| ("a b", 1));
+    let broker = Faulty::new();
+    let error = broker.publisher().fanout("shop").targets(endless()).invoke().await.unwrap_err();
+    let InvokeError::Invalid(Invalid::Several(mistakes)) = error else { panic!("{error:?}") };
+    assert_eq!(mistakes.len(), 10);
+    let endless = std::iter::repeat_with(|| ("price", 1));
+    let error =
+        broker.publisher().fanout("shop").targets(endless).on_final("done").invoke().await.unwrap_err();
+    let InvokeError::Invalid(Invalid::Several(mistakes)) = error else { panic!("{error:?}") };
+    assert!(matches!(mistakes[0], Invalid::TooManyTargets), "{mistakes:?}");
+}
+
+#[tokio::test]
 async fn all_services_and_callbacks_that_nobody_serves_are_named_at_once() {
     refused(
         |p| p.fanout("shop").target("b.x", 1).target("price", 1).on_target("a.x").on_final(["done", "c.x"]),

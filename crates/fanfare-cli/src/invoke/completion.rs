@@ -8,7 +8,7 @@ use fanfare::Completion;
 use crate::numbers;
 
 /// The rule that is met first completes the fan-out.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 #[command(next_help_heading = "Completion before all targets have responded")]
 pub(super) struct CompletionArguments {
     /// Complete when so many targets have succeeded; with --wait, that many are a success

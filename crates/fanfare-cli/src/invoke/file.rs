@@ -6,46 +6,75 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Error, Result, anyhow, bail};
 use serde::Deserialize;
-use serde::de::{Deserializer, Error, MapAccess, Visitor};
+use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::target::Given;
 
 /// Bytes that a file of targets may have.
 const MOST_BYTES: u64 = 1024 * 1024 * 1024;
+/// Mistakes that are told.
+const MOST_MISTAKES: usize = 10;
 
 /// Reads the file, or standard input for `-`.
-pub(super) fn read(path: &Path) -> Result<Vec<Given>> {
+///
+/// # Errors
+/// What is wrong with them: the first ten mistakes, where they can be seen at once.
+pub(super) fn read(path: &Path) -> Result<Vec<Given>, Vec<Error>> {
     let (name, text) = if path == Path::new("-") {
         ("standard input".to_owned(), text_of(io::stdin().lock()))
     } else {
         (format!("{path:?}"), File::open(path).map_err(Into::into).and_then(text_of))
     };
-    let text = text.with_context(|| format!("cannot read the targets from {name}"))?;
-    parse(&text).with_context(|| format!("the targets of {name}"))
+    let text = text.with_context(|| format!("cannot read the targets from {name}"));
+    let text = text.map_err(|mistake| vec![mistake])?;
+    let located = |mistake: Error| mistake.context(format!("the targets of {name}"));
+    parse(&text).map_err(|mistakes| mistakes.into_iter().map(located).collect())
 }
 
 fn text_of(reader: impl Read) -> Result<String> {
-    let mut text = String::new();
-    let read = reader.take(MOST_BYTES + 1).read_to_string(&mut text)? as u64;
+    let mut bytes = Vec::new();
+    let read = reader.take(MOST_BYTES + 1).read_to_end(&mut bytes)? as u64;
     if read > MOST_BYTES {
         bail!("there are more than {MOST_BYTES} bytes: split the fan-out");
     }
-    Ok(text)
+    String::from_utf8(bytes).map_err(|error| {
+        let before = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = before.iter().filter(|byte| **byte == b'\n').count() + 1;
+        anyhow!("line {line} has bytes that are not UTF-8, which JSON is written in: save them as UTF-8")
+    })
 }
 
 /// Reads what such a file holds.
-pub(super) fn parse(text: &str) -> Result<Vec<Given>> {
+pub(super) fn parse(text: &str) -> Result<Vec<Given>, Vec<Error>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    let one = |mistake| vec![mistake];
     match text.trim_start().chars().next() {
-        None => bail!("there are none: write {{}} for a fan-out without targets"),
-        Some('[') => list(text),
-        Some('{') if is_lines(text) => lines(text),
-        Some('{') => dictionary(text),
-        Some(_) => bail!("they begin neither with {{ nor with [: give a dictionary, a list or JSON lines"),
+        None => Err(one(anyhow!("there are none: write {{}} for a fan-out without targets"))),
+        Some('[') => all(list(text).map_err(one)?),
+        Some('{') if is_lines(text) => all(lines(text)),
+        Some('{') => dictionary(text).map_err(one),
+        Some(_) => Err(one(anyhow!(
+            "they begin neither with {{ nor with [: give a dictionary, a list or JSON lines"
+        ))),
     }
+}
+
+/// All of them, or what is wrong with the first that are refused.
+fn all(read: impl Iterator<Item = Result<Given>>) -> Result<Vec<Given>, Vec<Error>> {
+    let (mut targets, mut mistakes) = (Vec::new(), Vec::new());
+    for target in read {
+        match target {
+            Ok(target) => targets.push(target),
+            Err(mistake) => mistakes.push(mistake),
+        }
+        if mistakes.len() == MOST_MISTAKES {
+            break;
+        }
+    }
+    if mistakes.is_empty() { Ok(targets) } else { Err(mistakes) }
 }
 
 /// One target of a list or of JSON lines.
@@ -63,10 +92,10 @@ impl Entry {
     }
 }
 
-fn list(text: &str) -> Result<Vec<Given>> {
+fn list(text: &str) -> Result<impl Iterator<Item = Result<Given>>> {
     let entries: Vec<Entry> = serde_json::from_str(text)?;
     let numbered = entries.into_iter().zip(1..);
-    numbered.map(|(entry, number)| entry.check().with_context(|| format!("target {number}"))).collect()
+    Ok(numbered.map(|(entry, number)| entry.check().with_context(|| format!("target {number}"))))
 }
 
 /// Whether one object follows the other, or the only one is a target and no dictionary of targets.
@@ -76,10 +105,10 @@ fn is_lines(text: &str) -> bool {
     objects.next().is_some() || serde_json::from_str::<Entry>(first.get()).is_ok()
 }
 
-fn lines(text: &str) -> Result<Vec<Given>> {
+fn lines(text: &str) -> impl Iterator<Item = Result<Given>> {
     let numbered = text.lines().zip(1..).filter(|(line, _)| !line.trim().is_empty());
     let parse = |line: &str| serde_json::from_str::<Entry>(line).map_err(within_line)?.check();
-    numbered.map(|(line, number)| parse(line).with_context(|| format!("line {number}"))).collect()
+    numbered.map(move |(line, number)| parse(line).with_context(|| format!("line {number}")))
 }
 
 /// The parser takes every line for the first, so that only its column says anything.
@@ -130,7 +159,8 @@ mod tests {
     use super::*;
 
     fn shown(text: &str) -> Result<String, String> {
-        let targets = parse(text).map_err(|error| format!("{error:#}"))?;
+        let shown = |mistakes: Vec<Error>| mistakes.iter().map(|mistake| format!("{mistake:#}\n")).collect();
+        let targets = parse(text).map_err(|mistakes| -> String { shown(mistakes) })?;
         Ok(targets.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
     }
 
@@ -163,7 +193,8 @@ mod tests {
             ("{\"service\":\"s\"}\n{\"servce\":\"s\"}", "line 2: unknown field `servce`"),
             ("{\"service\":\"s\"}\n{\"service\":\"s\"} x", "line 2: trailing characters at column"),
             ("{\"servce\":\"s\"}\n{\"service\":\"s\"}", "line 1: unknown field `servce`"),
-            ("{\"service\":\"s\"}\n{\"service\":\"\"}", "line 2: service name \"\" is not allowed"),
+            ("{\"service\":\"\"}\n{\"service\":\"s\"}\n{", "line 3: EOF"),
+            ("{\"service\":\"s\"}\n{\"service\":\"\"}\n{", "line 2: service name \"\" is not allowed"),
             (
                 "[{\"service\":\"s\"},{\"service\":\"s\",\"key\":\"\"}]",
                 "target 2: target key \"\" is not allowed",

@@ -3,8 +3,21 @@
 use anyhow::{Error, anyhow};
 use fanfare::{Failure, Invalid, InvokeError};
 
-/// The mistake, with the flags that put it right where the library names its own methods.
-pub(super) fn in_flags(invalid: Invalid) -> Error {
+/// Several mistakes in one, each told as an error of its own.
+pub(super) fn together(mistakes: &[Error]) -> Error {
+    let mistakes: Vec<String> = mistakes.iter().map(|mistake| format!("{mistake:#}")).collect();
+    anyhow!(mistakes.join("\nerror: "))
+}
+
+/// The mistakes, with the flags that put them right where the library names its own methods.
+pub(super) fn in_flags(invalid: Invalid) -> Vec<Error> {
+    match invalid {
+        Invalid::Several(all) => all.into_iter().map(one_in_flags).collect(),
+        one => vec![one_in_flags(one)],
+    }
+}
+
+fn one_in_flags(invalid: Invalid) -> Error {
     match invalid {
         Invalid::DuplicateKey { key } => anyhow!(
             "two targets have the key {:?}: give one of them another, as in --target KEY@SERVICE",

@@ -44,7 +44,10 @@ fn invocation_that_breaks_a_rule_is_bad_input_even_without_a_broker() {
             &["--target", "a", "--target", "a", "--wait"],
             "two targets have the key \"a\": give one of them another, as in --target KEY@SERVICE",
         ),
-        (&["--on-final", "b", "--metadata", "x"], "\"x\" is not NAME=VALUE"),
+        (
+            &["--on-final", "b", "--metadata", "x"],
+            "\"x\" is not allowed: write NAME=VALUE, as in --metadata tenant=shop",
+        ),
         (
             &["--on-final", "b", "--metadata", "x=1", "--metadata", "y=1", "--metadata", "x=2"],
             "two of --metadata have the name \"x\": give each name once",
@@ -63,6 +66,54 @@ fn invocation_that_breaks_a_rule_is_bad_input_even_without_a_broker() {
     ] {
         check_invoke(arguments, 2, expected);
     }
+}
+
+#[test]
+fn all_mistakes_that_can_be_seen_at_once_are_told_at_once() {
+    let directory = tempfile::tempdir().unwrap();
+    let told = |arguments: &[&str], input: &[u8]| {
+        std::fs::write(directory.path().join("targets"), input).unwrap();
+        let ended = run(directory.path(), &[&["invoke", "--broker", NO_BROKER], arguments].concat());
+        assert_eq!((ended.exit, ended.stdout.as_str()), (2, ""), "{ended:?}");
+        ended.stderr
+    };
+    assert_eq!(
+        told(
+            &[
+                "--target",
+                "a",
+                "--target",
+                "a",
+                "--metadata",
+                "x=1",
+                "--metadata",
+                "x=2",
+                "--max-failed",
+                "9"
+            ],
+            b""
+        ),
+        "error: two of --metadata have the name \"x\": give each name once\n\
+         error: a fan-out without a final callback: give --on-final, --wait, or --parallel with --on-target\n\
+         error: two targets have the key \"a\": give one of them another, as in --target KEY@SERVICE\n\
+         error: completion when more than 9 of 2 targets have failed: give fewer than 2\n"
+    );
+    let said = told(
+        &["--targets", "targets", "--until-succeeded", "2"],
+        b"{\"service\":\"\"}\n{\"service\":\"s\"}\n{\"service\":\"t\",\"key\":1}\n",
+    );
+    let lines: Vec<&str> = said.lines().collect();
+    assert_eq!(lines.len(), 3, "{said}");
+    for (line, expected) in
+        lines.iter().zip(["line 1: service name \"\"", "line 3: ", "without a final callback"])
+    {
+        assert!(line.starts_with("error: ") && line.contains(expected), "{said}");
+    }
+    assert_eq!(
+        told(&["--targets", "targets", "--wait"], b"{\"service\":\"s\"}\n{\"service\":\"t\xff\"}"),
+        "error: cannot read the targets from \"targets\": line 2 has bytes that are not UTF-8, which JSON is written in: save \
+         them as UTF-8\n"
+    );
 }
 
 #[test]
@@ -136,6 +187,7 @@ fn value_that_breaks_a_rule_is_refused_with_its_line_by_every_command() {
             "2:1: a service has either `exec` or `http`",
         ),
         ("broker = \"localhost\"\n", "1:10: "),
+        ("shards = 1025\n", "1:10: 1025 is not allowed: give 1 to 1024"),
     ] {
         std::fs::write(directory.path().join("fanfare.toml"), text).unwrap();
         for command in [&["demo"][..], &["worker"], &["coordinator"], &["doctor"], &["invoke", "--wait"]] {
@@ -177,6 +229,8 @@ fn what_is_no_number_is_refused_with_the_range() {
     check(&["coordinator", "--channels", "x"], 2, "\"x\" is not allowed: give a whole number, 1 or more");
     check(&["worker", "--redelivery-limit=-1"], 2, "give a whole number from 0 to 4294967295");
     check(&["status", "--limit", "0"], 2, "0 is not in 1..=1000");
+    let shards = "invalid value '1025' for '--shards <N>': \"1025\" is not allowed: give a whole number from 1 to 1024";
+    check(&["status", "--shards", "1025"], 2, shards);
 }
 
 #[test]

@@ -187,6 +187,17 @@ fn a_result_that_contradicts_itself_or_lacks_something_is_refused() {
     let list = r#"["s","t",1,"2025-01-19 19:55:45","2025-01-19 19:55:46",true,null,"c"]"#;
     let error = TargetResult::from_body(list.as_bytes()).unwrap_err().to_string();
     assert_eq!(error, "the result is malformed: it is not a JSON object");
+    for (body, says) in [
+        (&b""[..], "it cannot be read as JSON: EOF while parsing a value at line 1 column 0"),
+        (b"hello", "it cannot be read as JSON: expected value at line 1 column 1"),
+        (b"{\n\"source\":x}", "it cannot be read as JSON: expected value at line 2 column 10"),
+        (b"5", "it is not a JSON object"),
+        (b"\"text\"", "it is not a JSON object"),
+        (b"\xff", "it is not UTF-8: invalid utf-8 sequence of 1 bytes from index 0"),
+    ] {
+        let error = TargetResult::from_body(body).unwrap_err().to_string();
+        assert_eq!(error, format!("the result is malformed: {says}"));
+    }
 }
 
 fn nested(levels: usize) -> String {
