@@ -314,6 +314,19 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_queue_that_comes_back_after_its_deletion_was_cut_off_is_deleted() {
+        let (broker, queue) = declared().await;
+        let mut consumed = consumed(&broker, &queue, 1).await;
+        broker.cut();
+        assert!(matches!(consumed.next().await, Heard::Lost));
+        consumed.delete();
+        assert!(matches!(consumed.next().await, Heard::Deleted));
+        broker.declare(&queue).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        assert!(!broker.exists(&queue.name).await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn absence_proves_nothing_to_who_was_cut_off_before_it_was_proven() {
         let (broker, mut consumed) = deleted_underneath().await;
         let outage = async {
