@@ -18,16 +18,9 @@ const TARGETS: usize = 3;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn quorum_queues_lose_nothing_with_a_node() {
-    if !full() {
-        #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
-        {
-            println!("left out: `cargo xtask test --full` kills nodes under quorum queues");
-        }
-        return;
-    }
     if let Some(cluster) = Cluster::start().await {
-        // All clients are connected to the first node, which therefore leads all queues.
-        for node in 0..3 {
+        // All clients are connected to the first node, which therefore leads all queues. It says the most; the others take their time.
+        for node in if full() { 0..3 } else { 0..1 } {
             run(Stack::at(cluster.urls()), async |stack| loses_nothing(stack, &cluster, node).await).await;
         }
     }
@@ -65,7 +58,8 @@ async fn loses_nothing(stack: Stack, cluster: &Cluster, node: usize) {
         finals.take(done.next().await);
     }
     cluster.start_again(node).await;
-    // Where the node has left the name of a queue that was being deleted, its fan-out's manifest is still to be parked.
+    // The node may have brought back the names of queues that were deleted while it started: the coordinator deletes them again. Where it
+    // has left the name of one that was being deleted when it died, the fan-out's manifest is still to be parked.
     for Accepted { cid, run } in &accepted {
         stack.queue_is_gone(&stack.names().aggregation(cid, *run).name).await;
     }

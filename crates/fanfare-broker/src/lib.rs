@@ -8,6 +8,7 @@
 //! Both brokers pass one suite, the module of the feature `conformance`, so that neither can drift from the other.
 
 pub mod absence;
+mod aftercare;
 pub mod amqp;
 mod backoff;
 mod broker;
@@ -24,6 +25,7 @@ mod subscription;
 mod telemetry;
 pub mod trace;
 
+pub use aftercare::Aftercare;
 pub use backoff::Backoff;
 pub use broker::{
     Acknowledge, Broker, Consumer, ConsumerChannel, Delivery, Hold, QueueState, Receipt, ServerInfo,

@@ -4,7 +4,7 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{Backoff, Broker, BrokerError, Consumer, ConsumerChannel, Delivery};
+use fanfare_broker::{Aftercare, Backoff, Broker, BrokerError, Consumer, ConsumerChannel, Delivery};
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
@@ -30,6 +30,7 @@ enum State {
     Deleting {
         deletion: Option<BoxFuture<'static, Result<(), BrokerError>>>,
         consumer: Option<Consumer>,
+        began: Instant,
     },
     /// Being deleted by itself, after the channel that consumed it was lost over that.
     DeletingAgain(BoxFuture<'static, ()>),
@@ -87,13 +88,21 @@ impl AggregationQueue {
                         }));
                     }
                 },
-                State::Deleting { deletion, consumer } => match next_of_deletion(deletion, consumer).await {
-                    Some(heard @ Heard::Delivery(_)) => return heard,
-                    Some(heard) => return self.closed(heard),
-                    None => {}
-                },
+                State::Deleting { deletion, consumer, began } => {
+                    match next_of_deletion(deletion, consumer).await {
+                        Some(heard @ Heard::Delivery(_)) => return heard,
+                        Some(heard) => {
+                            if matches!(heard, Heard::Deleted) && began.elapsed() >= Aftercare::SLOW {
+                                self.outbox.aftercare.watch(self.name.clone());
+                            }
+                            return self.closed(heard);
+                        }
+                        None => {}
+                    }
+                }
                 State::DeletingAgain(deletion) => {
                     deletion.await;
+                    self.outbox.aftercare.watch(self.name.clone());
                     return self.closed(Heard::Deleted);
                 }
                 State::Cancelled(gone) => {
@@ -116,7 +125,7 @@ impl AggregationQueue {
         let deletion: BoxFuture<'static, _> = Box::pin(async move { channel.delete(&name).await });
         self.state = match std::mem::replace(&mut self.state, State::Closed) {
             State::Consuming(consumer) => {
-                State::Deleting { deletion: Some(deletion), consumer: Some(consumer) }
+                State::Deleting { deletion: Some(deletion), consumer: Some(consumer), began: Instant::now() }
             }
             State::Closed => State::DeletingAgain(Box::pin(delete(self.outbox.clone(), self.name.clone()))),
             // It has ended already, or is found out to: what is heard then decides.
@@ -265,6 +274,7 @@ mod tests {
     async fn consumed(broker: &Arc<MemoryBroker>, queue: &QueueSpec, window: u16) -> AggregationQueue {
         let outbox = Outbox {
             broker: Arc::clone(broker) as Arc<dyn Broker>,
+            aftercare: Aftercare::new(Arc::clone(broker) as Arc<dyn Broker>),
             environment: Arc::new(System),
             names: QueueNames::default(),
             absence_pause: PAUSE,
@@ -301,6 +311,19 @@ mod tests {
     async fn a_queue_deleted_underneath_its_consumer_is_gone() {
         let (_broker, mut consumed) = deleted_underneath().await;
         assert!(matches!(consumed.next().await, Heard::Gone));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_that_comes_back_after_its_deletion_was_cut_off_is_deleted() {
+        let (broker, queue) = declared().await;
+        let mut consumed = consumed(&broker, &queue, 1).await;
+        broker.cut();
+        assert!(matches!(consumed.next().await, Heard::Lost));
+        consumed.delete();
+        assert!(matches!(consumed.next().await, Heard::Deleted));
+        broker.declare(&queue).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(20)).await;
+        assert!(!broker.exists(&queue.name).await.unwrap());
     }
 
     #[tokio::test(start_paused = true)]

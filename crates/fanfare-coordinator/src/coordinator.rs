@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fanfare_broker::{Backoff, Broker, Delivery, Environment, Subscription, SubscriptionOptions};
+use fanfare_broker::{Aftercare, Backoff, Broker, Delivery, Environment, Subscription, SubscriptionOptions};
 use fanfare_fanin::{FanIn, Hold};
 use fanfare_protocol::{CancelRequest, CancelState, Cid, Manifest, Message, Presence, RunId, header};
 use tokio::sync::mpsc;
@@ -71,6 +71,7 @@ impl Coordinator {
     #[must_use]
     pub fn new(broker: Arc<dyn Broker>, environment: Arc<dyn Environment>, config: Config) -> Self {
         let outbox = Outbox {
+            aftercare: Aftercare::new(Arc::clone(&broker)),
             broker,
             environment,
             names: config.names.clone(),

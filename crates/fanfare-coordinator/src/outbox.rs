@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{Backoff, Broker, Environment, PublishError, absence};
+use fanfare_broker::{Aftercare, Backoff, Broker, Environment, PublishError, absence};
 use fanfare_protocol::{Message, QueueNames, limits};
 
 use crate::telemetry;
@@ -39,6 +39,7 @@ pub(crate) enum Outcome {
 #[derive(Debug, Clone)]
 pub(crate) struct Outbox {
     pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) aftercare: Aftercare,
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) names: QueueNames,
     pub(crate) absence_pause: Duration,

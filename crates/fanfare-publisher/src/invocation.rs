@@ -3,7 +3,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use fanfare_broker::{Backoff, BrokerError, PublishError, absence, trace};
+use fanfare_broker::{Aftercare, Backoff, BrokerError, PublishError, absence, trace};
 use fanfare_protocol::{Cid, Manifest, Message, Metadata, Request, RunId, Sentinel, Source, WireTime};
 use futures_util::future::{self, join_all};
 use futures_util::{StreamExt, TryStreamExt, stream};
@@ -309,7 +309,11 @@ impl Shared {
 
     /// Deletes the aggregation queue of a run that has come to nothing.
     async fn delete(&self, queue: &str) {
+        let began = Instant::now();
         let deleted = tokio::time::timeout(CLEAN_UP_LIMIT, self.broker.delete(queue)).await;
+        if began.elapsed() >= Aftercare::SLOW {
+            self.aftercare.watch(queue.to_owned());
+        }
         let trouble = match deleted {
             Ok(Ok(())) => return,
             Ok(Err(error)) => error.to_string(),

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{Broker, Environment};
+use fanfare_broker::{Aftercare, Broker, Environment};
 use fanfare_protocol::{Cancellation, Cid, QueueNames, QueueSpec, RunId, limits};
 use serde::Serialize;
 
@@ -135,6 +135,7 @@ impl Config {
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) aftercare: Aftercare,
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) config: Config,
     pub(crate) known: KnownQueues,
@@ -146,7 +147,8 @@ impl Publisher {
     #[must_use]
     pub fn new(broker: Arc<dyn Broker>, environment: Arc<dyn Environment>, config: Config) -> Self {
         let (known, backlog) = (KnownQueues::default(), Backlog::default());
-        let shared = Shared { broker, environment, config, known, backlog };
+        let aftercare = Aftercare::new(Arc::clone(&broker));
+        let shared = Shared { broker, aftercare, environment, config, known, backlog };
         Self { shared: Arc::new(shared) }
     }
 
