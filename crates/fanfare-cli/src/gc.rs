@@ -1,5 +1,7 @@
 //! `fanfare gc`: removes aggregation queues that no fan-out owns.
 
+mod payloads;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -7,6 +9,7 @@ use anyhow::anyhow;
 use clap::Args;
 use fanfare::{Cid, Explanation, FanOutState, Fanfare, PublisherConfig, RunId};
 use fanfare_protocol::header;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::durations;
@@ -27,6 +30,7 @@ It needs RabbitMQ's management API, which alone lists queues, and a user with th
 
 Examples:
   fanfare gc
+  fanfare gc --payloads 7days --json
   fanfare gc --yes --management http://broker.internal:15672
 
 Exit codes: 0 done; 1 it cannot be told whose queues they are, or some were not removed; 2 bad input;
@@ -39,6 +43,11 @@ pub(crate) struct GcArguments {
     /// How old a queue has to be: seen at the beginning and at the end of that time [default: twice publisher.time_limit, 2m]
     #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
     min_age: Option<Duration>,
+
+    /// Lists the queues of large payloads in place of these that nobody has touched for so long. None is removed: whether a
+    /// callback that waits refers to one cannot be known
+    #[arg(long, value_name = "DURATION", value_parser = durations::parse, conflicts_with_all = ["yes", "min_age"])]
+    payloads: Option<Duration>,
 
     /// Prints one line of JSON in place of the text
     #[arg(long)]
@@ -81,12 +90,34 @@ pub(crate) async fn run(arguments: GcArguments, settings: &Settings) -> Result<E
         .broker_address()?
         .and_then(|broker| Management::of(&broker, arguments.management.as_ref()))
         .ok_or_else(|| Failure::new(Exit::Failed, anyhow!(WITHOUT_TLS)))?;
-    let leftovers = match arguments.yes {
-        false => list(&fanfare, &management).await,
-        true => remove(&fanfare, &management, min_age).await,
+    let outcome = match (arguments.payloads, arguments.yes) {
+        (Some(idle_for), _) => payloads::list(&fanfare, &management, idle_for, arguments.json).await,
+        (None, false) => {
+            list(&fanfare, &management).await.and_then(|leftovers| told(&leftovers, arguments.json))
+        }
+        (None, true) => {
+            let removed = remove(&fanfare, &management, min_age).await;
+            removed.and_then(|leftovers| told(&leftovers, arguments.json))
+        }
     };
     fanfare.close().await;
-    told(&leftovers?, arguments.json)
+    outcome
+}
+
+/// The queues of the virtual host, with these columns.
+async fn listed<T: DeserializeOwned>(
+    fanfare: &Fanfare,
+    management: &Management,
+    columns: &str,
+) -> Result<Vec<T>, Failure> {
+    match management.queues(columns).await {
+        Ok(queues) => Ok(queues),
+        Err(reason) => {
+            let without_broker = exit::without_broker(fanfare).await;
+            let untold = anyhow!("which queues there are is not known: {reason}");
+            Err(without_broker.unwrap_or_else(|| Failure::new(Exit::Failed, untold)))
+        }
+    }
 }
 
 fn told(leftovers: &[Leftover], json: bool) -> Result<Exit, Failure> {
@@ -144,14 +175,7 @@ async fn remove(
 /// The aggregation queues that nobody owns now.
 async fn look(fanfare: &Fanfare, management: &Management) -> Result<Vec<Leftover>, Failure> {
     let fanin = fanfare.names().fanin().name;
-    let queues: Vec<Queue> = match management.queues("name,messages,consumers").await {
-        Ok(queues) => queues,
-        Err(reason) => {
-            let without_broker = exit::without_broker(fanfare).await;
-            let untold = anyhow!("which queues there are is not known: {reason}");
-            return Err(without_broker.unwrap_or_else(|| Failure::new(Exit::Failed, untold)));
-        }
-    };
+    let queues: Vec<Queue> = listed(fanfare, management, "name,messages,consumers").await?;
     let unused = queues.into_iter().filter(|queue| queue.consumers == 0);
     let candidates: Vec<(Queue, Cid, RunId)> = unused
         .filter_map(|queue| {

@@ -296,7 +296,7 @@ fn none_such() -> Failure {
 }
 
 /// What the broker answered. Where there is none, the error says so.
-async fn reached<T>(fanfare: &Fanfare, answer: Result<T, BrokerError>) -> Result<T, Failure> {
+pub(crate) async fn reached<T>(fanfare: &Fanfare, answer: Result<T, BrokerError>) -> Result<T, Failure> {
     match answer {
         Ok(answer) => Ok(answer),
         Err(error @ BrokerError::Unreachable(_)) => {

@@ -191,6 +191,15 @@ impl QueueNames {
         queue
     }
 
+    /// The CID, the run and the writer whose payload's queue this is, if it is one.
+    #[must_use]
+    pub fn payload_of(&self, queue: &str) -> Option<(Cid, RunId, RunId)> {
+        let name = queue.strip_prefix(self.prefix.as_str())?.strip_prefix(".payload.")?;
+        let (rest, writer) = name.rsplit_once('.')?;
+        let (cid, run) = rest.rsplit_once('.')?;
+        Some((Cid::new(cid).ok()?, run.parse().ok()?, writer.parse().ok()?))
+    }
+
     /// The parts of one final payload, for one callback and written by one writer.
     #[must_use]
     pub fn payload(&self, cid: &Cid, run: RunId, writer: RunId) -> QueueSpec {

@@ -3,6 +3,7 @@
 use std::fs;
 
 use fanfare::{Cid, Fanfare};
+use fanfare_protocol::Message;
 
 use crate::monitor::Asked;
 use crate::support::{broker, eventually};
@@ -60,6 +61,30 @@ async fn queue_that_no_fan_out_owns_is_told_of_first_and_then_removed_and_no_oth
     let none = gc(&[]);
     assert_eq!((none.exit, none.stderr.as_str()), (0, "no aggregation queue is without a fan-out\n"));
     assert_eq!(gc(&["--json"]).stdout, "{\"queues\":[]}\n");
+
+    // The parts of a payload, as a coordinator leaves them that dies before its callback is out.
+    let parts = publisher.names().payload(&Cid::new("crashed").unwrap(), run, run);
+    publisher.broker().declare(&parts).await.unwrap();
+    publisher.broker().publish(&parts.name, Message::default()).await.unwrap();
+    eventually("the parts have been idle for a second", || {
+        gc(&["--payloads", "1s"]).stdout.contains(&parts.name)
+    });
+    let told = gc(&["--payloads", "1s", "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
+    assert_eq!(
+        (&told["payloads"][0]["name"], told["payloads"].as_array().unwrap().len()),
+        (&parts.name.as_str().into(), 1)
+    );
+    let young = gc(&["--payloads", "1day"]);
+    assert_eq!((young.exit, young.stdout.as_str()), (0, ""));
+    assert!(
+        young.stderr.starts_with("0 queues of large payloads have been idle for 1day"),
+        "{}",
+        young.stderr
+    );
+    assert!(publisher.broker().exists(&parts.name).await.unwrap(), "none is removed");
+    publisher.broker().delete(&parts.name).await.unwrap();
+
     fs::write(asked.path().join("go"), "").unwrap();
     eventually("the open fan-out ends with its result", || {
         asked.run(&["status", "--ended", "--json"]).stdout.contains("\"done\":1,\"failed\":0")

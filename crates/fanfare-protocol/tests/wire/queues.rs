@@ -79,6 +79,11 @@ fn the_queue_of_a_large_payload_and_its_replicated_kin() {
     check(names.payload(&cid(), run(), run()), &name, false, arguments.clone());
     arguments.extend(internal());
     check(names.replicated_payload(&cid(), run(), run()), &name, false, arguments);
+    let dotted = fanfare_protocol::Cid::new("a.b").expect("a proper CID");
+    assert_eq!(names.payload_of(&names.payload(&dotted, run(), run()).name), Some((dotted, run(), run())));
+    for other in ["fanfare.payload.c.r", "shop.payload.c.r.w", &name[1..], "fanfare.agg.c"] {
+        assert_eq!(names.payload_of(other), None, "{other}");
+    }
 }
 
 #[test]
