@@ -1,8 +1,9 @@
 //! Runs the `fanfare` binary as a user does.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
+use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
@@ -67,10 +68,41 @@ pub(crate) fn split(url: &str) -> (&str, &str, String, &str) {
     (scheme, credentials, format!("{broker}{port}"), path)
 }
 
+/// The lines that a process logs, read as they come: a pipe that nobody reads is full some time, and then the process stands still.
+struct Log {
+    lines: Receiver<String>,
+}
+
+impl Log {
+    fn of(stderr: ChildStderr) -> Self {
+        let (read, lines) = mpsc::channel();
+        std::thread::spawn(move || {
+            let mut stderr = BufReader::new(stderr);
+            loop {
+                let mut line = String::new();
+                if stderr.read_line(&mut line).unwrap() == 0 || read.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { lines }
+    }
+
+    /// What there is up to the first line that says something, which is waited for.
+    fn until(&self, said: &str) -> String {
+        let mut seen = String::new();
+        while !seen.contains(said) {
+            let line = self.lines.recv();
+            seen += &line.unwrap_or_else(|_| panic!("it ended before {said:?}: {seen}"));
+        }
+        seen
+    }
+}
+
 /// A worker or coordinator in the background, killed with the test.
 pub(crate) struct Running {
     child: Child,
-    log: Option<BufReader<ChildStderr>>,
+    log: Log,
     /// What it logged until it was ready.
     beginning: String,
 }
@@ -87,12 +119,9 @@ impl Running {
     pub(crate) fn spawn(mut command: Command, ready: &str) -> Self {
         command.stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap());
-        let mut seen = String::new();
-        while !seen.contains(ready) {
-            assert!(log.read_line(&mut seen).unwrap() > 0, "{command:?} ended before {ready:?}: {seen}");
-        }
-        Self { child, log: Some(log), beginning: seen }
+        let log = Log::of(child.stderr.take().unwrap());
+        let beginning = log.until(ready);
+        Self { child, log, beginning }
     }
 
     /// Where it is asked about itself, as its log says.
@@ -104,10 +133,7 @@ impl Running {
     /// Sends a signal and waits until a line of the log tells what it led to.
     pub(crate) fn signal(&mut self, signal: Signal, led_to: &str) {
         self.send(signal);
-        let (mut seen, log) = (String::new(), self.log.as_mut().unwrap());
-        while !seen.contains(led_to) {
-            assert!(log.read_line(&mut seen).unwrap() > 0, "it ended before {led_to:?}: {seen}");
-        }
+        self.log.until(led_to);
     }
 
     /// Its process.
@@ -123,8 +149,7 @@ impl Running {
     /// Sends a signal, waits for the end, and gives back the exit code and the rest of the log.
     pub(crate) fn stop(mut self, signal: Signal) -> (Option<i32>, String) {
         self.send(signal);
-        let mut rest = String::new();
-        self.log.take().unwrap().read_to_string(&mut rest).unwrap();
+        let rest = self.log.lines.iter().collect();
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.child.try_wait().unwrap() {
