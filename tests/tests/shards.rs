@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fanfare_coordinator::Limits;
-use fanfare_protocol::{FinalPayload, QueueNames, StatusQuery};
+use fanfare_protocol::{FinalPayload, Manifest, QueueNames, StatusQuery};
 use fanfare_publisher::{Accepted, Failure, Fanout, InvokeError, Publisher, Target};
 use fanfare_tests::{PATIENCE, Stack, eventually, services};
 
@@ -37,6 +37,7 @@ with_shards!(
     many_results_are_held_open_with_few_unacked: 1,
     what_no_fan_out_claims_is_dropped: 1,
     a_shard_that_is_deleted_ends_its_fan_outs_with_what_is_missing_failed: 1,
+    a_manifest_for_a_shard_beyond_those_that_are_served_is_parked_and_no_shard_declared: 1,
     a_manifest_that_was_parked_goes_to_its_shard_from_where_manifests_go: 1,
 );
 
@@ -195,6 +196,27 @@ async fn a_manifest_that_was_parked_goes_to_its_shard_from_where_manifests_go(st
     done.next_final().await;
     stack.ended([&accepted], coordinator).await;
     assert_eq!(done.rest().await, []);
+}
+
+async fn a_manifest_for_a_shard_beyond_those_that_are_served_is_parked_and_no_shard_declared(stack: Stack) {
+    let _served = [stack.record("my.done").await, stack.record("my.target").await];
+    let accepted = invoke(&stack.publisher(), "my.target", 1).await;
+    let mut shard = stack.record_queue(&stack.names().shard(0).name).await;
+    let mut manifest = Manifest::decode(&shard.next().await, stack.names()).expect("a manifest");
+    drop(shard);
+    let beyond = stack.names().shard(999).name;
+    manifest.reply_to.clone_from(&beyond);
+    let mut parked = stack.record_parked().await;
+    let coordinator = stack.coordinator();
+    let fanin = stack.names().fanin().name;
+    stack.queue_has(&fanin, "a consumer", |state| state.consumers == 1).await;
+    stack.publish(&fanin, manifest.encode()).await;
+    let message = parked.next().await;
+    assert_eq!(message.run(), Ok(accepted.run));
+    let reason = message.text("fanfare-reason").expect("a reason");
+    assert!(reason.starts_with("it belongs in shard 999, and the coordinators serve 1 shards"), "{reason}");
+    stack.queue_is_gone(&beyond).await;
+    coordinator.stop().await;
 }
 
 async fn a_shard_that_is_deleted_ends_its_fan_outs_with_what_is_missing_failed(stack: Stack) {

@@ -204,7 +204,15 @@ impl Coordinator {
             Ok(manifest) => manifest,
             Err(reason) => return self.refuse(delivery, &reason.to_string()).await,
         };
-        if manifest.is_shared(&self.config.names) {
+        if let Some(shard) = self.config.names.shard_number(&manifest.reply_to) {
+            let served = self.config.shards;
+            if served > 0 && shard >= served {
+                let reason = format!(
+                    "it belongs in shard {shard}, and the coordinators serve {served} shards, which count from 0: give them as many as \
+                     its publisher has, and replay it"
+                );
+                return self.refuse(delivery, &reason).await;
+            }
             return self.forward(delivery, &manifest);
         }
         let run = manifest.run;
@@ -223,14 +231,14 @@ impl Coordinator {
         self.open(manifest, tag, take_over);
     }
 
-    /// Brings a manifest to its shard. Someone has replayed it here.
+    /// Brings a manifest to its shard, or parks it where there is no such shard. Someone has replayed it here.
     fn forward(&self, delivery: Delivery, manifest: &Manifest) {
         let shard = manifest.reply_to.clone();
         tracing::info!(cid = %manifest.cid, run = %manifest.run, shard, "manifest brought to its shard");
         let message = self.trust.sign(manifest.encode_renewed(manifest.deadline_utc));
         let outbox = self.outbox.clone();
         self.parking.spawn(async move {
-            if outbox.publish(&shard, message, Absence::Declares).await == Outcome::Safe {
+            if outbox.publish(&shard, message, Absence::Parks).await == Outcome::Safe {
                 delivery.receipt.ack().await;
             }
         });
