@@ -19,6 +19,7 @@ use crate::durations::{self, Limit};
 use crate::exit::{EXIT_CODES, Exit, Failure, print, say, without_broker};
 use crate::numbers;
 use crate::settings::Settings;
+use crate::table::plain;
 
 /// How long `--wait` waits unless it says: for good, since every fan-out has a deadline unless that was turned off.
 const FOR_GOOD: Duration = Duration::from_secs(366 * 24 * 60 * 60);
@@ -233,7 +234,8 @@ fn told_failures(payload: &FinalPayload, wanted: Option<usize>) -> Exit {
     }
     say(format_args!("{failed} of {} targets failed:", payload.data.len()));
     for failure in payload.failures().take(NAMED_FAILURES) {
-        say(format_args!("  {failure}"));
+        let lines = failure.to_string().lines().map(plain).collect::<Vec<_>>();
+        say(format_args!("  {}", lines.join("\n    ")));
     }
     if failed > NAMED_FAILURES {
         say(format_args!("  and {} more", failed - NAMED_FAILURES));
