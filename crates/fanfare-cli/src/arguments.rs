@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::builder::{PossibleValue, Styles};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use fanfare_broker::amqp::redacted;
 
 use crate::configuration::{Aggregation, QueueType};
 use crate::exit::EXIT_CODES;
@@ -194,12 +195,18 @@ impl Command {
     }
 }
 
-/// Why a command line is refused. It repeats what it was given, of which nothing is left that a terminal would act upon.
+/// Why a command line is refused. It repeats what it was given, of which no password is left and nothing that a terminal would act upon.
 pub(crate) fn refusal(error: clap::Error) -> String {
     // Once more without styles, which could not be told from what is to be escaped.
     let error = Arguments::command().styles(Styles::plain()).try_get_matches().err().unwrap_or(error);
     let text = variables::blamed(error).render().ansi().to_string();
-    text.trim_end().lines().map(plain).collect::<Vec<_>>().join("\n")
+    text.trim_end().lines().map(|line| plain(&without_passwords(line))).collect::<Vec<_>>().join("\n")
+}
+
+/// A line that may quote a URL.
+fn without_passwords(line: &str) -> String {
+    let has_user = line.find("://").is_some_and(|scheme| line[scheme..].contains('@'));
+    if has_user { redacted(line) } else { line.to_owned() }
 }
 
 #[cfg(test)]
@@ -219,6 +226,14 @@ mod tests {
         }
         words.retain(|word| !word.is_empty());
         words
+    }
+
+    #[test]
+    fn refusal_shows_no_password() {
+        let arguments = ["fanfare", "gc", "--management", "ftp://user:sec'ret@host/"];
+        let shown = without_passwords(&Arguments::try_parse_from(arguments).unwrap_err().to_string());
+        assert!(shown.contains("'ftp://user:***@host/'"), "{shown}");
+        assert_eq!(without_passwords("use amqp://host:5672"), "use amqp://host:5672");
     }
 
     #[test]
