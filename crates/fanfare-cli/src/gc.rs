@@ -69,6 +69,8 @@ struct Queue {
     messages: u64,
     #[serde(default)]
     consumers: u64,
+    /// Where it is asked for; replicated queues do not have it.
+    idle_since: Option<String>,
 }
 
 /// A queue that belongs to no fan-out.

@@ -324,6 +324,11 @@ mod tests {
 
     const RENEWAL: Duration = Duration::from_secs(600);
 
+    /// As the settings have it where nobody says otherwise, without shards.
+    fn examination(fanfare: &Fanfare) -> Examination<'_> {
+        Examination { fanfare, renewal: RENEWAL, consumer_timeout: consumer_timeout::DEFAULT, shards: 0 }
+    }
+
     fn text(findings: &[Finding]) -> String {
         findings.iter().map(|finding| format!("{finding}\n")).collect()
     }
@@ -331,14 +336,7 @@ mod tests {
     #[tokio::test]
     async fn permissions_are_tried_and_nothing_is_left_behind() {
         let fanfare = Fanfare::in_memory();
-        let found = Examination {
-            fanfare: &fanfare,
-            renewal: RENEWAL,
-            consumer_timeout: consumer_timeout::DEFAULT,
-            shards: 0,
-        }
-        .permissions()
-        .await;
+        let found = examination(&fanfare).permissions().await;
         assert!(
             found.len() == 4 && found.iter().all(|finding| finding.verdict == Verdict::Ok),
             "{}",
@@ -349,12 +347,7 @@ mod tests {
     #[tokio::test]
     async fn fan_outs_that_wait_for_a_coordinator_are_wrong() {
         let fanfare = Fanfare::in_memory();
-        let examination = Examination {
-            fanfare: &fanfare,
-            renewal: RENEWAL,
-            consumer_timeout: consumer_timeout::DEFAULT,
-            shards: 0,
-        };
+        let examination = examination(&fanfare);
         assert!(
             text(&examination.coordinators().await)
                 .contains("WRONG   coordinators: none\n        -> start one")
@@ -370,12 +363,7 @@ mod tests {
     #[tokio::test]
     async fn exchange_that_nobody_listens_to_is_worth_knowing_and_a_missing_one_is_not_created() {
         let fanfare = Fanfare::in_memory();
-        let examination = Examination {
-            fanfare: &fanfare,
-            renewal: RENEWAL,
-            consumer_timeout: consumer_timeout::DEFAULT,
-            shards: 0,
-        };
+        let examination = examination(&fanfare);
         for _ in 0..2 {
             let found = text(&examination.cancelling().await);
             assert_eq!(found.matches("not there yet").count(), 2, "{found}");
@@ -398,12 +386,7 @@ mod tests {
     #[tokio::test]
     async fn queue_with_other_arguments_is_wrong_and_a_missing_one_is_not_created() {
         let fanfare = Fanfare::in_memory();
-        let examination = Examination {
-            fanfare: &fanfare,
-            renewal: RENEWAL,
-            consumer_timeout: consumer_timeout::DEFAULT,
-            shards: 0,
-        };
+        let examination = examination(&fanfare);
         let service = ServiceName::new("a").unwrap();
         let queue = fanfare.names().service(&service);
         assert!(
@@ -420,12 +403,7 @@ mod tests {
     #[tokio::test]
     async fn shard_that_no_coordinator_has_declared_is_told_and_not_created() {
         let fanfare = Fanfare::in_memory();
-        let examination = Examination {
-            fanfare: &fanfare,
-            renewal: RENEWAL,
-            consumer_timeout: consumer_timeout::DEFAULT,
-            shards: 2,
-        };
+        let examination = Examination { shards: 2, ..examination(&fanfare) };
         let (broker, names) = (fanfare.broker(), fanfare.names());
         broker.declare(&names.shard(0)).await.unwrap();
         let found = text(&examination.shards().await);
@@ -443,12 +421,7 @@ mod tests {
     #[tokio::test]
     async fn renewal_that_the_consumer_timeout_would_overtake_is_wrong() {
         let fanfare = Fanfare::in_memory();
-        let timed = |consumer_timeout| Examination {
-            fanfare: &fanfare,
-            renewal: RENEWAL,
-            consumer_timeout,
-            shards: 0,
-        };
+        let timed = |consumer_timeout| Examination { consumer_timeout, ..examination(&fanfare) };
         let found = timed(2 * RENEWAL).consumer_timeout().await;
         assert_eq!(found.verdict, Verdict::Wrong, "{found}");
         let found = timed(3 * RENEWAL).consumer_timeout().await;
@@ -462,16 +435,7 @@ mod tests {
         let parked = fanfare.names().parked();
         fanfare.broker().declare(&parked).await.unwrap();
         fanfare.broker().publish(&parked.name, Message::default()).await.unwrap();
-        let found = text(
-            &Examination {
-                fanfare: &fanfare,
-                renewal: RENEWAL,
-                consumer_timeout: consumer_timeout::DEFAULT,
-                shards: 0,
-            }
-            .left_behind()
-            .await,
-        );
+        let found = text(&examination(&fanfare).left_behind().await);
         assert!(
             found.contains("warn    kept in fanfare.parked: 1 messages\n        -> each says"),
             "{found}"

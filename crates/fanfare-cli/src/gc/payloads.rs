@@ -8,27 +8,15 @@ use std::time::Duration;
 
 use chrono::{DateTime, NaiveDateTime, Utc};
 use fanfare::{Environment, Fanfare, ParkedQuery, RunId, System};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use super::listed;
+use super::{Queue, listed};
 use crate::exit::{Exit, Failure, print, print_json, say};
 use crate::management::Management;
 use crate::parked::reached;
 
 /// Parked messages that are looked at, as many as an operator can.
 const MOST_PARKED: usize = 10_000;
-
-/// A queue as the management API tells of it.
-#[derive(Debug, Clone, Deserialize)]
-struct Queue {
-    name: String,
-    #[serde(default)]
-    messages: u64,
-    #[serde(default)]
-    consumers: u64,
-    /// Replicated queues do not have it.
-    idle_since: Option<String>,
-}
 
 /// The parts of a payload that nobody has read for long.
 #[derive(Debug, PartialEq, Eq, Serialize)]
