@@ -7,6 +7,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::time::Instant;
 
+use crate::parts::Parts;
 use crate::{BrokerError, PublishError};
 
 /// A message broker. Shared as `Arc<dyn Broker>`; every method may be called from many tasks at once.
@@ -263,6 +264,14 @@ impl Receipt {
     #[must_use]
     pub fn is_live(&self) -> bool {
         self.channel.is_live(self.tag)
+    }
+
+    /// One receipt for each of so many parts of the message: it is acked when all of them are, and goes back with any of them. Without
+    /// parts it is never answered.
+    #[must_use]
+    pub fn split(self, parts: usize) -> Vec<Self> {
+        let split: Arc<dyn Acknowledge> = Arc::new(Parts::new(self, parts));
+        (0u64..).take(parts).map(|part| Self::new(Arc::clone(&split), part)).collect()
     }
 
     /// Tells a [`Subscription`](crate::Subscription) that the delivery will be held for long, so that it makes room

@@ -19,6 +19,7 @@ mod environment;
 mod error;
 mod mailbox;
 pub mod memory;
+mod parts;
 mod readiness;
 mod reminder;
 mod subscription;

@@ -4,11 +4,12 @@ use std::future::pending;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{Aftercare, Backoff, Broker, BrokerError, Consumer, ConsumerChannel, Delivery};
+use fanfare_broker::{Aftercare, Backoff, Broker, BrokerError, ConsumerChannel, Delivery};
 use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::outbox::Outbox;
+use crate::unbundled::Unbundled;
 
 /// How long the broker may take from the end of a queue's members to that of its name.
 const DELETION_LIMIT: Duration = Duration::from_secs(5);
@@ -24,12 +25,12 @@ pub(crate) struct AggregationQueue {
 
 enum State {
     /// About to be consumed.
-    Opening(BoxFuture<'static, Option<(Arc<dyn ConsumerChannel>, Consumer)>>),
-    Consuming(Consumer),
+    Opening(BoxFuture<'static, Option<(Arc<dyn ConsumerChannel>, Unbundled)>>),
+    Consuming(Unbundled),
     /// Being deleted, on the channel that consumes it and without a cancel, so that no other consumer is handed anything.
     Deleting {
         deletion: Option<BoxFuture<'static, Result<(), BrokerError>>>,
-        consumer: Option<Consumer>,
+        consumer: Option<Unbundled>,
         began: Instant,
     },
     /// Being deleted by itself, after the channel that consumed it was lost over that.
@@ -173,7 +174,7 @@ pub(crate) async fn is_gone_soon(outbox: &Outbox, name: &str, channel: &dyn Cons
 /// The next step of a deletion: `Deleted` once the broker has confirmed it and the consumer's stream has ended by it.
 async fn next_of_deletion(
     deletion: &mut Option<BoxFuture<'static, Result<(), BrokerError>>>,
-    consumer: &mut Option<Consumer>,
+    consumer: &mut Option<Unbundled>,
 ) -> Option<Heard> {
     match (deletion.as_mut(), consumer.as_mut()) {
         (None, None) => Some(Heard::Deleted),
@@ -196,7 +197,7 @@ async fn next_of_deletion(
 
 fn heard_while_deleting(
     next: Option<Result<Delivery, BrokerError>>,
-    consumer: &mut Option<Consumer>,
+    consumer: &mut Option<Unbundled>,
 ) -> Option<Heard> {
     match next {
         Some(Ok(delivery)) => Some(Heard::Delivery(Box::new(delivery))),
@@ -222,7 +223,7 @@ pub(crate) async fn consume(
     outbox: Outbox,
     queue: String,
     window: u16,
-) -> Option<(Arc<dyn ConsumerChannel>, Consumer)> {
+) -> Option<(Arc<dyn ConsumerChannel>, Unbundled)> {
     let mut backoff = Backoff::default();
     let mut refused = false;
     loop {
@@ -247,10 +248,10 @@ async fn try_to_consume(
     broker: &dyn Broker,
     queue: &str,
     window: u16,
-) -> Result<(Arc<dyn ConsumerChannel>, Consumer), BrokerError> {
+) -> Result<(Arc<dyn ConsumerChannel>, Unbundled), BrokerError> {
     let channel = broker.open().await?;
     let consumer = channel.consume(queue, window).await?;
-    Ok((channel, consumer))
+    Ok((channel, Unbundled::new(consumer)))
 }
 
 #[cfg(test)]

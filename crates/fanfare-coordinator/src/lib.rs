@@ -39,6 +39,7 @@ mod shard;
 mod shards;
 mod telemetry;
 mod trust;
+mod unbundled;
 mod view;
 
 pub use config::{Config, Error, ShardSettings};

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{Backoff, Consumer, ConsumerChannel, Delivery};
+use fanfare_broker::{Backoff, ConsumerChannel, Delivery};
 use fanfare_fanin::{
     FanIn, Memory, Shard, ShardEffect, ShardEvent, ShardLimits, ShardPublication, ShardPublicationId, Summary,
 };
@@ -33,6 +33,7 @@ use crate::parts;
 use crate::records::Record;
 use crate::telemetry;
 use crate::trust::Trust;
+use crate::unbundled::Unbundled;
 use crate::view::{View, Watched as Shown};
 
 pub(crate) use self::acks::Tag;
@@ -153,7 +154,7 @@ impl ShardTask {
         }
     }
 
-    async fn hold(&mut self, channel: Arc<dyn ConsumerChannel>, consumer: Consumer) {
+    async fn hold(&mut self, channel: Arc<dyn ConsumerChannel>, consumer: Unbundled) {
         let token = RunId::from(self.messenger.outbox.environment.unique());
         let machine = Shard::new(token, self.limits, std::mem::take(&mut self.known.memory));
         tracing::debug!(queue = self.queue.name, "shard consumed");
@@ -179,7 +180,7 @@ impl ShardTask {
 
 impl Hold<'_> {
     /// Serves the shard until its channel is lost, or it is left. Where it was deleted, what is open is brought to its end.
-    async fn serve(&mut self, channel: &dyn ConsumerChannel, consumer: Consumer) {
+    async fn serve(&mut self, channel: &dyn ConsumerChannel, consumer: Unbundled) {
         let (mut leaving, mut deadline) = (false, None);
         let mut source = Source::Consumer(consumer);
         let (outbox, queue) = (self.task.messenger.outbox.clone(), self.task.queue.name.clone());

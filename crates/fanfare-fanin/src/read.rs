@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use fanfare_protocol::{
-    Checkpoint, CheckpointEntry, EndedBy, Fence, Malformed, Manifest, Message, TargetResult, TraceParent,
-    WireTime, header, limits,
+    Bundle, Checkpoint, CheckpointEntry, EndedBy, Fence, Malformed, Manifest, Message, TargetResult,
+    TraceParent, WireTime, header, limits,
 };
 use fanfare_protocol::{key_of, place_of};
 
@@ -15,6 +15,11 @@ use crate::{Answer, Item};
 pub(crate) fn read(message: &Message, manifest: &Manifest, places: &Places) -> Item {
     match message.kind() {
         header::TYPE_RESULT => read_result(message, manifest, places),
+        // One that could be read was taken apart before.
+        header::TYPE_RESULTS => match Bundle::decode(message) {
+            Ok(_) => Item::Garbage("a list of results without any".to_owned()),
+            Err(Malformed(reason)) => Item::Garbage(reason),
+        },
         header::TYPE_CHECKPOINT if is_foreign(message, manifest) => Item::Stranger,
         header::TYPE_CHECKPOINT => match Checkpoint::decode(message) {
             Ok(checkpoint) => Item::Checkpoint(with_sound_bodies(checkpoint, manifest, places)),

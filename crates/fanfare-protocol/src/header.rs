@@ -66,6 +66,8 @@ pub const DELIVERY_COUNT: &str = "x-delivery-count";
 pub const TYPE_REQUEST: &str = "fanfare.request";
 /// `type` of a result.
 pub const TYPE_RESULT: &str = "fanfare.result";
+/// `type` of several results in one message.
+pub const TYPE_RESULTS: &str = "fanfare.results";
 /// `type` of a manifest.
 pub const TYPE_MANIFEST: &str = "fanfare.manifest";
 /// `type` of a callback message.

@@ -8,7 +8,7 @@
 //! - [`queue`]: the queues and exchanges, their names and their arguments.
 //! - [`message`]: a broker-neutral message: properties, headers, body.
 //! - [`Request`], [`Callback`]: what a service queue holds; [`Invocation`] is either of them, decoded.
-//! - [`TargetResult`]: what a target answered; [`FinalPayload`]: what a final callback receives, and [`FinalBody`] how it gets
+//! - [`TargetResult`]: what a target answered, of which a [`Bundle`] carries several; [`FinalPayload`]: what a final callback receives, and [`FinalBody`] how it gets
 //!   there: whole, or where it is too large for a message, as a [`LargePayload`] of [`Part`]s.
 //! - [`Manifest`]: the message that commits a fan-out, with the [`CompletionPolicy`] that it may have.
 //! - [`Checkpoint`], [`Fence`], [`Ended`], [`Sentinel`]: what lies among the results for coordinators.
@@ -18,6 +18,7 @@
 //! - [`StatusRequest`], [`ExplainRequest`] and their answers: what an operator is told of fan-outs.
 #![doc(test(attr(deny(warnings))))]
 
+mod bundle;
 mod callback;
 mod cancel;
 mod channel;
@@ -46,6 +47,7 @@ mod status;
 mod time;
 mod trace;
 
+pub use bundle::Bundle;
 pub use callback::{Callback, CallbackKind};
 pub use cancel::{CancelAnswer, CancelRequest, CancelState, Cancelled};
 pub use channel::{Channel, UnknownChannel};

@@ -17,6 +17,11 @@ pub const MESSAGE_BYTES: usize = 16 * 1024 * 1024 - 64 * 1024;
 /// Bytes of one result's body. A larger one completes its target as failed. Half of [`MESSAGE_BYTES`], so that a
 /// checkpoint that holds one result always fits into a message.
 pub const RESULT_BYTES: usize = MESSAGE_BYTES / 2;
+/// Bytes of results that a worker puts into one message: one frame, of 128 KiB unless an operator says otherwise. More gain
+/// nothing, and one that is larger travels alone.
+pub const BUNDLE_BYTES: usize = 120 * 1024;
+/// Results in one message. It bounds what a message can grow to when it is read.
+pub const BUNDLED: usize = 1_000;
 /// Bytes of results that one checkpoint gathers before it is left alone.
 pub const CHECKPOINT_BYTES: usize = MESSAGE_BYTES / 2;
 /// Bytes that a part of a final payload gathers, where that travels in parts: enough for the cost of a message not to matter, and

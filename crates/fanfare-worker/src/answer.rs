@@ -5,6 +5,7 @@ use fanfare_broker::{Backoff, Broker, BrokerError, Environment, PublishError, Re
 use fanfare_protocol::{Message, QueueNames, ReplyAddress, TargetResult, WireTime};
 use serde_json::value::RawValue;
 
+use crate::bundler::Bundler;
 use crate::telemetry::Telemetry;
 
 /// How long it is tried to delete a queue.
@@ -15,6 +16,7 @@ const DELETION_LIMIT: Duration = Duration::from_secs(10);
 #[derive(Debug, Clone)]
 pub(crate) struct Answers {
     pub(crate) broker: Arc<dyn Broker>,
+    pub(crate) results: Bundler,
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) names: QueueNames,
     pub(crate) telemetry: Telemetry,
@@ -30,7 +32,7 @@ impl Answers {
         let mut reminder = Reminder::default();
         loop {
             let message = TargetResult::message(body.clone(), to, result.resp_ts_utc).traced(traceparent);
-            let error = match self.broker.publish(&to.queue, message).await {
+            let error = match self.results.publish(&to.queue, message).await {
                 Ok(()) => return,
                 Err(error) => error,
             };

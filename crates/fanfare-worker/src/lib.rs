@@ -7,6 +7,7 @@
 #![doc(test(attr(deny(warnings))))]
 
 mod answer;
+mod bundler;
 mod cancelled;
 mod context;
 mod error;

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::answer::Answers;
+use crate::bundler::Bundler;
 use crate::cancelled::CancelledRuns;
 use crate::history::History;
 use crate::lane::Lane;
@@ -275,6 +276,7 @@ impl Running {
             stop: Stop::default(),
         };
         let all = AllSlots::new(config.concurrency);
+        let results = Bundler::start(Arc::clone(publisher.broker()));
         services.into_iter().fold(running, |mut running, registered| {
             let names = publisher.config().names.clone();
             let lane = Lane {
@@ -289,6 +291,7 @@ impl Running {
                     answers: Answers {
                         telemetry: Telemetry::of(&registered.name),
                         broker: Arc::clone(publisher.broker()),
+                        results: results.clone(),
                         environment: Arc::clone(publisher.environment()),
                         names,
                     },

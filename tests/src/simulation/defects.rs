@@ -57,7 +57,7 @@ impl Defect {
     /// What a process with this defect does with a message.
     pub(super) fn sending(self, role: Role, message: &Message) -> Sending {
         match (self, role, message.kind()) {
-            (Self::AckBeforeConfirm, Role::Worker, header::TYPE_RESULT)
+            (Self::AckBeforeConfirm, Role::Worker, header::TYPE_RESULT | header::TYPE_RESULTS)
             | (Self::ManifestBeforeConfirm, _, header::TYPE_REQUEST)
             | (Self::CheckpointUnconfirmed, _, header::TYPE_CHECKPOINT) => Sending::Unconfirmed,
             (Self::FinalBeforeConfirm, _, header::TYPE_CALLBACK) if message.text(header::KEY).is_some() => {

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fanfare_broker::{Delivery, Receipt};
-use fanfare_protocol::{Message, header};
+use fanfare_protocol::{Bundle, Message, header};
 
 use super::defects::Defect;
 use super::scenario::Draft;
@@ -19,7 +19,7 @@ pub(super) struct HandedOut {
 struct Handed {
     receipt: Receipt,
     is_manifest: bool,
-    /// Whether it is the first result of its key.
+    /// Whether it is, or has, the first result of a key.
     counts: bool,
 }
 
@@ -38,10 +38,24 @@ impl HandedOut {
         self.last_tag += 1;
         let message = &mut delivery.message;
         let is_manifest = message.kind() == header::TYPE_MANIFEST;
-        let counts = message.kind() == header::TYPE_RESULT && self.count(message);
+        let counts = match message.kind() {
+            header::TYPE_RESULT => self.count(message),
+            header::TYPE_RESULTS => self.count_bundled(message),
+            _ => false,
+        };
         let handed = Handed { receipt: delivery.receipt.clone(), is_manifest, counts };
         self.deliveries.insert(self.last_tag, handed);
         self.last_tag
+    }
+
+    /// Counts the results of a bundle. Returns whether one is the first of its key.
+    fn count_bundled(&mut self, bundle: &mut Message) -> bool {
+        let Ok(mut results) = Bundle::decode(bundle) else { return false };
+        let counts = results.iter_mut().fold(false, |counts, result| self.count(result) || counts);
+        if let Some(counted) = Bundle::encode(&results) {
+            bundle.body = counted.body;
+        }
+        counts
     }
 
     /// Counts a result. Returns whether it is the first of its key.

@@ -1,11 +1,13 @@
 use std::future::pending;
 
-use fanfare_broker::{BrokerError, Consumer, Delivery};
+use fanfare_broker::{BrokerError, Delivery};
 use futures_util::FutureExt;
+
+use crate::unbundled::Unbundled;
 
 /// Where deliveries come from.
 pub(super) enum Source {
-    Consumer(Consumer),
+    Consumer(Unbundled),
     /// The consumer has ended, which was not told yet; with an error where its channel did.
     Ended(Option<BrokerError>),
     /// There is nothing more.

@@ -1,0 +1,107 @@
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use fanfare_broker::{Broker, BrokerError, PublishError};
+use fanfare_protocol::{Bundle, Message, limits};
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{mpsc, oneshot};
+
+/// Results that are looked at together. Others wait for the next look.
+const AT_ONE_GO: usize = 4_000;
+
+/// Publishes results: as one message those that are ready for the same queue at the same time. It waits for none that is not.
+#[derive(Debug, Clone)]
+pub(crate) struct Bundler {
+    ready: mpsc::UnboundedSender<Ready>,
+}
+
+/// A result to publish, and whom to tell.
+#[derive(Debug)]
+struct Ready {
+    queue: String,
+    result: Message,
+    caller: oneshot::Sender<Result<(), PublishError>>,
+}
+
+impl Bundler {
+    /// Starts the task that does so. It ends with the last handle.
+    pub(crate) fn start(broker: Arc<dyn Broker>) -> Self {
+        let (ready, inbox) = mpsc::unbounded_channel();
+        tokio::spawn(run(broker, inbox));
+        Self { ready }
+    }
+
+    /// Publishes a result, and returns when it is confirmed.
+    pub(crate) async fn publish(&self, queue: &str, result: Message) -> Result<(), PublishError> {
+        let (caller, outcome) = oneshot::channel();
+        let ready = Ready { queue: queue.to_owned(), result, caller };
+        if self.ready.send(ready).is_err() {
+            return Err(PublishError::NotSent(BrokerError::Closed));
+        }
+        outcome.await.unwrap_or(Err(PublishError::Unknown(BrokerError::Closed)))
+    }
+}
+
+async fn run(broker: Arc<dyn Broker>, mut inbox: mpsc::UnboundedReceiver<Ready>) {
+    let (mut ready, mut publishing) = (Vec::new(), FuturesUnordered::new());
+    loop {
+        tokio::select! {
+            Some(()) = publishing.next() => {}
+            came = inbox.recv_many(&mut ready, AT_ONE_GO) => {
+                if came == 0 {
+                    break;
+                }
+                // Services that can go on do, and those that end by that have their results taken along.
+                tokio::task::yield_now().await;
+                while ready.len() < AT_ONE_GO && let Ok(more) = inbox.try_recv() {
+                    ready.push(more);
+                }
+                for (queue, bundle) in bundles(ready.drain(..)) {
+                    publishing.push(publish(&*broker, queue, bundle));
+                }
+            }
+        }
+    }
+    while publishing.next().await.is_some() {}
+}
+
+/// What travels together, each within the limits of a bundle.
+fn bundles(ready: impl Iterator<Item = Ready>) -> Vec<(String, Vec<Ready>)> {
+    let mut bundles = Vec::new();
+    let mut growing: BTreeMap<String, (usize, Vec<Ready>)> = BTreeMap::new();
+    for ready in ready {
+        let bytes = Bundle::bytes(&ready.result);
+        let (gathered, bundle) = growing.entry(ready.queue.clone()).or_default();
+        if *gathered + bytes > limits::BUNDLE_BYTES || bundle.len() == limits::BUNDLED {
+            *gathered = 0;
+            bundles.push((ready.queue.clone(), std::mem::take(bundle)));
+        }
+        *gathered += bytes;
+        bundle.push(ready);
+    }
+    bundles.extend(growing.into_iter().map(|(queue, (_, bundle))| (queue, bundle)));
+    bundles.retain(|(_, bundle)| !bundle.is_empty());
+    bundles
+}
+
+async fn publish(broker: &dyn Broker, queue: String, bundle: Vec<Ready>) {
+    let (results, callers): (Vec<_>, Vec<_>) =
+        bundle.into_iter().map(|Ready { result, caller, .. }| (result, caller)).unzip();
+    let together = match Bundle::encode(&results).filter(|_| results.len() > 1) {
+        Some(message) => Some(broker.publish(&queue, message).await),
+        None => None,
+    };
+    let outcomes = match together {
+        // One travels as it is; and so does each where the broker takes less than all of them.
+        None | Some(Err(PublishError::TooLarge { .. })) => {
+            join_all(results.into_iter().map(|result| broker.publish(&queue, result))).await
+        }
+        Some(outcome) => vec![outcome; callers.len()],
+    };
+    for (caller, outcome) in callers.into_iter().zip(outcomes) {
+        // Who has stopped waiting has it delivered again.
+        let _ = caller.send(outcome);
+    }
+}
