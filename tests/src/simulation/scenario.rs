@@ -74,6 +74,8 @@ pub(super) struct Draft {
 pub(super) enum Behaviour {
     /// It answers after so many milliseconds.
     Answers(u64),
+    /// It answers when others do that run at the same time, so that their results are ready together.
+    AnswersWithOthers,
     /// It fails after so many milliseconds.
     Fails(u64),
     /// It fails up to this attempt, and answers then.
@@ -145,7 +147,7 @@ impl Scenario {
             },
             manifest_prefetch: u16::try_from(random.of(1..=4)).expect("it is small"),
             manifest_channels: usize_of(random, 1..=4),
-            concurrency: usize_of(random, 1..=4),
+            concurrency: usize_of(random, 1..=8),
             worker_stop_within: Duration::from_secs(random.of(1..=20)),
             coordinator_stop_within: Duration::from_secs(random.of(1..=20)),
             shards: if random.chance(0.5) {
@@ -234,7 +236,8 @@ impl Draft {
 impl Behaviour {
     fn draw(random: &Random, depth: u32) -> Self {
         match random.of(0..=19) {
-            0..=9 => Self::Answers(random.of(0..=50)),
+            0..=4 => Self::Answers(random.of(0..=50)),
+            5..=9 => Self::AnswersWithOthers,
             10..=11 => Self::AnswersAt(u32::try_from(random.of(1..=ATTEMPTS.into())).expect("it is small")),
             12..=14 => Self::Answers(random.of(0..=8_000)),
             15..=16 => Self::Fails(random.of(0..=500)),
@@ -257,7 +260,7 @@ impl Behaviour {
     fn attempts(&self, service: &str) -> u32 {
         let most = if service == AGAIN { ATTEMPTS } else { 1 };
         match self {
-            Self::Answers(_) | Self::Invokes(..) => 1,
+            Self::Answers(_) | Self::AnswersWithOthers | Self::Invokes(..) => 1,
             Self::AnswersAt(attempt) => most.min(*attempt),
             Self::Fails(_) | Self::Panics => most,
         }

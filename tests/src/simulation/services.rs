@@ -58,6 +58,9 @@ impl Drop for Busy<'_> {
     }
 }
 
+/// From one time at which services answer together to the next.
+const TOGETHER_MS: u64 = 100;
+
 async fn run_target(link: &Link, context: Context, behaviour: Behaviour) -> fanfare_worker::Result<String> {
     let _busy = Busy::new(link);
     let shared = &link.shared;
@@ -77,6 +80,10 @@ async fn run_target(link: &Link, context: Context, behaviour: Behaviour) -> fanf
     );
     match behaviour {
         Behaviour::Answers(ms) => pause(ms).await,
+        Behaviour::AnswersWithOthers => {
+            let now = u64::try_from(shared.started.elapsed().as_millis()).unwrap_or_default();
+            pause(TOGETHER_MS - now % TOGETHER_MS).await;
+        }
         Behaviour::Fails(ms) => {
             pause(ms).await;
             return Err(format!("it fails on purpose {marked}").into());
