@@ -141,12 +141,38 @@ fn a_manifest_that_names_what_is_not_its_own_is_refused() {
         "on_final lists 101 callbacks",
         &Manifest { on_final: vec![service("x"); 101], ..good.clone() },
     );
+    for (name, twice) in [
+        ("on_target", Manifest { on_target: vec![service("x"), service("y"), service("x")], ..good.clone() }),
+        ("on_final", Manifest { on_final: vec![service("x"); 2], ..good.clone() }),
+    ] {
+        check_manifest(&format!("{name} lists x twice"), &twice);
+    }
+    check_manifest(
+        "on_final lists my.cb1, and a parallel execution has no final callbacks",
+        &Manifest { channel: Channel::ParallelExecCall, ..good.clone() },
+    );
     let policy = |completion| Manifest { completion: Some(completion), ..good.clone() };
     check_manifest(
         "completion when 3 of 2 targets have responded",
         &policy(CompletionPolicy { responded: Some(3), ..CompletionPolicy::default() }),
     );
     check_manifest("lists 100001 targets", &Manifest { targets: vec![twice; 100_001], ..good });
+}
+
+#[test]
+fn a_repeated_manifest_says_the_same_but_for_what_a_renewal_writes_down() {
+    let first = Manifest { deadline_ms: Some(1_000), ..manifest() };
+    let check = |message: &Message| {
+        let repeated = Manifest::decode(message, &QueueNames::default()).unwrap();
+        first.check_repeated(message, &repeated)
+    };
+    assert_eq!(check(&first.encode()), Ok(()));
+    let renewed = first.encode_renewed(Some(time("2025-01-19 19:55:46")));
+    assert_eq!(check(&renewed), Ok(()));
+    let other = Manifest { on_final: vec![service("other")], ..first.clone() };
+    let error = check(&other.encode()).unwrap_err().to_string();
+    assert!(error.contains(&format!("another manifest of run {} came before", run())), "{error}");
+    assert_eq!(check(&other.encode_renewed(None)), Ok(()), "what a coordinator has renewed is kept");
 }
 
 #[test]
