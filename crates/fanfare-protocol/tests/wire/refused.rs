@@ -48,6 +48,21 @@ fn a_malformed_request_is_answered_where_it_can_be() {
     check_request("fanfare-source: source \"a b\"", true, |m| {
         m.headers.insert("fanfare-source".to_owned(), text("a b"));
     });
+    check_request("message_id is missing", true, |m| m.properties.message_id = None);
+    check_request("message_id is longer than 248 bytes", true, |m| {
+        m.properties.message_id = Some("x".repeat(249));
+    });
+}
+
+#[test]
+fn the_failure_of_a_request_without_an_id_tells_its_target_by_the_key() {
+    let mut message = request().encode();
+    message.properties.message_id = None;
+    let to = Invocation::decode(&message, &QueueNames::default()).unwrap_err().reply.unwrap();
+    let failed =
+        TargetResult::message(result("null", Some("why")).to_body(), &to, time("2025-01-19 19:55:46"));
+    assert_eq!(fanfare_protocol::key_of(&failed), message.text("fanfare-key"));
+    assert_eq!(failed.properties.message_id, Some(format!("{}/result", cid())));
 }
 
 #[test]
@@ -72,10 +87,12 @@ fn a_request_that_nobody_can_be_told_of_has_no_reply_address() {
     check_request("reply_to (fanfare.parked)", false, |m| {
         m.properties.reply_to = Some("fanfare.parked".to_owned());
     });
-    check_request("message_id is missing", false, |m| m.properties.message_id = None);
-    check_request("message_id is longer than 248 bytes", false, |m| {
-        m.properties.message_id = Some("x".repeat(249));
-    });
+    for id in [None, Some("x".repeat(249))] {
+        check_request("message_id is", false, |m| {
+            m.headers.remove("fanfare-key");
+            m.properties.message_id = id;
+        });
+    }
     check_request("aggregation queue of this CID and run", false, |m| drop(m.headers.remove("fanfare-run")));
     check_request("aggregation queue of this CID and run", false, |m| m.properties.correlation_id = None);
     check_request("aggregation queue of this CID and run", false, |m| {
