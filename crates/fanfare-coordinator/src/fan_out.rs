@@ -333,6 +333,7 @@ pub(crate) fn tell(manifest: &Manifest, summary: &Summary) {
             %by,
             missing = summary.ending.missing,
             late = summary.late,
+            strangers = summary.strangers,
             "fan-out ended before all targets had responded"
         ),
         None => tracing::debug!(%cid, %run, ?summary, "fan-out ended"),
