@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fanfare_coordinator::Limits;
-use fanfare_protocol::{FinalPayload, Manifest, QueueNames, StatusQuery};
+use fanfare_protocol::{FinalPayload, Manifest, QueueNames, ServiceName, StatusQuery};
 use fanfare_publisher::{Accepted, Failure, Fanout, InvokeError, Publisher, Target};
 use fanfare_tests::{PATIENCE, Stack, eventually, services};
 
@@ -39,6 +39,8 @@ with_shards!(
     a_shard_that_is_deleted_ends_its_fan_outs_with_what_is_missing_failed: 1,
     a_manifest_for_a_shard_beyond_those_that_are_served_is_parked_and_no_shard_declared: 1,
     a_manifest_that_was_parked_goes_to_its_shard_from_where_manifests_go: 1,
+    another_manifest_of_a_run_in_a_shard_is_parked_and_the_first_stands: 1,
+    another_manifest_of_a_run_is_parked_and_the_first_stands: 0,
 );
 
 async fn invoke(publisher: &Publisher, service: &str, payload: impl serde::Serialize) -> Accepted {
@@ -217,6 +219,42 @@ async fn a_manifest_for_a_shard_beyond_those_that_are_served_is_parked_and_no_sh
     assert!(reason.starts_with("it belongs in shard 999, and the coordinators serve 1 shards"), "{reason}");
     stack.queue_is_gone(&beyond).await;
     coordinator.stop().await;
+}
+
+async fn another_manifest_of_a_run_in_a_shard_is_parked_and_the_first_stands(stack: Stack) {
+    let shard = stack.names().shard(0).name;
+    first_manifest_stands(stack, shard).await;
+}
+
+async fn another_manifest_of_a_run_is_parked_and_the_first_stands(stack: Stack) {
+    let fanin = stack.names().fanin().name;
+    first_manifest_stands(stack, fanin).await;
+}
+
+async fn first_manifest_stands(stack: Stack, manifests: String) {
+    let mut parked = stack.record_parked().await;
+    let mut recorders = [stack.record("my.done").await, stack.record("my.other").await];
+    let mut target = stack.record("my.target").await;
+    let accepted = invoke(&stack.publisher(), "my.target", 1).await;
+    let mut queue = stack.record_queue(&manifests).await;
+    let first = queue.next().await;
+    drop(queue);
+    let mut second = Manifest::decode(&first, stack.names()).expect("a manifest");
+    second.on_final = vec![ServiceName::new("my.other").expect("a name")];
+    for manifest in [first.clone(), second.encode(), first] {
+        stack.publish(&manifests, manifest).await;
+    }
+    let coordinator = stack.coordinator();
+    let copy = parked.next().await;
+    assert_eq!(copy.body, second.encode().body);
+    let reason = copy.text("fanfare-reason").expect("why");
+    assert!(reason.contains("says something else, and the first stands"), "{reason}");
+    fanfare_tests::answer(&stack, &target.next().await, Some("an answer")).await;
+    recorders[0].next_final().await;
+    stack.ended([&accepted], coordinator).await;
+    for recorder in recorders.iter_mut().chain([&mut parked]) {
+        assert_eq!(recorder.rest().await, []);
+    }
 }
 
 async fn a_shard_that_is_deleted_ends_its_fan_outs_with_what_is_missing_failed(stack: Stack) {

@@ -62,7 +62,7 @@ pub struct Coordinator {
 /// A fan-out with a task.
 #[derive(Debug)]
 pub(crate) struct Open {
-    pub(crate) cid: Cid,
+    pub(crate) manifest: Arc<Manifest>,
     pub(crate) inbox: mpsc::UnboundedSender<Word>,
 }
 
@@ -220,6 +220,11 @@ impl Coordinator {
             tracing::debug!(cid = %manifest.cid, %run, "manifest of a fan-out that has ended");
             return delivery.receipt.ack().await;
         }
+        if let Some(open) = self.open.get(&run)
+            && let Err(reason) = open.manifest.check_repeated(&delivery.message, &manifest)
+        {
+            return self.refuse(delivery, &reason.to_string()).await;
+        }
         let take_over = delivery.redelivered || Manifest::is_renewed(&delivery.message);
         let tag = Tag::of_manifest(delivery.receipt);
         // Where its task has just ended without having ended the fan-out, this manifest begins anew.
@@ -247,16 +252,17 @@ impl Coordinator {
     fn open(&mut self, mut manifest: Manifest, tag: Tag, take_over: bool) {
         let deadline = deadline(&mut manifest, &*self.outbox.environment, self.started);
         let now = self.started.elapsed();
-        let (run, cid) = (manifest.run, manifest.cid.clone());
+        let run = manifest.run;
         let hold = Hold { token: self.outbox.environment.unique().into(), take_over };
         let (sender, inbox) = mpsc::unbounded_channel();
         tracing::debug!(cid = %manifest.cid, %run, targets = manifest.targets.len(), take_over, "fan-out taken");
         let watched = self.view.hold(&manifest, take_over);
         let machine = FanIn::new(manifest, tag, hold, self.config.limits, now).with_deadline(deadline, now);
+        let manifest = Arc::clone(machine.manifest());
         let ties = Ties { inbox, stop: self.stop.clone(), watched };
         let messenger = self.messenger.clone();
         let fan_out = FanOut::new(machine, messenger, self.trust.clone(), self.started, ties);
-        self.open.insert(run, Open { cid, inbox: sender });
+        self.open.insert(run, Open { manifest, inbox: sender });
         self.tasks.spawn(fan_out.run());
         self.tell_whether_full();
     }
@@ -294,7 +300,7 @@ impl Coordinator {
             tracing::warn!(%cid, reason, "a request to cancel is refused");
             return self.messenger.answer(&cid, reply_to, CancelState::Refused { reason });
         }
-        let open = self.open.iter().filter(|(_, open)| open.cid == cid);
+        let open = self.open.iter().filter(|(_, open)| open.manifest.cid == cid);
         let mut found = false;
         for (_, open) in open.filter(|(of, _)| run.is_none_or(|run| run == **of)) {
             found = true;
@@ -317,7 +323,7 @@ impl Coordinator {
 
     /// Whether this run is known here with another CID.
     fn is_of_another(&self, cid: &Cid, run: &RunId) -> bool {
-        let known = self.open.get(run).map(|open| &open.cid).or_else(|| self.ended.cid(run));
+        let known = self.open.get(run).map(|open| &open.manifest.cid).or_else(|| self.ended.cid(run));
         known.is_some_and(|known| known != cid)
     }
 
@@ -369,7 +375,7 @@ impl Coordinator {
         let open = self.open.remove(&conclusion.run);
         self.tell_whether_full();
         if let (Some(open), true) = (open, conclusion.ended) {
-            self.ended.insert(conclusion.run, open.cid, conclusion.how);
+            self.ended.insert(conclusion.run, open.manifest.cid.clone(), conclusion.how);
             self.records.extend(conclusion.record.take());
         }
         // Copies of the manifest that arrived too late for the task. Who asked for a cancel asks again.

@@ -174,7 +174,7 @@ impl Inquiries {
         let (coordinator, name) = (self.messenger.coordinator(), self.name.clone());
         let trusted = refused.is_none();
         let is_meant = |of: &RunId| trusted && run.is_none_or(|run| run == *of);
-        let open = known.open.iter().filter(|(of, open)| is_meant(of) && open.cid == *cid);
+        let open = known.open.iter().filter(|(of, open)| is_meant(of) && open.manifest.cid == *cid);
         let asked = ask(open.map(|(_, open)| &open.inbox), || {
             move |machine: &FanIn<Tag>| Some(explain(machine, limit))
         });

@@ -259,10 +259,15 @@ impl Hold<'_> {
         let outbox = &self.task.messenger.outbox;
         let manifest = self.task.trust.check(&message).and_then(|()| {
             let manifest = Manifest::decode(&message, &outbox.names).map_err(|reason| reason.to_string())?;
-            if manifest.reply_to == self.task.queue.name {
-                return Ok(manifest);
+            if manifest.reply_to != self.task.queue.name {
+                return Err(format!(
+                    "reply_to {:?} is not the shard that it was read from",
+                    manifest.reply_to
+                ));
             }
-            Err(format!("reply_to {:?} is not the shard that it was read from", manifest.reply_to))
+            let first = self.machine.fan_in(&manifest.run).map(FanIn::manifest);
+            let repeats = first.map_or(Ok(()), |first| first.check_repeated(&message, &manifest));
+            repeats.map(|()| manifest).map_err(|reason| reason.to_string())
         });
         match manifest {
             Ok(mut manifest) => {
