@@ -3,7 +3,9 @@ use std::sync::Arc;
 
 use fanfare_broker::{Aftercare, Backoff, Broker, Delivery, Environment, Subscription, SubscriptionOptions};
 use fanfare_fanin::{FanIn, Hold};
-use fanfare_protocol::{CancelRequest, CancelState, Cid, Manifest, Message, Presence, RunId, header};
+use fanfare_protocol::{
+    CancelAnswer, CancelRequest, CancelState, Cid, Manifest, Message, Presence, RunId, header,
+};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -16,11 +18,10 @@ use crate::delivery::Tag;
 use crate::ended::LatelyEnded;
 use crate::fan_out::{Conclusion, FanOut, Ties, Word};
 use crate::handle::Inquiry;
-use crate::inquiry::{Inquiries, Known};
+use crate::inquiry::{Inquiries, Known, gather};
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
 use crate::records::Records;
-use crate::shard::CancelWord;
 use crate::shards::Shards;
 use crate::trust::Trust;
 use crate::view::View;
@@ -307,18 +308,23 @@ impl Coordinator {
             // Where its task has just ended, the next request finds out how.
             let _ = open.inbox.send(Word::Cancel { reply_to: reply_to.clone() });
         }
-        let asked = CancelWord { cid: cid.clone(), run, reply_to: reply_to.clone(), found };
-        // Whoever consumes the shard answers, also that it knows nothing.
-        if !self.shards.cancel(asked) && !found {
-            let state = match self.ended.find(&cid, run) {
-                Some((run, cancellation)) => CancelState::Ended { run, cancellation },
-                None => match run.filter(|run| self.is_of_another(&cid, run)) {
-                    Some(run) => CancelState::Refused { reason: format!("run {run} has another CID") },
-                    None => CancelState::Unknown,
-                },
-            };
-            self.messenger.answer(&cid, reply_to, state);
+        let asked = self.shards.cancel(&cid, run, &reply_to);
+        if found {
+            return;
         }
+        let here = match (self.ended.find(&cid, run), run.filter(|run| self.is_of_another(&cid, run))) {
+            (Some((run, cancellation)), _) => CancelState::Ended { run, cancellation },
+            (None, Some(run)) => CancelState::Refused { reason: format!("run {run} has another CID") },
+            (None, None) => CancelState::Unknown,
+        };
+        let coordinator = self.messenger.coordinator();
+        self.messenger.tell(reply_to, async move {
+            let in_shards = gather(asked).await;
+            let found = in_shards.iter().any(|state| matches!(state, CancelState::Found { .. }));
+            let ended = in_shards.into_iter().find(|state| matches!(state, CancelState::Ended { .. }));
+            let state = ended.unwrap_or(here);
+            (!found).then(|| CancelAnswer { coordinator, state }.encode(&cid))
+        });
     }
 
     /// Whether this run is known here with another CID.

@@ -16,7 +16,7 @@ use fanfare_protocol::{
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -48,21 +48,18 @@ const AT_ONE_GO: usize = 256;
 /// A channel that lasted this long ends the growth of the waits between one and the next.
 const LASTING: Duration = Duration::from_secs(30);
 
-/// Somebody asks for the cancel of what a shard may hold.
-#[derive(Debug)]
-pub(crate) struct CancelWord {
-    pub(crate) cid: Cid,
-    pub(crate) run: Option<RunId>,
-    pub(crate) reply_to: String,
-    /// Whether another part of this coordinator has found something already, and has said so.
-    pub(crate) found: bool,
-}
-
 /// What the task of a shard is told.
 #[derive(Debug)]
 pub(crate) enum Word {
-    /// Somebody asks for a cancel.
-    Cancel(CancelWord),
+    /// Somebody asks for a cancel of what the shard may hold.
+    Cancel {
+        cid: Cid,
+        run: Option<RunId>,
+        /// Where it is answered that something was found, and what has come of it.
+        reply_to: String,
+        /// Where the coordinator is told what is known.
+        known: oneshot::Sender<CancelState>,
+    },
     /// Somebody wants to know how its fan-outs are.
     Question(Question<Shard<Tag>>),
 }
@@ -204,7 +201,10 @@ impl Hold<'_> {
                 Some(tag) = self.parking.next() => self.acks.push(tag),
                 Some(()) = self.watchers.told() => {}
                 Some(word) = self.task.inbox.recv() => match word {
-                    Word::Cancel(word) => self.cancel(&word),
+                    Word::Cancel { cid, run, reply_to, known } => {
+                        // The coordinator may not wait any longer.
+                        let _ = known.send(self.cancel(&cid, run, &reply_to));
+                    }
                     Word::Question(question) => question.put(&self.machine),
                 },
                 () = sleep_until(timeout) => self.handle(ShardEvent::TimePassed),
@@ -395,26 +395,23 @@ impl Hold<'_> {
         }
     }
 
-    /// Somebody asks for a cancel, for the first time or again.
-    fn cancel(&mut self, word: &CancelWord) {
-        let CancelWord { cid, run, reply_to, found } = word;
-        let open = self.machine.find(cid, *run);
+    /// Somebody asks for a cancel, for the first time or again. Returns what is known; what was found is answered already.
+    fn cancel(&mut self, cid: &Cid, run: Option<RunId>, reply_to: &str) -> CancelState {
+        let open = self.machine.find(cid, run);
         let messenger = self.task.messenger.clone();
         for run in &open {
-            messenger.answer(cid, reply_to.clone(), CancelState::Found { run: *run });
+            messenger.answer(cid, reply_to.to_owned(), CancelState::Found { run: *run });
             let askers = self.askers.entry(*run).or_default();
             if askers.len() < MOST_ASKERS {
-                askers.insert(reply_to.clone());
+                askers.insert(reply_to.to_owned());
             }
             let at = messenger.outbox.environment.now().into();
             self.handle(ShardEvent::Cancel { run: *run, at });
         }
-        if open.is_empty() && !found {
-            let state = match self.task.known.lately.find(cid, *run) {
-                Some((run, cancellation)) => CancelState::Ended { run, cancellation },
-                None => CancelState::Unknown,
-            };
-            messenger.answer(cid, reply_to.clone(), state);
+        match (open.first(), self.task.known.lately.find(cid, run)) {
+            (Some(run), _) => CancelState::Found { run: *run },
+            (None, Some((run, cancellation))) => CancelState::Ended { run, cancellation },
+            (None, None) => CancelState::Unknown,
         }
     }
 
