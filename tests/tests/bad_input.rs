@@ -8,6 +8,7 @@ use fanfare_protocol::{
 };
 use fanfare_publisher::Accepted;
 use fanfare_tests::{Log, Recorder, Stack, answer, on_both_brokers, services};
+use fanfare_worker::{Context, service};
 use serde_json::{Value, json};
 
 on_both_brokers!(
@@ -248,7 +249,7 @@ async fn a_malformed_result_completes_its_target_as_failed(stack: Stack) {
     let keys = ["no JSON", "no field", "huge", "no exception", "no response", "by place", "sound"];
     let mut played = played(&stack, &keys).await;
     let result = |ok: bool, exception: Value, response: Value| {
-        json!({"source": "s", "target": "t", "response": response, "ok": ok, "exception": exception,
+        json!({"source": "s", "target": "my.target", "response": response, "ok": ok, "exception": exception,
             "req_ts_utc": "2025-01-19 19:55:45", "resp_ts_utc": "2025-01-19 19:55:46", "cid": "c"})
         .to_string()
     };
@@ -296,8 +297,11 @@ async fn results_of_nobody_are_ignored(stack: Stack) {
     let another_run = RunId::from(uuid::Uuid::new_v4()).to_string();
     let mut of_another_run = played.result(1, "no JSON").with_header("fanfare-run", another_run);
     of_another_run.properties.correlation_id = Some("another".to_owned());
+    let mut of_another_cid = played.result(1, "no JSON");
+    of_another_cid.properties.correlation_id = Some("another".to_owned());
     for result in [
         of_another_run,
+        of_another_cid,
         played.result(1, "no JSON").with_header("fanfare-key", "stranger"),
         played.result(0, "a second answer, which comes late"),
     ] {
@@ -363,21 +367,26 @@ async fn a_request_that_names_a_foreign_queue_is_parked_and_not_answered(stack: 
 
 async fn a_malformed_request_that_says_where_it_belongs_is_answered_with_a_failure(stack: Stack) {
     let mut parked = stack.record_parked().await;
-    let _worker = stack.worker([services::echo()]).await;
     let coordinator = stack.coordinator();
-    let mut played = played(&stack, &["channel", "metadata", "body", "attempt"]).await;
+    let mut played = played(&stack, &["channel", "metadata", "body", "attempt", "id"]).await;
+    let echo = service("my.target", |_: Context, payload: Value| async move { Ok(payload) });
+    let _worker = stack.worker([echo]).await;
     let changes = [
         ("fanfare-channel", HeaderValue::from("fan")),
         ("fanfare-metadata", HeaderValue::Table(Headers::from([("n".to_owned(), HeaderValue::Int(1))]))),
         ("fanfare-key", HeaderValue::from("body")),
         ("fanfare-attempt", HeaderValue::from("second")),
+        ("fanfare-key", HeaderValue::from("id")),
     ];
     for (request, (header, value)) in played.requests.iter().zip(changes) {
         let mut request = request.clone().with_header(header, value);
         if request.text("fanfare-key") == Some("body") {
             request.body = "{\"half\":".into();
         }
-        stack.publish(&format!("{}.service.test.echo", stack.names().prefix()), request).await;
+        if request.text("fanfare-key") == Some("id") {
+            request.properties.message_id = None;
+        }
+        stack.publish(&format!("{}.service.my.target", stack.names().prefix()), request).await;
     }
     let payload = played.done.next_final().await;
     for (key, words) in [
@@ -385,6 +394,7 @@ async fn a_malformed_request_that_says_where_it_belongs_is_answered_with_a_failu
         ("metadata", "the request is malformed: entry \"n\" of header fanfare-metadata is not a string"),
         ("body", "the payload is not JSON"),
         ("attempt", "the request is malformed: header fanfare-attempt"),
+        ("id", "the request is malformed: message_id is missing"),
     ] {
         let failed = payload.get::<Value>(key).expect_err("it failed").to_string();
         assert!(failed.contains(words), "{failed}");

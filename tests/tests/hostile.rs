@@ -72,8 +72,9 @@ async fn a_response_nested_ten_thousand_deep_fails_its_target_alone(stack: Stack
     let accepted = fanout.target("my.deep", ()).on_final("my.done").invoke().await.expect("accepted");
     let whole = |response: &str, more: &str| {
         format!(
-            r#"{{"source":"s","target":"t","response":{response},"req_ts_utc":"2025-01-19 19:55:45",
-            "resp_ts_utc":"2025-01-19 19:55:46","ok":true,"exception":null,"cid":"c"{more}}}"#
+            r#"{{"source":"s","target":"my.target","response":{response},"req_ts_utc":"2025-01-19 19:55:45",
+            "resp_ts_utc":"2025-01-19 19:55:46","ok":true,"exception":null,"cid":"{cid}"{more}}}"#,
+            cid = accepted.cid
         )
     };
     for _ in keys {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fanfare_coordinator::Limits;
-use fanfare_protocol::{FinalPayload, Manifest, QueueNames, StatusQuery};
+use fanfare_protocol::{Cid, EndedBy, FinalPayload, Manifest, QueueNames, ServiceName, StatusQuery};
 use fanfare_publisher::{Accepted, Failure, Fanout, InvokeError, Publisher, Target};
 use fanfare_tests::{PATIENCE, Stack, eventually, services};
 
@@ -39,6 +39,10 @@ with_shards!(
     a_shard_that_is_deleted_ends_its_fan_outs_with_what_is_missing_failed: 1,
     a_manifest_for_a_shard_beyond_those_that_are_served_is_parked_and_no_shard_declared: 1,
     a_manifest_that_was_parked_goes_to_its_shard_from_where_manifests_go: 1,
+    a_fan_out_of_a_publisher_that_was_told_of_fewer_shards_is_found: 4,
+    how_a_fan_out_with_a_queue_of_its_own_has_ended_is_known_beside_shards: 2,
+    another_manifest_of_a_run_in_a_shard_is_parked_and_the_first_stands: 1,
+    another_manifest_of_a_run_is_parked_and_the_first_stands: 0,
 );
 
 async fn invoke(publisher: &Publisher, service: &str, payload: impl serde::Serialize) -> Accepted {
@@ -217,6 +221,78 @@ async fn a_manifest_for_a_shard_beyond_those_that_are_served_is_parked_and_no_sh
     assert!(reason.starts_with("it belongs in shard 999, and the coordinators serve 1 shards"), "{reason}");
     stack.queue_is_gone(&beyond).await;
     coordinator.stop().await;
+}
+
+async fn a_fan_out_of_a_publisher_that_was_told_of_fewer_shards_is_found(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let _target = stack.record("my.target").await;
+    let mut cids = (0..).map(|n| Cid::new(format!("c{n}")).expect("a CID"));
+    let cid = cids.find(|cid| QueueNames::shard_of(cid, 4) != 0).expect("one is not of the first shard");
+    let publisher = stack.clone().sharing(1).publisher();
+    let coordinator = stack.coordinator();
+    let fanout = publisher.fanout("my.source").cid(cid.as_str()).target("my.target", 1).on_final("my.done");
+    let accepted = fanout.invoke().await.expect("accepted");
+    let operator = stack.operator(PATIENCE);
+    eventually("the fan-out is explained", async || {
+        // No coordinator listens at first.
+        operator.explain(&cid, None, 10).await.is_ok_and(|explained| explained.fan_outs.len() == 1)
+    })
+    .await;
+    let cancellation = publisher.cancel(&accepted).await.expect("cancelled");
+    assert_eq!((cancellation.missing, cancellation.ended_by), (1, Some(EndedBy::Cancel)));
+    assert_eq!(done.next_final().await.failures().count(), 1);
+    // It is known how it has ended, too.
+    assert_eq!(publisher.cancel(&accepted).await.expect("it has ended").missing, 1);
+    stack.ended([&accepted], coordinator).await;
+}
+
+async fn how_a_fan_out_with_a_queue_of_its_own_has_ended_is_known_beside_shards(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let worker = stack.worker([services::echo()]).await;
+    let coordinator = stack.coordinator();
+    let publisher = stack.clone().sharing(0).publisher();
+    let accepted = invoke(&publisher, "test.echo", 1).await;
+    done.next_final().await;
+    let cancellation = publisher.cancel(&accepted).await.expect("it has ended");
+    assert_eq!((cancellation.responded, cancellation.missing), (1, 0));
+    stack.ended([&accepted], coordinator).await;
+    worker.stop().await;
+}
+
+async fn another_manifest_of_a_run_in_a_shard_is_parked_and_the_first_stands(stack: Stack) {
+    let shard = stack.names().shard(0).name;
+    first_manifest_stands(stack, shard).await;
+}
+
+async fn another_manifest_of_a_run_is_parked_and_the_first_stands(stack: Stack) {
+    let fanin = stack.names().fanin().name;
+    first_manifest_stands(stack, fanin).await;
+}
+
+async fn first_manifest_stands(stack: Stack, manifests: String) {
+    let mut parked = stack.record_parked().await;
+    let mut recorders = [stack.record("my.done").await, stack.record("my.other").await];
+    let mut target = stack.record("my.target").await;
+    let accepted = invoke(&stack.publisher(), "my.target", 1).await;
+    let mut queue = stack.record_queue(&manifests).await;
+    let first = queue.next().await;
+    drop(queue);
+    let mut second = Manifest::decode(&first, stack.names()).expect("a manifest");
+    second.on_final = vec![ServiceName::new("my.other").expect("a name")];
+    for manifest in [first.clone(), second.encode(), first] {
+        stack.publish(&manifests, manifest).await;
+    }
+    let coordinator = stack.coordinator();
+    let copy = parked.next().await;
+    assert_eq!(copy.body, second.encode().body);
+    let reason = copy.text("fanfare-reason").expect("why");
+    assert!(reason.contains("says something else, and the first stands"), "{reason}");
+    fanfare_tests::answer(&stack, &target.next().await, Some("an answer")).await;
+    recorders[0].next_final().await;
+    stack.ended([&accepted], coordinator).await;
+    for recorder in recorders.iter_mut().chain([&mut parked]) {
+        assert_eq!(recorder.rest().await, []);
+    }
 }
 
 async fn a_shard_that_is_deleted_ends_its_fan_outs_with_what_is_missing_failed(stack: Stack) {

@@ -1,6 +1,6 @@
 use fanfare_fanin::Publication;
 use fanfare_protocol::{
-    Callback, CallbackKind, FinalBody, Manifest, Message, Parts, ReplyAddress, Sentinel, TargetResult,
+    Callback, CallbackKind, FinalBody, Manifest, Message, Parts, ReplyAddress, Sentinel, TargetResult, header,
 };
 
 use crate::outbox::{Absence, Outbox};
@@ -74,7 +74,7 @@ pub(crate) fn addressed(
             let sentinel = Sentinel::encode(&manifest.cid, manifest.run);
             Letter::new(manifest.reply_to.clone(), sentinel, Absence::Waits)
         }
-        Publication::Missing { place, body } => {
+        Publication::Missing { place, body, by } => {
             let to = ReplyAddress {
                 queue: manifest.reply_to.clone(),
                 cid: manifest.cid.clone(),
@@ -82,7 +82,8 @@ pub(crate) fn addressed(
                 key: manifest.key_at(place).cloned(),
                 message_id: format!("{}/{place}", manifest.cid),
             };
-            let message = TargetResult::message(body, &to, outbox.environment.now().into());
+            let message = TargetResult::message(body, &to, outbox.environment.now().into())
+                .with_header(header::ENDED_BY, by.as_str());
             Letter::new(to.queue, message, Absence::Waits)
         }
         Publication::Renewal => {

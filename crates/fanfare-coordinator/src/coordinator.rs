@@ -3,7 +3,9 @@ use std::sync::Arc;
 
 use fanfare_broker::{Aftercare, Backoff, Broker, Delivery, Environment, Subscription, SubscriptionOptions};
 use fanfare_fanin::{FanIn, Hold};
-use fanfare_protocol::{CancelRequest, CancelState, Cid, Manifest, Message, Presence, RunId, header};
+use fanfare_protocol::{
+    CancelAnswer, CancelRequest, CancelState, Cid, Manifest, Message, Presence, RunId, header,
+};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -16,11 +18,10 @@ use crate::delivery::Tag;
 use crate::ended::LatelyEnded;
 use crate::fan_out::{Conclusion, FanOut, Ties, Word};
 use crate::handle::Inquiry;
-use crate::inquiry::{Inquiries, Known};
+use crate::inquiry::{Inquiries, Known, gather};
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
 use crate::records::Records;
-use crate::shard::CancelWord;
 use crate::shards::Shards;
 use crate::trust::Trust;
 use crate::view::View;
@@ -62,7 +63,7 @@ pub struct Coordinator {
 /// A fan-out with a task.
 #[derive(Debug)]
 pub(crate) struct Open {
-    pub(crate) cid: Cid,
+    pub(crate) manifest: Arc<Manifest>,
     pub(crate) inbox: mpsc::UnboundedSender<Word>,
 }
 
@@ -220,6 +221,11 @@ impl Coordinator {
             tracing::debug!(cid = %manifest.cid, %run, "manifest of a fan-out that has ended");
             return delivery.receipt.ack().await;
         }
+        if let Some(open) = self.open.get(&run)
+            && let Err(reason) = open.manifest.check_repeated(&delivery.message, &manifest)
+        {
+            return self.refuse(delivery, &reason.to_string()).await;
+        }
         let take_over = delivery.redelivered || Manifest::is_renewed(&delivery.message);
         let tag = Tag::of_manifest(delivery.receipt);
         // Where its task has just ended without having ended the fan-out, this manifest begins anew.
@@ -247,16 +253,17 @@ impl Coordinator {
     fn open(&mut self, mut manifest: Manifest, tag: Tag, take_over: bool) {
         let deadline = deadline(&mut manifest, &*self.outbox.environment, self.started);
         let now = self.started.elapsed();
-        let (run, cid) = (manifest.run, manifest.cid.clone());
+        let run = manifest.run;
         let hold = Hold { token: self.outbox.environment.unique().into(), take_over };
         let (sender, inbox) = mpsc::unbounded_channel();
         tracing::debug!(cid = %manifest.cid, %run, targets = manifest.targets.len(), take_over, "fan-out taken");
         let watched = self.view.hold(&manifest, take_over);
         let machine = FanIn::new(manifest, tag, hold, self.config.limits, now).with_deadline(deadline, now);
+        let manifest = Arc::clone(machine.manifest());
         let ties = Ties { inbox, stop: self.stop.clone(), watched };
         let messenger = self.messenger.clone();
         let fan_out = FanOut::new(machine, messenger, self.trust.clone(), self.started, ties);
-        self.open.insert(run, Open { cid, inbox: sender });
+        self.open.insert(run, Open { manifest, inbox: sender });
         self.tasks.spawn(fan_out.run());
         self.tell_whether_full();
     }
@@ -294,30 +301,35 @@ impl Coordinator {
             tracing::warn!(%cid, reason, "a request to cancel is refused");
             return self.messenger.answer(&cid, reply_to, CancelState::Refused { reason });
         }
-        let open = self.open.iter().filter(|(_, open)| open.cid == cid);
+        let open = self.open.iter().filter(|(_, open)| open.manifest.cid == cid);
         let mut found = false;
         for (_, open) in open.filter(|(of, _)| run.is_none_or(|run| run == **of)) {
             found = true;
             // Where its task has just ended, the next request finds out how.
             let _ = open.inbox.send(Word::Cancel { reply_to: reply_to.clone() });
         }
-        let asked = CancelWord { cid: cid.clone(), run, reply_to: reply_to.clone(), found };
-        // Whoever consumes the shard answers, also that it knows nothing.
-        if !self.shards.cancel(asked) && !found {
-            let state = match self.ended.find(&cid, run) {
-                Some((run, cancellation)) => CancelState::Ended { run, cancellation },
-                None => match run.filter(|run| self.is_of_another(&cid, run)) {
-                    Some(run) => CancelState::Refused { reason: format!("run {run} has another CID") },
-                    None => CancelState::Unknown,
-                },
-            };
-            self.messenger.answer(&cid, reply_to, state);
+        let asked = self.shards.cancel(&cid, run, &reply_to);
+        if found {
+            return;
         }
+        let here = match (self.ended.find(&cid, run), run.filter(|run| self.is_of_another(&cid, run))) {
+            (Some((run, cancellation)), _) => CancelState::Ended { run, cancellation },
+            (None, Some(run)) => CancelState::Refused { reason: format!("run {run} has another CID") },
+            (None, None) => CancelState::Unknown,
+        };
+        let coordinator = self.messenger.coordinator();
+        self.messenger.tell(reply_to, async move {
+            let in_shards = gather(asked).await;
+            let found = in_shards.iter().any(|state| matches!(state, CancelState::Found { .. }));
+            let ended = in_shards.into_iter().find(|state| matches!(state, CancelState::Ended { .. }));
+            let state = ended.unwrap_or(here);
+            (!found).then(|| CancelAnswer { coordinator, state }.encode(&cid))
+        });
     }
 
     /// Whether this run is known here with another CID.
     fn is_of_another(&self, cid: &Cid, run: &RunId) -> bool {
-        let known = self.open.get(run).map(|open| &open.cid).or_else(|| self.ended.cid(run));
+        let known = self.open.get(run).map(|open| &open.manifest.cid).or_else(|| self.ended.cid(run));
         known.is_some_and(|known| known != cid)
     }
 
@@ -369,7 +381,7 @@ impl Coordinator {
         let open = self.open.remove(&conclusion.run);
         self.tell_whether_full();
         if let (Some(open), true) = (open, conclusion.ended) {
-            self.ended.insert(conclusion.run, open.cid, conclusion.how);
+            self.ended.insert(conclusion.run, open.manifest.cid.clone(), conclusion.how);
             self.records.extend(conclusion.record.take());
         }
         // Copies of the manifest that arrived too late for the task. Who asked for a cancel asks again.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use fanfare_broker::Delivery;
-use fanfare_protocol::{Invocation, Manifest, Message, ReplyAddress, TargetResult, WireTime, header};
+use fanfare_protocol::{
+    Invocation, Manifest, Message, ReplyAddress, ServiceName, TargetResult, WireTime, header,
+};
 
 use crate::outbox::{Absence, Outbox, Outcome};
 use crate::telemetry;
@@ -46,7 +48,10 @@ pub(crate) async fn settle(outbox: Outbox, trust: Trust, delivery: Delivery) {
         return receipt.ack().await;
     }
     if let Some(to) = reply_address(&message, &outbox) {
-        let failed = failed(&message, &to, &reason, WireTime::from(outbox.environment.now()));
+        let service = outbox.names.service_of(&from);
+        let service =
+            service.as_ref().map(ServiceName::as_str).or(message.text(header::TARGET)).unwrap_or_default();
+        let failed = failed(&message, service, &to, &reason, WireTime::from(outbox.environment.now()));
         // One that is too large holds nothing but the reason: its fan-out ends at its deadline then.
         outbox.publish(&to.queue, failed, Absence::Late).await;
     }
@@ -65,9 +70,9 @@ fn reply_address(message: &Message, outbox: &Outbox) -> Option<ReplyAddress> {
     }
 }
 
-fn failed(message: &Message, to: &ReplyAddress, reason: &str, now: WireTime) -> Message {
+fn failed(message: &Message, service: &str, to: &ReplyAddress, reason: &str, now: WireTime) -> Message {
     let exception = format!("the request was never answered: {reason}; it is kept among the parked messages");
-    TargetResult::message(TargetResult::unanswered(message, to, exception, now).to_body(), to, now)
+    TargetResult::message(TargetResult::unanswered(message, service, to, exception, now).to_body(), to, now)
 }
 
 /// The queue that gave a message up last, and why; the queue of dead letters where the message does not say.

@@ -13,7 +13,7 @@ pub(crate) struct Tag {
     receipt: Receipt,
     /// Of a manifest, which is held for as long as its fan-out is open.
     _manifest: Option<Arc<HeldManifest>>,
-    /// Of a message that is to be parked: the message.
+    /// Of a message that is to be parked, or may be: the message.
     message: Option<Arc<Message>>,
 }
 
@@ -23,7 +23,7 @@ impl Tag {
         Self { receipt, _manifest: None, message: None }
     }
 
-    /// Of a message that nobody can use.
+    /// Of a message that nobody can use, or nobody here.
     pub(crate) fn of_garbage(delivery: Delivery) -> Self {
         Self { receipt: delivery.receipt, _manifest: None, message: Some(Arc::new(delivery.message)) }
     }

@@ -333,6 +333,7 @@ pub(crate) fn tell(manifest: &Manifest, summary: &Summary) {
             %by,
             missing = summary.ending.missing,
             late = summary.late,
+            strangers = summary.strangers,
             "fan-out ended before all targets had responded"
         ),
         None => tracing::debug!(%cid, %run, ?summary, "fan-out ended"),
@@ -349,7 +350,8 @@ fn event_of(heard: Heard, machine: &FanIn<Tag>) -> Event<Tag> {
             telemetry::read(redelivered);
             log_malformed(&delivery.message, &item, machine);
             let tag = match item {
-                Item::Garbage(_) => Tag::of_garbage(*delivery),
+                // The latter is parked where too much of it is held.
+                Item::Garbage(_) | Item::Unknown => Tag::of_garbage(*delivery),
                 _ => Tag::of_result(delivery.receipt),
             };
             Event::Delivered { tag, redelivered, item }

@@ -174,11 +174,11 @@ impl Inquiries {
         let (coordinator, name) = (self.messenger.coordinator(), self.name.clone());
         let trusted = refused.is_none();
         let is_meant = |of: &RunId| trusted && run.is_none_or(|run| run == *of);
-        let open = known.open.iter().filter(|(of, open)| is_meant(of) && open.cid == *cid);
+        let open = known.open.iter().filter(|(of, open)| is_meant(of) && open.manifest.cid == *cid);
         let asked = ask(open.map(|(_, open)| &open.inbox), || {
             move |machine: &FanIn<Tag>| Some(explain(machine, limit))
         });
-        let asked_shards = ask(known.shards.inbox(cid).into_iter().filter(|_| trusted), || {
+        let asked_shards = ask(known.shards.inboxes().filter(|_| trusted), || {
             let cid = cid.clone();
             move |shard: &Shard<shard::Tag>| {
                 let meant = shard.find(&cid, run).into_iter().filter_map(|run| shard.fan_in(&run));
@@ -240,7 +240,7 @@ async fn gather_all<T>(
 }
 
 /// What the tasks answer. Those that have just ended answer nothing.
-async fn gather<T>(asked: Vec<oneshot::Receiver<T>>) -> Vec<T> {
+pub(crate) async fn gather<T>(asked: Vec<oneshot::Receiver<T>>) -> Vec<T> {
     let answers = join_all(asked.into_iter().map(|answer| timeout(PATIENCE, answer))).await;
     answers.into_iter().filter_map(|answer| answer.ok()?.ok()).collect()
 }

@@ -40,11 +40,17 @@ impl Messenger {
         self.tell(reply_to, async { message });
     }
 
-    /// Sends whoever asked something an answer that is still to be put together.
-    pub(crate) fn tell(&self, reply_to: String, answer: impl Future<Output = Message> + Send + 'static) {
+    /// Sends whoever asked something an answer that is still to be put together, if one comes of it.
+    pub(crate) fn tell<M: Into<Option<Message>>>(
+        &self,
+        reply_to: String,
+        answer: impl Future<Output = M> + Send + 'static,
+    ) {
         let outbox = self.outbox.clone();
         self.send(async move {
-            outbox.publish(&reply_to, answer.await, Absence::Drops).await;
+            if let Some(answer) = answer.await.into() {
+                outbox.publish(&reply_to, answer, Absence::Drops).await;
+            }
         });
     }
 

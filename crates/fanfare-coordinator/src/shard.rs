@@ -16,7 +16,7 @@ use fanfare_protocol::{
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -49,21 +49,18 @@ const AT_ONE_GO: usize = 256;
 /// A channel that lasted this long ends the growth of the waits between one and the next.
 const LASTING: Duration = Duration::from_secs(30);
 
-/// Somebody asks for the cancel of what a shard may hold.
-#[derive(Debug)]
-pub(crate) struct CancelWord {
-    pub(crate) cid: Cid,
-    pub(crate) run: Option<RunId>,
-    pub(crate) reply_to: String,
-    /// Whether another part of this coordinator has found something already, and has said so.
-    pub(crate) found: bool,
-}
-
 /// What the task of a shard is told.
 #[derive(Debug)]
 pub(crate) enum Word {
-    /// Somebody asks for a cancel.
-    Cancel(CancelWord),
+    /// Somebody asks for a cancel of what the shard may hold.
+    Cancel {
+        cid: Cid,
+        run: Option<RunId>,
+        /// Where it is answered that something was found, and what has come of it.
+        reply_to: String,
+        /// Where the coordinator is told what is known.
+        known: oneshot::Sender<CancelState>,
+    },
     /// Somebody wants to know how its fan-outs are.
     Question(Question<Shard<Tag>>),
 }
@@ -205,7 +202,10 @@ impl Hold<'_> {
                 Some(tag) = self.parking.next() => self.acks.push(tag),
                 Some(()) = self.watchers.told() => {}
                 Some(word) = self.task.inbox.recv() => match word {
-                    Word::Cancel(word) => self.cancel(&word),
+                    Word::Cancel { cid, run, reply_to, known } => {
+                        // The coordinator may not wait any longer.
+                        let _ = known.send(self.cancel(&cid, run, &reply_to));
+                    }
                     Word::Question(question) => question.put(&self.machine),
                 },
                 () = sleep_until(timeout) => self.handle(ShardEvent::TimePassed),
@@ -260,10 +260,15 @@ impl Hold<'_> {
         let outbox = &self.task.messenger.outbox;
         let manifest = self.task.trust.check(&message).and_then(|()| {
             let manifest = Manifest::decode(&message, &outbox.names).map_err(|reason| reason.to_string())?;
-            if manifest.reply_to == self.task.queue.name {
-                return Ok(manifest);
+            if manifest.reply_to != self.task.queue.name {
+                return Err(format!(
+                    "reply_to {:?} is not the shard that it was read from",
+                    manifest.reply_to
+                ));
             }
-            Err(format!("reply_to {:?} is not the shard that it was read from", manifest.reply_to))
+            let first = self.machine.fan_in(&manifest.run).map(FanIn::manifest);
+            let repeats = first.map_or(Ok(()), |first| first.check_repeated(&message, &manifest));
+            repeats.map(|()| manifest).map_err(|reason| reason.to_string())
         });
         match manifest {
             Ok(mut manifest) => {
@@ -391,26 +396,23 @@ impl Hold<'_> {
         }
     }
 
-    /// Somebody asks for a cancel, for the first time or again.
-    fn cancel(&mut self, word: &CancelWord) {
-        let CancelWord { cid, run, reply_to, found } = word;
-        let open = self.machine.find(cid, *run);
+    /// Somebody asks for a cancel, for the first time or again. Returns what is known; what was found is answered already.
+    fn cancel(&mut self, cid: &Cid, run: Option<RunId>, reply_to: &str) -> CancelState {
+        let open = self.machine.find(cid, run);
         let messenger = self.task.messenger.clone();
         for run in &open {
-            messenger.answer(cid, reply_to.clone(), CancelState::Found { run: *run });
+            messenger.answer(cid, reply_to.to_owned(), CancelState::Found { run: *run });
             let askers = self.askers.entry(*run).or_default();
             if askers.len() < MOST_ASKERS {
-                askers.insert(reply_to.clone());
+                askers.insert(reply_to.to_owned());
             }
             let at = messenger.outbox.environment.now().into();
             self.handle(ShardEvent::Cancel { run: *run, at });
         }
-        if open.is_empty() && !found {
-            let state = match self.task.known.lately.find(cid, *run) {
-                Some((run, cancellation)) => CancelState::Ended { run, cancellation },
-                None => CancelState::Unknown,
-            };
-            messenger.answer(cid, reply_to.clone(), state);
+        match (open.first(), self.task.known.lately.find(cid, run)) {
+            (Some(run), _) => CancelState::Found { run: *run },
+            (None, Some((run, cancellation))) => CancelState::Ended { run, cancellation },
+            (None, None) => CancelState::Unknown,
         }
     }
 

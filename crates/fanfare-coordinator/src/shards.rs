@@ -2,8 +2,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fanfare_fanin::ShardLimits;
-use fanfare_protocol::{Cid, Presence, QueueNames};
-use tokio::sync::mpsc;
+use fanfare_protocol::{CancelState, Cid, Presence, QueueNames, RunId};
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -13,7 +13,7 @@ use crate::fan_out::sleep_until;
 use crate::members::{HEARTBEAT, Members};
 use crate::messenger::Messenger;
 use crate::records::Record;
-use crate::shard::{CancelWord, Known, ShardTask, Word};
+use crate::shard::{Known, ShardTask, Word};
 use crate::trust::Trust;
 use crate::view::View;
 
@@ -180,18 +180,24 @@ impl Shards {
         self.share();
     }
 
-    /// Passes on that somebody asks for a cancel. Returns whether it is answered.
-    pub(crate) fn cancel(&self, word: CancelWord) -> bool {
-        self.inbox(&word.cid).is_some_and(|inbox| inbox.send(Word::Cancel(word)).is_ok())
+    /// Passes on that somebody asks for a cancel. What has been found is answered; of the rest, each shard tells here what it
+    /// knows.
+    pub(crate) fn cancel(
+        &self,
+        cid: &Cid,
+        run: Option<RunId>,
+        reply_to: &str,
+    ) -> Vec<oneshot::Receiver<CancelState>> {
+        let asked = self.inboxes().map(|inbox| {
+            let (known, answer) = oneshot::channel();
+            let _ = inbox.send(Word::Cancel { cid: cid.clone(), run, reply_to: reply_to.to_owned(), known });
+            answer
+        });
+        asked.collect()
     }
 
-    /// The way to the task of a CID's shard, where it is consumed here.
-    pub(crate) fn inbox(&self, cid: &Cid) -> Option<&mpsc::UnboundedSender<Word>> {
-        let shard = (self.count > 0).then(|| QueueNames::shard_of(cid, self.count))?;
-        Some(&self.consumed.get(&shard)?.inbox)
-    }
-
-    /// The ways to the tasks of all shards that are consumed here.
+    /// The ways to the tasks of all shards that are consumed here. A publisher that was told of fewer shards has its fan-outs in
+    /// others than their CIDs' among all.
     pub(crate) fn inboxes(&self) -> impl Iterator<Item = &mpsc::UnboundedSender<Word>> {
         self.consumed.values().map(|consumed| &consumed.inbox)
     }

@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use fanfare_protocol::{Cancellation, Checkpoint, Ending, Fence, FinalBody, TraceParent};
+use fanfare_protocol::{Cancellation, Checkpoint, EndedBy, Ending, Fence, FinalBody, TraceParent};
 
 /// Something the coordinator has to do, in the order given.
 #[derive(Debug, Clone, PartialEq)]
@@ -81,6 +81,8 @@ pub enum Publication {
         place: usize,
         /// The result's body.
         body: Bytes,
+        /// Why it is not, as the body says: the message says it in header `fanfare-ended-by` too.
+        by: EndedBy,
     },
     /// A copy of the manifest, marked renewed, to where manifests go.
     Renewal,
@@ -102,7 +104,7 @@ pub struct Summary {
     pub late: usize,
     /// Results that repeated one which had counted.
     pub duplicates: usize,
-    /// Results of other runs or of unknown targets.
+    /// Results of other fan-outs, or of targets that the manifest does not list.
     pub strangers: usize,
     /// Checkpoints written.
     pub checkpoints: u64,

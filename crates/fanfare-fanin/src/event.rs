@@ -69,7 +69,7 @@ pub enum Item {
     Fence(Fence),
     /// What lies in the queue from before the manifest to its deletion.
     Sentinel,
-    /// A result of another run, or of a target that the manifest does not list: an ordinary event, ignored.
+    /// A result of another run, CID or service, or of a target that the manifest does not list: an ordinary event, ignored.
     Stranger,
     /// Of a type that this version does not know and another may need: held, and never acked while the fan-out lives.
     Unknown,

@@ -37,8 +37,10 @@ pub(crate) fn read(message: &Message, manifest: &Manifest, places: &Places) -> I
     }
 }
 
+/// Whether a message names another fan-out than this one.
 fn is_foreign(message: &Message, manifest: &Manifest) -> bool {
     message.run().is_ok_and(|run| run != manifest.run)
+        || message.properties.correlation_id.as_ref().is_some_and(|cid| *cid != manifest.cid.as_str())
 }
 
 fn read_result(message: &Message, manifest: &Manifest, places: &Places) -> Item {
@@ -60,19 +62,30 @@ fn read_result(message: &Message, manifest: &Manifest, places: &Places) -> Item 
         }
     };
     let Some(place) = place else { return Item::Stranger };
-    let sound = message.run().and_then(|_| TargetResult::from_body(&message.body));
-    match sound {
+    let sound =
+        message.run().and_then(|_| message.cid()).and_then(|_| TargetResult::from_body(&message.body));
+    let reason = match sound {
+        Ok(result) if is_of_another(&result, manifest, place) => return Item::Stranger,
+        Ok(TargetResult { ended_by: Some(by), .. })
+            if message.text(header::ENDED_BY) != Some(by.as_str()) =>
+        {
+            // It would end the fan-out for all targets. A coordinator says it in a header too, which no worker copies.
+            format!("the result is malformed: `ended_by` is `{by}`, which only coordinators write")
+        }
         Ok(result) => {
             let traceparent = TraceParent::of(message).filter(|_| place < limits::LINKS);
             let answer = Answer { traceparent, ..Answer::new(trimmed(&message.body), &result) };
-            Item::Result { place, answer }
+            return Item::Result { place, answer };
         }
-        Err(Malformed(reason)) => {
-            let at = message.properties.timestamp.and_then(WireTime::from_timestamp);
-            let answer = failure(manifest, place, reason, at, None);
-            Item::Result { place, answer }
-        }
-    }
+        Err(Malformed(reason)) => reason,
+    };
+    let at = message.properties.timestamp.and_then(WireTime::from_timestamp);
+    Item::Result { place, answer: failure(manifest, place, reason, at, None) }
+}
+
+/// Whether a result says of itself that it is of another fan-out or service than the target at this place.
+fn is_of_another(result: &TargetResult, manifest: &Manifest, place: usize) -> bool {
+    result.cid != manifest.cid || result.target != manifest.targets[place].service.as_str()
 }
 
 /// A failed result that a coordinator puts in a target's place.

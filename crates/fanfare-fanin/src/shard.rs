@@ -7,7 +7,7 @@ mod room;
 mod unclaimed;
 mod words;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,8 +52,8 @@ pub struct Shard<T> {
     unclaimed: Unclaimed<T>,
     records: Records<T>,
     memory: Memory,
-    /// Deliveries of types that this version does not know.
-    unknown: Vec<T>,
+    /// Messages of types that this version does not know, and when each arrived.
+    unknown: VecDeque<(Time, Held<T>)>,
     /// Messages that are published again, each with the delivery that it replaces.
     again: BTreeMap<u64, T>,
     next_again: u64,
@@ -88,7 +88,7 @@ impl<T: Clone> Shard<T> {
             unclaimed: Unclaimed::new(),
             records: Records::new(token, limits.recorded),
             memory,
-            unknown: Vec::new(),
+            unknown: VecDeque::new(),
             again: BTreeMap::new(),
             next_again: 0,
             held: 0,
@@ -155,8 +155,9 @@ impl<T: Clone> Shard<T> {
         let looking = self.fences.looks_for_manifests();
         let unclaimed = if looking { None } else { self.unclaimed.due(self.limits.patience) };
         let record = self.records.due(self.limits.fan_out.renewal);
+        let unknown = self.unknown.front().map(|(since, _)| *since + self.limits.fan_out.renewal);
         let room = self.needs_room().then_some(self.next_room);
-        [of_fan_outs, fence, unclaimed, record, room].into_iter().flatten().min()
+        [of_fan_outs, fence, unclaimed, record, unknown, room].into_iter().flatten().min()
     }
 
     /// Takes an event in, and adds what to do, in order.
@@ -215,7 +216,21 @@ impl<T: Clone> Shard<T> {
         if let Some(fence) = self.fences.again(self.limits.fan_out.fence_again, now) {
             publish(Of::Fence, ShardPublication::Fence(fence), out);
         }
+        self.park_unknown(now, out);
         self.make_room(now, out);
+    }
+
+    /// Parks messages of unknown types that were held as long as anything may be: a newer version had its time to read them.
+    fn park_unknown(&mut self, now: Time, out: &mut Vec<ShardEffect<T>>) {
+        let held_for = self.limits.fan_out.renewal;
+        while let Some((_, held)) = self.unknown.pop_front_if(|(since, _)| *since + held_for <= now) {
+            let reason = format!(
+                "unknown type {:?}: it was held for {held_for:?}, and no coordinator that knows it has taken the shard over; \
+                 upgrade the coordinators, or find out who sends it",
+                held.message.kind()
+            );
+            self.park(held, Malformed(reason), out);
+        }
     }
 
     fn take_manifest(
@@ -260,11 +275,13 @@ impl<T: Clone> Shard<T> {
                 Ok(record) => self.read_record(held.tag, &record, now, out),
                 Err(reason) => self.park(held, reason, out),
             },
-            (kind, Ok(run)) if kind.starts_with("fanfare.") => self.deliver(run, held, now, out),
-            (header::TYPE_RESULT | header::TYPE_CHECKPOINT, Err(reason)) => self.park(held, reason, out),
+            (header::TYPE_RESULT | header::TYPE_CHECKPOINT | header::TYPE_SENTINEL, run) => match run {
+                Ok(run) => self.deliver(run, held, now, out),
+                Err(reason) => self.park(held, reason, out),
+            },
             // They are held for a newer version to read, but must not fill the window.
             (kind, _) if kind.starts_with("fanfare.") && self.unknown.len() < self.part(4) => {
-                self.unknown.push(held.tag);
+                self.unknown.push_back((now, held));
             }
             (kind, _) => {
                 let reason = format!("type {kind:?} does not belong into a shard");

@@ -55,7 +55,8 @@ pub const DEATHS: &str = "x-death";
 pub const FIRST_DEATH_REASON: &str = "x-first-death-reason";
 /// Set by a broker that dead-letters: the queue in which the message died first.
 pub const FIRST_DEATH_QUEUE: &str = "x-first-death-queue";
-/// On the final callback of a fan-out that ended before all targets had responded: see [`EndedBy`](crate::EndedBy).
+/// On the final callback of a fan-out that ended before all targets had responded, and on a result that a coordinator wrote for that
+/// reason in a target's place: see [`EndedBy`](crate::EndedBy).
 pub const ENDED_BY: &str = "fanfare-ended-by";
 /// On such a callback: how many targets had not responded.
 pub const MISSING: &str = "fanfare-missing";

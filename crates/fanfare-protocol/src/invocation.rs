@@ -51,7 +51,7 @@ pub struct ReplyAddress {
     pub run: RunId,
     /// The target's key; where the request had none, its place in the manifest tells the coordinator.
     pub key: Option<TargetKey>,
-    /// The request's `message_id`.
+    /// The request's `message_id`; the CID where the request has none that could be used.
     pub message_id: String,
 }
 
@@ -145,11 +145,13 @@ impl ReplyAddress {
         if !names.is_reply_queue(&queue, &cid, run) {
             return None;
         }
-        let message_id = message_id_of(&message.properties).ok()?;
         let key = message.text(header::KEY).and_then(|key| TargetKey::new(key).ok());
-        if key.is_none() && place_of(&message_id, &cid).is_none() {
-            return None;
-        }
+        let message_id = match message_id_of(&message.properties) {
+            Ok(id) if key.is_some() || place_of(&id, &cid).is_some() => id,
+            // The key tells the target, and the result needs some id.
+            Err(_) if key.is_some() => cid.to_string(),
+            _ => return None,
+        };
         Some(Self { queue, cid, run, key, message_id })
     }
 }

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use crate::message::{HeaderValue, Message};
@@ -119,6 +121,22 @@ impl Manifest {
         Ok(manifest)
     }
 
+    /// Checks a further manifest of the same run, which came in `message`. What a coordinator has renewed is never refused: the
+    /// delivery that it replaces may be acked already.
+    ///
+    /// # Errors
+    /// Where it says anything else than this one, but for `deadline_utc`: part of the fan-out may have happened by this one.
+    pub fn check_repeated(&self, message: &Message, repeated: &Self) -> Result<(), Malformed> {
+        let deadline_utc = self.deadline_utc;
+        if Self::is_renewed(message) || *self == (Self { deadline_utc, ..repeated.clone() }) {
+            return Ok(());
+        }
+        Err(Malformed::new(format!(
+            "another manifest of run {} came before and says something else, and the first stands: draw a run for each invocation",
+            self.run
+        )))
+    }
+
     fn check(&self, names: &QueueNames) -> Result<(), Malformed> {
         if !names.is_reply_queue(&self.reply_to, &self.cid, self.run) {
             let own = names.aggregation(&self.cid, self.run).name;
@@ -145,11 +163,23 @@ impl Manifest {
                 let (is, most) = (callbacks.len(), limits::CALLBACKS);
                 return Err(Malformed::new(format!("{name} lists {is} callbacks, and {most} is the most")));
             }
+            let mut names = BTreeSet::new();
+            if let Some(twice) = callbacks.iter().find(|callback| !names.insert(*callback)) {
+                return Err(Malformed::new(format!(
+                    "{name} lists {twice} twice, which would invoke it twice with the same message: list it once"
+                )));
+            }
+        }
+        if let (Channel::ParallelExecCall, Some(callback)) = (self.channel, self.on_final.first()) {
+            return Err(Malformed::new(format!(
+                "on_final lists {callback}, and a parallel execution has no final callbacks: use channel {}",
+                Channel::FanoutCall.as_header()
+            )));
         }
         if let Some(policy) = &self.completion {
             policy.check(self.targets.len()).map_err(|rule| Malformed::new(rule.to_string()))?;
         }
-        let mut keys = std::collections::BTreeSet::new();
+        let mut keys = BTreeSet::new();
         match self.targets.iter().find(|target| !keys.insert(&target.key)) {
             Some(twice) => Err(Malformed::new(format!("key {:?} is there twice", twice.key.as_str()))),
             None => Ok(()),

@@ -92,13 +92,19 @@ impl TargetResult {
         }
     }
 
-    /// What a request comes to that nobody could answer: what the request itself says, and why.
+    /// What a request of a service comes to that nobody could answer: what the request itself says, and why.
     #[must_use]
-    pub fn unanswered(request: &Message, to: &ReplyAddress, exception: String, at: WireTime) -> Self {
+    pub fn unanswered(
+        request: &Message,
+        service: &str,
+        to: &ReplyAddress,
+        exception: String,
+        at: WireTime,
+    ) -> Self {
         let text = |name| request.text(name).unwrap_or_default();
         Self {
             source: text(header::SOURCE).to_owned(),
-            target: text(header::TARGET).to_owned(),
+            target: service.to_owned(),
             response: null(),
             req_ts_utc: text(header::REQUESTED_AT).parse().unwrap_or(at),
             resp_ts_utc: at,

@@ -271,9 +271,11 @@ pub enum WaitError {
     /// The fan-out was not accepted, or nobody can say.
     #[error(transparent)]
     Invoke(#[from] InvokeError),
-    /// The fan-out did not end in time. It goes on, and the final callbacks that it has will come.
+    /// The fan-out did not end in time. It goes on, and the final callbacks that it has will come, unless a coordinator has refused
+    /// its manifest, which is among the parked messages then.
     #[error(
-        "the fan-out did not end within {timeout:?} (CID {cid}, run {run}); it goes on without the caller"
+        "the fan-out did not end within {timeout:?} (CID {cid}, run {run}); it goes on without the caller, unless its manifest was \
+         refused, which is parked then: see `fanfare explain {cid}` and `fanfare parked list`"
     )]
     TimedOut {
         /// The correlation ID.

@@ -103,7 +103,8 @@ impl Pipeline {
                 let exception =
                     format!("the request is given up: {reason}; it is kept among the parked messages");
                 let now = self.answers.now();
-                let result = TargetResult::unanswered(&message, &to, exception, now);
+                let service = self.registered.name.as_str();
+                let result = TargetResult::unanswered(&message, service, &to, exception, now);
                 self.answers.publish_result(&result, &to).await;
             }
             self.answers.park(&message, &self.queue, &reason).await;

@@ -236,6 +236,7 @@ async fn malformed_messages_are_parked_once_and_do_not_stop_the_service() {
     elsewhere.properties.reply_to = Some("fanfare.fanin".to_owned());
     let mut nameless = bench.request("increment", 0, "1");
     nameless.properties = Properties { message_id: None, ..nameless.properties };
+    nameless.headers.remove(header::KEY);
     for message in [garbage, elsewhere, nameless, bench.request("increment", 5, "5")] {
         bench.send("increment", message).await;
     }
@@ -259,12 +260,17 @@ async fn a_malformed_request_that_says_where_to_answer_is_answered() {
     bench
         .send("increment", bench.request("increment", 0, "1").with_header(header::CHANNEL, "telegram"))
         .await;
-    let _worker = bench.start([increment()]).await;
-    let exception = bench.result().await.exception.unwrap();
-    assert!(
-        exception.starts_with("the request is malformed:") && exception.contains("telegram"),
-        "{exception}"
-    );
+    let mut nameless = bench.request("increment", 1, "1");
+    nameless.properties = Properties { message_id: None, ..nameless.properties };
+    bench.send("increment", nameless).await;
+    let _worker = bench.start([increment().concurrency(1)]).await;
+    for (result, words) in bench.results(2).await.into_iter().zip(["telegram", "message_id is missing"]) {
+        let exception = result.exception.unwrap();
+        assert!(
+            exception.starts_with("the request is malformed:") && exception.contains(words),
+            "{exception}"
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

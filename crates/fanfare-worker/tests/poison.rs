@@ -109,6 +109,18 @@ async fn from_the_third_delivery_on_nothing_of_any_service_runs_beside_it() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn at_their_second_delivery_messages_still_run_side_by_side() {
+    let bench = Bench::new();
+    let gauge = Gauge::default();
+    bench.call("a", ["1", "2", "3"]).await;
+    bench.deliver("a", 3, 1).await;
+    let worker = bench.start([gauge.service("a")]).await;
+    bench.results(3).await;
+    assert_eq!(gauge.most.load(Ordering::SeqCst), 3);
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_worker_that_stops_puts_back_what_waits_to_run_alone() {
     let bench = Bench::new();
     bench.call("a", ["1", "2"]).await;

@@ -10,7 +10,7 @@ use fanfare_protocol::{Cancellation, EndedBy, WireTime};
 
 use super::{FanIn, Pending, Phase, Time};
 use crate::read::failure;
-use crate::{Effect, Publication};
+use crate::{Answer, Effect, Publication};
 
 /// Failed results of one fan-out that are on their way to the queue at once, so that a wide one does not take the
 /// connection for itself.
@@ -102,10 +102,11 @@ impl<T: Clone> FanIn<T> {
             if self.gathered.entry(place).is_some() {
                 continue;
             }
-            let failed =
-                failure(&self.manifest, place, closing.exception.clone(), closing.at, Some(closing.by));
+            let by = closing.by;
+            let Answer { body, .. } =
+                failure(&self.manifest, place, closing.exception.clone(), closing.at, Some(by));
             closing.open += 1;
-            self.publish(Pending::Missing, Publication::Missing { place, body: failed.body }, out);
+            self.publish(Pending::Missing, Publication::Missing { place, body, by }, out);
         }
         self.closing = Some(closing);
     }

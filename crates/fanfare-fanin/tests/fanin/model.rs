@@ -10,7 +10,7 @@ use bytes::Bytes;
 use fanfare_fanin::{Deadline, Effect, Event, FanIn, Hold, Item, Limits, Publication, PublicationId};
 use fanfare_protocol::{EndedBy, Ending, FinalBody, Manifest, Message, Sentinel, TargetResult};
 
-use crate::samples::{id, result_of, time};
+use crate::samples::{id, missing_of, time};
 
 /// Small numbers, so that a few targets reach every limit.
 pub(crate) const LIMITS: Limits = Limits {
@@ -425,9 +425,9 @@ impl World {
                 self.results.iter_mut().for_each(|results| results.push(sentinel.clone()));
             }
             Publication::Renewal => self.manifests.push(true),
-            Publication::Missing { place, body } => {
+            Publication::Missing { place, body, .. } => {
                 let key = self.manifest.key_at(place).unwrap().as_str();
-                self.work.push_front(result_of(self.manifest.run, key, body));
+                self.work.push_front(missing_of(self.manifest.run, key, body));
                 self.work();
             }
             Publication::Waiter { .. } | Publication::ParkedManifest { .. } => {}

@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 use fanfare_fanin::{Answer, Event, FanIn, Hold, Item, Limits};
-use fanfare_protocol::{Checkpoint, CheckpointEntry, Message, TargetKey, TargetResult, header};
+use fanfare_protocol::{Checkpoint, CheckpointEntry, Cid, EndedBy, Message, TargetKey, TargetResult, header};
 use proptest::prelude::*;
 
-use crate::samples::{body, checkpoint, id, manifest, result_of, time};
+use crate::samples::{body, checkpoint, id, manifest, missing, missing_of, result_of, time};
 use crate::story::Story;
 
 fn machine() -> FanIn<u32> {
@@ -140,6 +140,58 @@ fn checkpoints_and_fences_of_another_run_are_strangers() {
     assert_eq!(machine().read(&crate::samples::fence(7).encode(&other)), Item::Stranger);
 }
 
+#[test]
+fn a_result_that_names_another_fan_out_or_service_in_any_place_is_a_strangers() {
+    let sound = TargetResult::from_body(&body("one")).unwrap();
+    let of_cid = TargetResult { cid: Cid::new("c2").unwrap(), ..sound.clone() }.to_body();
+    let verdict_of_cid =
+        TargetResult { ended_by: Some(EndedBy::Cancel), cid: Cid::new("c2").unwrap(), ..sound.clone() }
+            .to_body();
+    let of_service = TargetResult { target: "stock.check".to_owned(), ..sound }.to_body();
+    let mut correlated = result_of(id(1), "a", body("one"));
+    correlated.properties.correlation_id = Some("c2".to_owned());
+    for message in [
+        correlated,
+        result_of(id(1), "a", of_cid),
+        result_of(id(1), "a", verdict_of_cid),
+        result_of(id(1), "a", of_service),
+        result_of(id(1), "c", body("one")),
+        result_of(id(2), "a", body("one")),
+    ] {
+        assert_eq!(machine().read(&message), Item::Stranger, "{message:?}");
+    }
+}
+
+#[test]
+fn a_result_that_does_not_say_of_which_fan_out_it_is_fails_its_target() {
+    let mut message = result_of(id(1), "a", body("one"));
+    message.properties.correlation_id = None;
+    assert!(failure(&message).1.contains("correlation_id is missing"));
+    let mut message = result_of(id(1), "a", body("one"));
+    message.headers.remove(header::RUN);
+    assert!(failure(&message).1.contains("fanfare-run is missing"));
+}
+
+#[test]
+fn a_worker_that_writes_a_coordinators_verdict_fails_its_own_target_alone() {
+    let mut story = Story::fresh(manifest(["a", "b"], 0, 1));
+    story.opened().check(&[]);
+    let verdict = missing(EndedBy::Cancel, "cancelled");
+    let forged = result_of(id(1), "a", verdict.clone());
+    assert!(failure(&forged).1.contains("`ended_by` is `cancel`, which only coordinators write"));
+    story.message("r1", false, &forged).check(&[]);
+    let lines = story.result("r2", "b", "two").lines();
+    assert!(
+        lines[0].starts_with("final 0 with [a=!the result is malformed") && lines[0].ends_with("b=two]"),
+        "{lines:?}"
+    );
+
+    let Item::Result { answer, .. } = machine().read(&missing_of(id(1), "a", verdict)) else {
+        panic!("it is one")
+    };
+    assert_eq!(answer.ended_by, Some(EndedBy::Cancel));
+}
+
 proptest! {
     /// Whatever a worker sends in a target's name, the fan-out ends.
     #[test]
@@ -156,7 +208,11 @@ proptest! {
     ) {
         let mut story = Story::fresh(manifest(["a"], 0, 1));
         story.opened().check(&[]);
-        let lines = story.message("r1", false, &result_of(id(1), "a", bytes.into())).lines();
+        let mut lines = story.message("r1", false, &result_of(id(1), "a", bytes.into())).lines();
+        // It names another fan-out or service: the target has not answered yet.
+        if lines == ["ack r1"] {
+            lines = story.result("r2", "a", "one").lines();
+        }
         prop_assert!(lines[0].starts_with("final 0 with [a="), "{:?}", lines);
     }
 }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use fanfare_protocol::{
     Channel, Checkpoint, CheckpointEntry, Cid, EndedBy, Fence, Manifest, ManifestTarget, Message, Metadata,
-    QueueNames, ReplyAddress, RunId, ServiceName, Source, TargetKey, TargetResult, WireTime,
+    QueueNames, ReplyAddress, RunId, ServiceName, Source, TargetKey, TargetResult, WireTime, header,
 };
 use uuid::Uuid;
 
@@ -102,6 +102,12 @@ pub(crate) fn result_of(run: RunId, key: &str, body: Bytes) -> Message {
         message_id: "c1/0".to_owned(),
     };
     TargetResult::message(body, &to, time())
+}
+
+/// The failure that a coordinator wrote, as it appends it.
+pub(crate) fn missing_of(run: RunId, key: &str, body: Bytes) -> Message {
+    let by = TargetResult::from_body(&body).unwrap().ended_by.unwrap();
+    result_of(run, key, body).with_header(header::ENDED_BY, by.as_str())
 }
 
 /// A checkpoint that a hold with this token wrote.

@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 use fanfare_fanin::{Limits, Memory, ShardEvent, ShardLimits};
-use fanfare_protocol::{Ended, EndedRun};
+use fanfare_protocol::{Ended, EndedRun, header};
 
-use crate::samples::id;
+use crate::samples::{body, id, result_of};
 use crate::shard_story::{Story, limits, of_run};
 
 #[test]
@@ -172,6 +172,24 @@ fn a_record_is_renewed_and_forgotten_after_an_hour() {
     }
     story.wait(Duration::from_secs(600)).check(&["ack e5"]);
     assert_eq!(story.quiet_for(), None);
+}
+
+#[test]
+fn a_message_of_an_unknown_type_is_parked_once_no_newer_version_has_read_it_for_long() {
+    let mut story = Story::new();
+    story.manifest("m1", of_run(1, &["a"], 0)).check(&[]);
+    let mut novelty = result_of(id(1), "a", body("one"));
+    novelty.properties.kind = Some("fanfare.novelty".to_owned());
+    story.message("u1", novelty.clone()).check(&[]);
+    story.result("r1", 1, "a", "one").check(&["1 final with [a=one]"]);
+    story.confirm("1 final").check(&["ack m1", "ack r1", "1 completed"]);
+    story.wait(Duration::from_secs(60)).check(&[]);
+    novelty.headers.remove(header::RUN);
+    story.message("u2", novelty).check(&[]);
+    story.wait(Duration::from_secs(540)).check(&["park u1"]);
+    assert_eq!(story.quiet_for(), Some(Duration::from_secs(60)));
+    story.wait(Duration::from_secs(60)).check(&["park u2"]);
+    assert_eq!((story.held(), story.quiet_for()), (0, None));
 }
 
 #[test]

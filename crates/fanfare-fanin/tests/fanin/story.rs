@@ -9,7 +9,7 @@ use fanfare_protocol::{
     Cancellation, Checkpoint, EndedBy, Ending, FinalBody, FinalPayload, Manifest, Message, Sentinel,
 };
 
-use crate::samples::{answer, body, fence, id, missing, result_of, time};
+use crate::samples::{answer, body, fence, id, missing, missing_of, result_of, time};
 
 /// The token of the hold that every story is about.
 pub(crate) const OWN: u128 = 42;
@@ -103,13 +103,13 @@ impl Story {
 
     /// The failure that this hold published as its n-th comes back, in the place of a target.
     pub(crate) fn own_missing(&mut self, tag: &'static str, key: &str, number: usize) -> Outcome<'_> {
-        let message = result_of(self.machine.manifest().run, key, self.missing[number].clone());
+        let message = missing_of(self.machine.manifest().run, key, self.missing[number].clone());
         self.message(tag, false, &message)
     }
 
     /// The failure that another wrote in the place of a target.
     pub(crate) fn missing(&mut self, tag: &'static str, key: &str, by: EndedBy) -> Outcome<'_> {
-        let message = result_of(self.machine.manifest().run, key, missing(by, "missing"));
+        let message = missing_of(self.machine.manifest().run, key, missing(by, "missing"));
         self.message(tag, false, &message)
     }
 
@@ -233,7 +233,7 @@ impl Story {
                 assert_eq!(fence.token, id(OWN), "a fence carries the hold's token");
                 "fence".to_owned()
             }
-            Publication::Missing { place, body } => {
+            Publication::Missing { place, body, .. } => {
                 let key = self.machine.manifest().key_at(place).unwrap().as_str().to_owned();
                 self.missing.push(body.clone());
                 format!("missing {key}={}", answer(&body))

@@ -121,6 +121,7 @@ fn a_manifest() {
 fn a_manifest_with_all_that_may_be_set() {
     let full = Manifest {
         channel: Channel::ParallelExecCall,
+        on_final: Vec::new(),
         deadline_ms: Some(60_000),
         waiter: Some("fanfare.wait.1".to_owned()),
         progress: true,

@@ -48,6 +48,21 @@ fn a_malformed_request_is_answered_where_it_can_be() {
     check_request("fanfare-source: source \"a b\"", true, |m| {
         m.headers.insert("fanfare-source".to_owned(), text("a b"));
     });
+    check_request("message_id is missing", true, |m| m.properties.message_id = None);
+    check_request("message_id is longer than 248 bytes", true, |m| {
+        m.properties.message_id = Some("x".repeat(249));
+    });
+}
+
+#[test]
+fn the_failure_of_a_request_without_an_id_tells_its_target_by_the_key() {
+    let mut message = request().encode();
+    message.properties.message_id = None;
+    let to = Invocation::decode(&message, &QueueNames::default()).unwrap_err().reply.unwrap();
+    let failed =
+        TargetResult::message(result("null", Some("why")).to_body(), &to, time("2025-01-19 19:55:46"));
+    assert_eq!(fanfare_protocol::key_of(&failed), message.text("fanfare-key"));
+    assert_eq!(failed.properties.message_id, Some(format!("{}/result", cid())));
 }
 
 #[test]
@@ -72,10 +87,12 @@ fn a_request_that_nobody_can_be_told_of_has_no_reply_address() {
     check_request("reply_to (fanfare.parked)", false, |m| {
         m.properties.reply_to = Some("fanfare.parked".to_owned());
     });
-    check_request("message_id is missing", false, |m| m.properties.message_id = None);
-    check_request("message_id is longer than 248 bytes", false, |m| {
-        m.properties.message_id = Some("x".repeat(249));
-    });
+    for id in [None, Some("x".repeat(249))] {
+        check_request("message_id is", false, |m| {
+            m.headers.remove("fanfare-key");
+            m.properties.message_id = id;
+        });
+    }
     check_request("aggregation queue of this CID and run", false, |m| drop(m.headers.remove("fanfare-run")));
     check_request("aggregation queue of this CID and run", false, |m| m.properties.correlation_id = None);
     check_request("aggregation queue of this CID and run", false, |m| {
@@ -141,12 +158,38 @@ fn a_manifest_that_names_what_is_not_its_own_is_refused() {
         "on_final lists 101 callbacks",
         &Manifest { on_final: vec![service("x"); 101], ..good.clone() },
     );
+    for (name, twice) in [
+        ("on_target", Manifest { on_target: vec![service("x"), service("y"), service("x")], ..good.clone() }),
+        ("on_final", Manifest { on_final: vec![service("x"); 2], ..good.clone() }),
+    ] {
+        check_manifest(&format!("{name} lists x twice"), &twice);
+    }
+    check_manifest(
+        "on_final lists my.cb1, and a parallel execution has no final callbacks",
+        &Manifest { channel: Channel::ParallelExecCall, ..good.clone() },
+    );
     let policy = |completion| Manifest { completion: Some(completion), ..good.clone() };
     check_manifest(
         "completion when 3 of 2 targets have responded",
         &policy(CompletionPolicy { responded: Some(3), ..CompletionPolicy::default() }),
     );
     check_manifest("lists 100001 targets", &Manifest { targets: vec![twice; 100_001], ..good });
+}
+
+#[test]
+fn a_repeated_manifest_says_the_same_but_for_what_a_renewal_writes_down() {
+    let first = Manifest { deadline_ms: Some(1_000), ..manifest() };
+    let check = |message: &Message| {
+        let repeated = Manifest::decode(message, &QueueNames::default()).unwrap();
+        first.check_repeated(message, &repeated)
+    };
+    assert_eq!(check(&first.encode()), Ok(()));
+    let renewed = first.encode_renewed(Some(time("2025-01-19 19:55:46")));
+    assert_eq!(check(&renewed), Ok(()));
+    let other = Manifest { on_final: vec![service("other")], ..first.clone() };
+    let error = check(&other.encode()).unwrap_err().to_string();
+    assert!(error.contains(&format!("another manifest of run {} came before", run())), "{error}");
+    assert_eq!(check(&other.encode_renewed(None)), Ok(()), "what a coordinator has renewed is kept");
 }
 
 #[test]
