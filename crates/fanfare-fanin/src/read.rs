@@ -65,7 +65,11 @@ fn read_result(message: &Message, manifest: &Manifest, places: &Places) -> Item 
     let sound =
         message.run().and_then(|_| message.cid()).and_then(|_| TargetResult::from_body(&message.body));
     let reason = match sound {
-        Ok(result) if is_of_another(&result, manifest, place) => return Item::Stranger,
+        Ok(result) if result.cid != manifest.cid => return Item::Stranger,
+        Ok(TargetResult { target, .. }) if target != manifest.targets[place].service.as_str() => {
+            let service = &manifest.targets[place].service;
+            format!("the result is malformed: `target` is `{target}`, and the target is `{service}`")
+        }
         Ok(TargetResult { ended_by: Some(by), .. })
             if message.text(header::ENDED_BY) != Some(by.as_str()) =>
         {
@@ -81,11 +85,6 @@ fn read_result(message: &Message, manifest: &Manifest, places: &Places) -> Item 
     };
     let at = message.properties.timestamp.and_then(WireTime::from_timestamp);
     Item::Result { place, answer: failure(manifest, place, reason, at, None) }
-}
-
-/// Whether a result says of itself that it is of another fan-out or service than the target at this place.
-fn is_of_another(result: &TargetResult, manifest: &Manifest, place: usize) -> bool {
-    result.cid != manifest.cid || result.target != manifest.targets[place].service.as_str()
 }
 
 /// A failed result that a coordinator puts in a target's place.

@@ -141,25 +141,30 @@ fn checkpoints_and_fences_of_another_run_are_strangers() {
 }
 
 #[test]
-fn a_result_that_names_another_fan_out_or_service_in_any_place_is_a_strangers() {
+fn a_result_that_names_another_fan_out_in_any_place_is_a_strangers() {
     let sound = TargetResult::from_body(&body("one")).unwrap();
     let of_cid = TargetResult { cid: Cid::new("c2").unwrap(), ..sound.clone() }.to_body();
     let verdict_of_cid =
-        TargetResult { ended_by: Some(EndedBy::Cancel), cid: Cid::new("c2").unwrap(), ..sound.clone() }
-            .to_body();
-    let of_service = TargetResult { target: "stock.check".to_owned(), ..sound }.to_body();
+        TargetResult { ended_by: Some(EndedBy::Cancel), cid: Cid::new("c2").unwrap(), ..sound }.to_body();
     let mut correlated = result_of(id(1), "a", body("one"));
     correlated.properties.correlation_id = Some("c2".to_owned());
     for message in [
         correlated,
         result_of(id(1), "a", of_cid),
         result_of(id(1), "a", verdict_of_cid),
-        result_of(id(1), "a", of_service),
         result_of(id(1), "c", body("one")),
         result_of(id(2), "a", body("one")),
     ] {
         assert_eq!(machine().read(&message), Item::Stranger, "{message:?}");
     }
+}
+
+#[test]
+fn a_result_that_names_another_service_fails_its_target() {
+    let sound = TargetResult::from_body(&body("one")).unwrap();
+    let of_service = TargetResult { target: "stock.check".to_owned(), ..sound }.to_body();
+    let (_, exception) = failure(&result_of(id(1), "a", of_service));
+    assert!(exception.contains("`target` is `stock.check`"), "{exception}");
 }
 
 #[test]
