@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    CancelAnswer, CancelRequest, Cancelled, Checkpoint, Fence, FinalPayload, FinalPayloadBuilder, Invocation,
-    Malformed, Manifest, Message, QueueNames, ReplyAddress, TargetResult, limits, nesting,
+    Bundle, CancelAnswer, CancelRequest, Cancelled, Checkpoint, Fence, FinalPayload, FinalPayloadBuilder,
+    Invocation, Malformed, Manifest, Message, QueueNames, ReplyAddress, TargetResult, limits, nesting,
 };
 
 use crate::{samples, text};
@@ -115,6 +115,19 @@ pub fn checkpoint(data: &[u8]) {
         Ok(checkpoint) => {
             let encoded = checkpoint.encode(&samples::numbered(1, 0, 1));
             assert_eq!(Checkpoint::decode(&encoded), Ok(checkpoint));
+        }
+        Err(reason) => brief(&reason),
+    }
+}
+
+/// A message that is meant to be several results.
+pub fn bundle(data: &[u8]) {
+    let message = Message { body: Bytes::copy_from_slice(data), ..Message::default() };
+    match Bundle::decode(&message) {
+        Ok(results) => {
+            let again = Bundle::encode(&results);
+            assert_eq!(again.is_none(), results.is_empty());
+            assert_eq!(again.map_or(Ok(Vec::new()), |again| Bundle::decode(&again)), Ok(results));
         }
         Err(reason) => brief(&reason),
     }

@@ -57,3 +57,34 @@ impl Acknowledge for Parts {
         is_open && self.whole.is_live()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fanfare_protocol::{Message, QueueNames};
+
+    use crate::memory::MemoryBroker;
+    use crate::{Broker, ConsumerChannel};
+
+    #[tokio::test(start_paused = true)]
+    async fn delivery_is_acked_with_the_last_of_its_parts_however_often_each_is() {
+        let (broker, queue) = (MemoryBroker::new(), QueueNames::default().parked());
+        broker.declare(&queue).await.unwrap();
+        for acked in [&[0, 1, 1, 0][..], &[2, 0, 1]] {
+            broker.publish(&queue.name, Message::default()).await.unwrap();
+            let channel = broker.open().await.unwrap();
+            let delivery = channel.get(&queue.name).await.unwrap().unwrap();
+            let parts = delivery.receipt.split(3);
+            for part in acked {
+                assert!(parts.iter().any(super::Receipt::is_live));
+                parts[*part].ack().await;
+                assert!(!parts[*part].is_live());
+            }
+            channel.close().await;
+            let left = broker.open().await.unwrap().get(&queue.name).await.unwrap();
+            assert_eq!(left.is_some(), acked.len() == 4, "{acked:?}");
+            if let Some(left) = left {
+                left.receipt.split(1)[0].ack().await;
+            }
+        }
+    }
+}

@@ -40,3 +40,48 @@ fn unbundle(delivery: Delivery) -> VecDeque<Delivery> {
     let single = |(message, receipt)| Delivery { message, redelivered, receipt };
     results.into_iter().zip(receipts).map(single).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use fanfare_broker::memory::MemoryBroker;
+    use fanfare_broker::Broker;
+    use fanfare_protocol::{Message, QueueNames};
+
+    use super::*;
+
+    fn message(kind: &str, id: &str) -> Message {
+        let mut message = Message { body: "{}".into(), ..Message::default() };
+        message.properties.kind = Some(kind.to_owned());
+        message.properties.message_id = Some(id.to_owned());
+        message
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn results_of_a_bundle_come_one_by_one_and_all_else_as_it_is() {
+        let (broker, queue) = (MemoryBroker::new(), QueueNames::default().shard(0));
+        broker.declare(&queue).await.unwrap();
+        let bundle = Bundle::encode(&[
+            message("fanfare.result", "c/0/result"),
+            message("fanfare.result", "c/1/result"),
+        ]);
+        let malformed = Message { body: "[]".into(), ..message("fanfare.results", "empty") };
+        for message in [message("fanfare.fence", "fence"), bundle.unwrap(), malformed] {
+            broker.publish(&queue.name, message).await.unwrap();
+        }
+        let channel = broker.open().await.unwrap();
+        let mut consumer = Unbundled::new(channel.consume(&queue.name, 10).await.unwrap());
+        for (kind, id) in [
+            ("fanfare.fence", "fence"),
+            ("fanfare.result", "c/0/result"),
+            ("fanfare.result", "c/1/result"),
+            ("fanfare.results", "empty"),
+        ] {
+            let delivery = consumer.next().await.unwrap().unwrap();
+            let message = &delivery.message;
+            assert_eq!((message.kind(), message.properties.message_id.as_deref()), (kind, Some(id)));
+            delivery.receipt.ack().await;
+        }
+        channel.close().await;
+        assert_eq!(broker.inspect(&queue.name).await.unwrap().unwrap().messages, 0);
+    }
+}

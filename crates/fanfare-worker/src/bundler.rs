@@ -105,3 +105,58 @@ async fn publish(broker: &dyn Broker, queue: String, bundle: Vec<Ready>) {
         let _ = caller.send(outcome);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use fanfare_broker::ConsumerChannel;
+    use fanfare_broker::memory::MemoryBroker;
+    use fanfare_protocol::{QueueNames, header};
+
+    use super::*;
+
+    fn result(place: usize, bytes: usize) -> Message {
+        let mut result = Message { body: format!("\"{}\"", "x".repeat(bytes)).into(), ..Message::default() };
+        result.properties.kind = Some(header::TYPE_RESULT.to_owned());
+        result.properties.message_id = Some(format!("c/{place}/result"));
+        result
+    }
+
+    /// Publishes results of these sizes at the same time. Returns how many are in each message of the queue.
+    async fn together(sizes: &[usize]) -> Vec<usize> {
+        let (broker, queue) = (Arc::new(MemoryBroker::new()), QueueNames::default().shard(0));
+        broker.declare(&queue).await.unwrap();
+        let bundler = Bundler::start(Arc::clone(&broker) as Arc<dyn Broker>);
+        let all = sizes
+            .iter()
+            .enumerate()
+            .map(|(place, bytes)| bundler.publish(&queue.name, result(place, *bytes)));
+        assert!(join_all(all).await.iter().all(Result::is_ok));
+        let channel = broker.open().await.unwrap();
+        let mut messages = Vec::new();
+        while let Some(delivery) = channel.get(&queue.name).await.unwrap() {
+            let message = delivery.message;
+            let is_bundle = message.kind() == header::TYPE_RESULTS;
+            messages.push(if is_bundle { Bundle::decode(&message).unwrap().len() } else { 1 });
+        }
+        messages
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_ready_together_travels_together_within_the_limits() {
+        assert_eq!(together(&[1]).await, [1]);
+        assert_eq!(together(&[1; 7]).await, [7]);
+        assert_eq!(together(&[1; limits::BUNDLED + 1]).await.iter().sum::<usize>(), limits::BUNDLED + 1);
+        let half = limits::BUNDLE_BYTES / 2;
+        assert_eq!(together(&[half, half, 1, limits::BUNDLE_BYTES * 2, 1]).await, [1, 2, 1, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn each_is_told_what_became_of_it() {
+        let broker = Arc::new(MemoryBroker::new());
+        let bundler = Bundler::start(Arc::clone(&broker) as Arc<dyn Broker>);
+        let outcomes = join_all((0..3).map(|place| bundler.publish("missing", result(place, 1)))).await;
+        for outcome in outcomes {
+            assert!(matches!(outcome, Err(PublishError::Unroutable(_))), "{outcome:?}");
+        }
+    }
+}

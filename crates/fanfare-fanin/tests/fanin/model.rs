@@ -102,6 +102,9 @@ pub(crate) struct World {
     manifests: Queue<Copy>,
     /// The aggregation queue, until it is deleted.
     results: Option<Queue<Message>>,
+    /// Whether the broker has brought it back after a deletion, empty. Where nobody has the manifest any more by then, it is left to
+    /// expire.
+    half_deleted: bool,
     /// Who consumes it; the first is active.
     consumers: Vec<usize>,
     /// What the targets are still going to answer.
@@ -183,6 +186,7 @@ impl World {
             coordinators: std::iter::repeat_with(Coordinator::default).take(coordinators).collect(),
             manifests,
             results: Some(results),
+            half_deleted: false,
             consumers: Vec::new(),
             work: work.into(),
             late: Vec::new(),
@@ -232,7 +236,7 @@ impl World {
         self.work.is_empty()
             && self.late.is_empty()
             && self.manifests.is_empty()
-            && self.results.is_none()
+            && self.results.as_ref().is_none_or(|results| self.half_deleted && results.is_empty())
             && self.holders().next().is_none()
     }
 
@@ -259,6 +263,7 @@ impl World {
             coordinators: vec![Coordinator::default()],
             manifests,
             results,
+            half_deleted: self.half_deleted,
             consumers: Vec::new(),
             work: self.work.clone(),
             late: Vec::new(),
@@ -457,6 +462,7 @@ impl World {
             return false;
         }
         self.results = Some(Queue::new());
+        self.half_deleted = true;
         for c in 0..self.coordinators.len() {
             self.lose_channel(c);
         }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    Checkpoint, Fence, FinalPayload, HeaderValue, Headers, Invocation, Manifest, Message, Properties,
+    Bundle, Checkpoint, Fence, FinalPayload, HeaderValue, Headers, Invocation, Manifest, Message, Properties,
     QueueNames, TargetResult, key_of, place_of,
 };
 use proptest::prelude::*;
@@ -30,6 +30,10 @@ fn message() -> impl Strategy<Value = Message> {
         Just(request().encode()),
         Just(manifest().encode()),
         Just(Message { body: result("1", None).to_body(), ..manifest().encode() }),
+        Just(
+            Bundle::encode(&[manifest().encode(), Message { body: "{}".into(), ..request().encode() }])
+                .unwrap()
+        ),
         Just(fanfare_protocol::Fence { token: manifest().run }.encode(&manifest())),
     ];
     let header = prop_oneof![
@@ -72,6 +76,11 @@ fn decode_all(message: &Message) {
     let _ = Manifest::decode(message, &names);
     let _ = Checkpoint::decode(message);
     let _ = Fence::decode(message);
+    if let Ok(results) = Bundle::decode(message)
+        && let Some(again) = Bundle::encode(&results)
+    {
+        assert_eq!(Bundle::decode(&again).unwrap().len(), results.len());
+    }
     let _ = serde_json::from_slice::<FinalPayload>(&message.body);
     let _ = key_of(message);
     let _ = place_of(message.properties.message_id.as_deref().unwrap_or_default(), &cid());

@@ -2,10 +2,11 @@
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    Callback, CallbackKind, CancelAnswer, CancelRequest, CancelState, Cancellation, Cancelled, Channel,
-    Checkpoint, CheckpointEntry, CompletionPolicy, Ended, EndedBy, EndedRun, Ending, Fence, FinalPayload,
-    FinalPayloadBuilder, HeaderValue, Invocation, LargePayload, Manifest, Message, Metadata, Part, Presence,
-    Progress, QueueNames, Request, Sentinel, TargetOf, TargetResult, TraceParent,
+    Bundle, Callback, CallbackKind, CancelAnswer, CancelRequest, CancelState, Cancellation, Cancelled,
+    Channel, Checkpoint, CheckpointEntry, Cid, CompletionPolicy, Ended, EndedBy, EndedRun, Ending, Fence,
+    FinalPayload, FinalPayloadBuilder, HeaderValue, Invocation, LargePayload, Manifest, Message, Metadata,
+    Part, Presence, Progress, QueueNames, ReplyAddress, Request, Sentinel, TargetKey, TargetOf, TargetResult,
+    TraceParent,
 };
 
 use crate::samples::{
@@ -95,6 +96,48 @@ fn a_failed_result_has_an_exception_and_a_null_response() {
         .replace("\"My response\"", "null")
         .replace(r#""ok":true,"exception":null"#, r#""ok":false,"exception":"broken: \"why\"""#);
     assert_eq!(String::from_utf8(body.to_vec()).unwrap(), expected);
+}
+
+#[test]
+fn a_bundle_stands_for_its_results() {
+    let traceparent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+    let of = |place: usize, cid: &str, key: Option<&str>| {
+        let cid = Cid::new(cid).unwrap();
+        let message_id = format!("{cid}/{place}");
+        let run = if place == 2 { "1".repeat(32).parse().unwrap() } else { run() };
+        let to = ReplyAddress {
+            queue: QueueNames::default().shard(0).name,
+            cid,
+            run,
+            key: key.map(|key| TargetKey::new(key).unwrap()),
+            message_id,
+        };
+        TargetResult::message(
+            Bytes::from(format!("{{\"place\": {place}}}")),
+            &to,
+            time("2025-01-19 19:55:46"),
+        )
+    };
+    let traced = of(1, "a", Some("k\"1")).traced(traceparent.parse().ok());
+    let results = [of(0, "a", None), traced, of(2, "b", Some("k2"))];
+    let bundle = Bundle::encode(&results).unwrap();
+    check(
+        &bundle,
+        &format!(
+            "content_type: application/json\n\
+             correlation_id: a\n\
+             message_id: a/0/results\n\
+             type: fanfare.results\n\
+             timestamp: 1737316546\n\
+             fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+             fanfare-version = 1\n\
+             [{{\"message_id\":\"a/0/result\",\"result\":{{\"place\": 0}}}},\
+             {{\"message_id\":\"a/1/result\",\"key\":\"k\\\"1\",\"traceparent\":\"{traceparent}\",\"result\":{{\"place\": 1}}}},\
+             {{\"message_id\":\"b/2/result\",\"correlation_id\":\"b\",\"run\":\"11111111111111111111111111111111\",\"key\":\"k2\",\"result\":{{\"place\": 2}}}}]"
+        ),
+    );
+    assert_eq!(Bundle::decode(&bundle).unwrap(), results);
+    assert!(Bundle::encode(&[]).is_none());
 }
 
 #[test]

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    CancelRequest, Channel, Checkpoint, CompletionPolicy, Fence, HeaderValue, Invocation, Manifest,
-    ManifestTarget, Message, Metadata, QueueNames, TargetResult,
+    Bundle, CancelRequest, Channel, Checkpoint, CompletionPolicy, Fence, HeaderValue, Invocation, Manifest,
+    ManifestTarget, Message, Metadata, QueueNames, TargetResult, limits,
 };
 
 use crate::samples::{aggregation, cid, key, manifest, request, result, run, service, time};
@@ -316,4 +316,21 @@ fn metadata_keeps_its_limits_and_stays_as_it_was_when_one_is_broken() {
     assert_eq!(metadata.iter().count(), 1);
     metadata.insert("a", "replaced").unwrap();
     assert_eq!(metadata.get("a"), Some("replaced"));
+}
+
+#[test]
+fn a_bundle_that_breaks_the_rules_is_refused() {
+    let decoded = |body: String| {
+        let message = Message { body: body.into(), ..Message::default() };
+        Bundle::decode(&message).map(|results| results.len()).map_err(|reason| reason.to_string())
+    };
+    let one = r#"{"message_id":"c/0/result","result":{}}"#;
+    let many = |count: usize| format!("[{}]", vec![one; count].join(","));
+    assert_eq!(decoded(many(limits::BUNDLED)), Ok(limits::BUNDLED));
+    let reason = decoded(many(limits::BUNDLED + 1)).unwrap_err();
+    assert_eq!(reason, "the results are malformed: they are 1001, and 1000 is the most of one message");
+    let reason = decoded(one.to_owned()).unwrap_err();
+    assert!(reason.contains("expected a sequence"), "{reason}");
+    let reason = decoded(r#"[{"result":{}}]"#.to_owned()).unwrap_err();
+    assert!(reason.contains("missing field `message_id`"), "{reason}");
 }
