@@ -19,7 +19,6 @@ use crate::handle::Inquiry;
 use crate::inquiry::{Inquiries, Known};
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
-use crate::records::Records;
 use crate::shard::CancelWord;
 use crate::shards::Shards;
 use crate::trust::Trust;
@@ -45,8 +44,6 @@ pub struct Coordinator {
     /// are told.
     parking: TaskTracker,
     ended: LatelyEnded,
-    /// The latest of them, as operators are told.
-    records: Records,
     inquiries: Inquiries,
     /// Set while as many fan-outs are open as may be, once that was told.
     full: bool,
@@ -94,7 +91,6 @@ impl Coordinator {
             tasks: JoinSet::new(),
             parking,
             ended: LatelyEnded::default(),
-            records: Records::default(),
             full: false,
             stop: CancellationToken::new(),
             handle,
@@ -157,7 +153,7 @@ impl Coordinator {
                 () = &mut shutdown => break,
                 Some(inquiry) = self.inquired.recv() => self.inquiries.ask(inquiry, &self.known()),
                 Some(conclusion) = self.tasks.join_next() => self.conclude(conclusion).await,
-                record = self.shards.run() => self.records.extend([record]),
+                () = self.shards.run() => {}
                 Some(letter) = dead_letters.next() => {
                     self.parking.spawn(dead_letters::settle(self.outbox.clone(), self.trust.clone(), letter));
                 }
@@ -323,7 +319,7 @@ impl Coordinator {
 
     /// What operators can be told.
     fn known(&self) -> Known<'_> {
-        Known { open: &self.open, shards: &self.shards, records: &self.records, view: &self.view }
+        Known { open: &self.open, shards: &self.shards, view: &self.view }
     }
 
     /// Tells, once each time, that further fan-outs wait from here on.
@@ -370,7 +366,6 @@ impl Coordinator {
         self.tell_whether_full();
         if let (Some(open), true) = (open, conclusion.ended) {
             self.ended.insert(conclusion.run, open.cid, conclusion.how);
-            self.records.extend(conclusion.record.take());
         }
         // Copies of the manifest that arrived too late for the task. Who asked for a cancel asks again.
         conclusion.inbox.close();

@@ -30,7 +30,6 @@ use crate::members::HEARTBEAT;
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
 use crate::parts;
-use crate::records::Record;
 use crate::telemetry;
 use crate::trust::Trust;
 use crate::view::{View, Watched as Shown};
@@ -100,8 +99,6 @@ pub(crate) struct ShardTask {
     pub(crate) known: Known,
     /// Where its fan-outs are seen.
     pub(crate) view: View,
-    /// Where it is told how they have ended.
-    pub(crate) ended: mpsc::UnboundedSender<Record>,
 }
 
 /// What is under way on one channel of the shard.
@@ -382,11 +379,7 @@ impl Hold<'_> {
         let at = self.task.messenger.outbox.environment.now().into();
         if let Some(mut shown) = shown {
             shown.counted(fan_in, None);
-            shown.ended(summary);
-        }
-        if summary.completed {
-            // Nobody listens any more to a coordinator that stops.
-            let _ = self.task.ended.send(Record::new(fan_in, summary.ending, at));
+            shown.ended(fan_in, summary, at);
         }
     }
 
