@@ -76,7 +76,6 @@ impl Records {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use fanfare_protocol::{Cid, FailedTarget, FanOutStatus, RunId, Source, TargetKey};

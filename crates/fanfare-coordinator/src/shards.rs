@@ -128,7 +128,6 @@ impl Shards {
             queue: self.names.shard(shard),
             limits: self.limits,
             most_open: self.most_open,
-            full: self.trust.sign(self.members.presence(false).encode()),
             messenger: self.messenger.clone(),
             trust: self.trust.clone(),
             inbox,

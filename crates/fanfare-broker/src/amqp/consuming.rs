@@ -18,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::answers::Answers;
 use super::declaring::{OPERATION_TIMEOUT, no_answer};
+use super::failure::{self, Right};
 use super::trunk::{Connections, Trunk};
-use super::{failure, wire};
+use super::wire;
 use crate::{BrokerError, Consumer, ConsumerChannel, Delivery, Receipt};
 
 /// Consuming channels on one connection. RabbitMQ allows 2,047, and all share one socket and one thread; a coordinator with all
@@ -97,9 +98,10 @@ impl ConsumingChannel {
     async fn answer<T>(
         &self,
         queue: &str,
+        right: Right,
         operation: impl Future<Output = lapin::Result<T>> + Send,
     ) -> Result<T, BrokerError> {
-        self.answer_or(queue, |error| failure::on_queue(error, queue), operation).await
+        self.answer_or(queue, |error| failure::on_queue(error, queue, right), operation).await
     }
 
     async fn answer_or<T>(
@@ -150,7 +152,7 @@ impl ConsumerChannel for ConsumingChannel {
                 .basic_consume(name, "".into(), BasicConsumeOptions::default(), FieldTable::default())
                 .await
         };
-        let consumer = self.answer(queue, started).await?;
+        let consumer = self.answer(queue, Right::Read, started).await?;
         let tag = consumer.tag().to_string();
         let deliveries = Deliveries { consumer: Some(consumer), answers: self.answers.clone() };
         Ok(Consumer::new(tag, deliveries.boxed()))
@@ -159,7 +161,7 @@ impl ConsumerChannel for ConsumingChannel {
     async fn get(&self, queue: &str) -> Result<Option<Delivery>, BrokerError> {
         let name = wire::short("queue", queue)?;
         let getting = self.answers.line.channel.basic_get(name, BasicGetOptions::default());
-        let got = self.answer(queue, getting).await?;
+        let got = self.answer(queue, Right::Read, getting).await?;
         Ok(got.map(|got| delivery(got.delivery, &self.answers)))
     }
 
@@ -167,7 +169,7 @@ impl ConsumerChannel for ConsumingChannel {
         let name = wire::short("queue", &queue.name)?;
         let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
         let declared = self.answers.line.channel.queue_declare(name, options, wire::arguments(queue));
-        self.answer(&queue.name, declared).await.map(drop)
+        self.answer(&queue.name, Right::Configure, declared).await.map(drop)
     }
 
     async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
@@ -180,13 +182,13 @@ impl ConsumerChannel for ConsumingChannel {
     async fn cancel(&self, consumer: &str) -> Result<(), BrokerError> {
         let tag = wire::short("consumer", consumer)?;
         let cancelled = self.answers.line.channel.basic_cancel(tag, BasicCancelOptions::default());
-        self.answer(consumer, cancelled).await
+        self.answer(consumer, Right::Read, cancelled).await
     }
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         let name = wire::short("queue", queue)?;
         let deleted = self.answers.line.channel.queue_delete(name, QueueDeleteOptions::default());
-        self.answer(queue, deleted).await.map(drop)
+        self.answer(queue, Right::Configure, deleted).await.map(drop)
     }
 
     async fn close(&self) {

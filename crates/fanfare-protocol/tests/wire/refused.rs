@@ -160,9 +160,17 @@ fn a_manifest_of_another_type_or_form_is_refused() {
     message.body = Bytes::from_static(b"{\"cid\":\"a b\"}");
     assert!(decode(&message).contains("CID \"a b\" is not allowed"), "{}", decode(&message));
     message.properties.kind = Some("fanfare.result".to_owned());
-    assert!(decode(&message).contains("type \"fanfare.result\" is not fanfare.manifest"), "{}", decode(&message));
+    assert!(
+        decode(&message).contains("type \"fanfare.result\" is not fanfare.manifest"),
+        "{}",
+        decode(&message)
+    );
     message.properties.kind = None;
-    assert!(decode(&message).contains("it has no type, so it is not fanfare.manifest"), "{}", decode(&message));
+    assert!(
+        decode(&message).contains("it has no type, so it is not fanfare.manifest"),
+        "{}",
+        decode(&message)
+    );
 }
 
 #[test]
