@@ -293,7 +293,8 @@ async fn who_may_not_consume_ends_at_the_start_and_tries_on_later() {
         let Err(fanfare_worker::WorkerError::Broker(BrokerError::Denied(reason))) = refused else {
             panic!("{refused:?}")
         };
-        assert_eq!(reason, lacks("worker", &service_queue("a")));
+        // It dead-letters, so that it takes this right to declare it, too; RabbitMQ 3.10 does not say which is lacking.
+        assert_eq!(reason.replace("configure or to read", "read"), lacks("worker", &service_queue("a")));
 
         broker.grant("coordinator", ".*").await;
         let (stop, coordinator) = (CancellationToken::new(), coordinator());

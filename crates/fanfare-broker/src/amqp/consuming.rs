@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::answers::Answers;
+use super::consumed::Reader;
 use super::declaring::{OPERATION_TIMEOUT, no_answer};
 use super::failure::{self, Right};
 use super::trunk::{Connections, Trunk};
@@ -152,14 +153,16 @@ impl ConsumerChannel for ConsumingChannel {
                 .basic_consume(name, "".into(), BasicConsumeOptions::default(), FieldTable::default())
                 .await
         };
+        let reader = Reader::of(&self.answers.line, queue);
         let consumer = self.answer(queue, Right::Read, started).await?;
         let tag = consumer.tag().to_string();
-        let deliveries = Deliveries { consumer: Some(consumer), answers: self.answers.clone() };
+        let deliveries = Deliveries { consumer: Some((consumer, reader)), answers: self.answers.clone() };
         Ok(Consumer::new(tag, deliveries.boxed()))
     }
 
     async fn get(&self, queue: &str) -> Result<Option<Delivery>, BrokerError> {
         let name = wire::short("queue", queue)?;
+        let _reader = Reader::of(&self.answers.line, queue);
         let getting = self.answers.line.channel.basic_get(name, BasicGetOptions::default());
         let got = self.answer(queue, Right::Read, getting).await?;
         Ok(got.map(|got| delivery(got.delivery, &self.answers)))
@@ -229,7 +232,7 @@ impl fmt::Debug for ConsumingChannel {
 /// The deliveries of one consumer, until it ends.
 struct Deliveries {
     /// Gone when the consumer has ended.
-    consumer: Option<lapin::Consumer>,
+    consumer: Option<(lapin::Consumer, Reader)>,
     answers: Arc<Answers>,
 }
 
@@ -238,7 +241,7 @@ impl Stream for Deliveries {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        let Some(consumer) = &mut this.consumer else { return Poll::Ready(None) };
+        let Some((consumer, _)) = &mut this.consumer else { return Poll::Ready(None) };
         match std::task::ready!(consumer.poll_next_unpin(context)) {
             Some(Ok(handed)) => Poll::Ready(Some(Ok(delivery(handed, &this.answers)))),
             Some(Err(error)) => {
@@ -262,10 +265,13 @@ impl Drop for Deliveries {
         // lapin cancels a consumer that is dropped, before the channel is closed: messages would pass to the next consumer past
         // those that this one holds. Where its queue was just deleted, the cancel even crashes the broker's channel, and the
         // connection with it. So it is kept until it ends.
-        if let Some(mut consumer) = self.consumer.take()
+        if let Some((mut consumer, reader)) = self.consumer.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            runtime.spawn(async move { while let Some(Ok(_)) = consumer.next().await {} });
+            runtime.spawn(async move {
+                while let Some(Ok(_)) = consumer.next().await {}
+                drop(reader);
+            });
         }
     }
 }

@@ -69,7 +69,9 @@ impl Declaring {
         let name = wire::short("queue", &queue.name)?;
         let arguments = wire::arguments(queue);
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        self.on_queue(&queue.name, Right::Configure, move |channel: Channel| async move {
+        let dead_letters = queue.arguments.contains_key("x-dead-letter-exchange");
+        let right = if dead_letters { Right::ConfigureOrRead } else { Right::Configure };
+        self.on_queue(&queue.name, right, move |channel: Channel| async move {
             channel.queue_declare(name, options, arguments).await
         })
         .await

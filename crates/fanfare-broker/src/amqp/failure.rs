@@ -16,6 +16,8 @@ const NOT_IMPLEMENTED: u16 = 540;
 pub(super) enum Right {
     /// To declare and to delete.
     Configure,
+    /// To declare a queue that dead-letters takes both.
+    ConfigureOrRead,
     /// To publish to an exchange, and to bind a queue.
     Write,
     /// To consume a queue, and to bind to an exchange.
@@ -30,6 +32,8 @@ pub(super) fn on_queue(error: &Error, queue: &str, right: Right) -> BrokerError 
     let Some((code, reason)) = reply(error) else { return plain(error) };
     if !names(&reason, queue) {
         return match code {
+            // Where a queue dead-letters to.
+            ACCESS_REFUSED if reason.contains("access to exchange") => denied(reason, Right::Write),
             ACCESS_REFUSED => denied(reason, right),
             PRECONDITION_FAILED => BrokerError::Refused(reason),
             _ => plain(error),
@@ -73,7 +77,7 @@ pub(super) fn on_binding(error: &Error, queue: &str, exchange: &str) -> BrokerEr
     }
 }
 
-/// What a user lacks. Before 3.11, RabbitMQ names all but the right, which the operation tells.
+/// What a user lacks. RabbitMQ 3.10 names all but the right, which the operation tells.
 fn denied(reason: String, right: Right) -> BrokerError {
     let lacks = |text: &str| {
         let (named, resource) = text.strip_prefix("ACCESS_REFUSED - ")?.split_once("access to ")?;
@@ -92,6 +96,7 @@ impl Right {
     const fn name(self) -> &'static str {
         match self {
             Self::Configure => "configure",
+            Self::ConfigureOrRead => "configure or to read",
             Self::Write => "write",
             Self::Read => "read",
         }

@@ -25,6 +25,7 @@ mod address;
 mod answers;
 mod config;
 mod connection;
+mod consumed;
 mod consuming;
 mod declaring;
 mod dial;

@@ -77,6 +77,7 @@ impl Examination<'_> {
         let prefix = self.fanfare.names().prefix().as_str().replace('.', "\\.");
         match tried {
             Ok(()) => Finding::new(Verdict::Ok, what, "granted"),
+            Err(BrokerError::Denied(reason)) => Finding::denied(what, &reason),
             Err(error) => Finding::new(Verdict::Wrong, what, error.to_string()).remedy(format!(
                 "rabbitmqctl set_permissions -p VHOST USER '^{prefix}\\.' '^({prefix}\\..*|amq\\.default)$' '^{prefix}\\.'"
             )),
@@ -104,7 +105,12 @@ impl Examination<'_> {
             }
             heard => heard,
         };
-        match (broker.declare_exchange(exchange).await, heard) {
+        let declared = match broker.declare_exchange(exchange).await {
+            // It may be of another type, which matters only where nobody hears what is sent.
+            Err(BrokerError::Denied(_)) => Ok(()),
+            declared => declared,
+        };
+        match (declared, heard) {
             (Err(error), _) => finding(Verdict::Wrong, &error.to_string()).remedy(
                 "where it is of another type: rabbitmqadmin delete exchange name=NAME, and have those who listen connect again",
             ),
@@ -112,8 +118,13 @@ impl Examination<'_> {
             (Ok(()), Err(PublishError::Unbound(_))) => {
                 finding(Verdict::Note, &format!("there, and nobody listens, so {without}"))
             }
-            (Ok(()), Err(error)) => finding(Verdict::Wrong, &error.with_cause())
-                .remedy("let the doctor have a user who may do all of it"),
+            (Ok(()), Err(error)) => match error.refusal() {
+                Some(BrokerError::Denied(reason)) => {
+                    Finding::denied(format!("exchange {}", exchange.name), reason)
+                }
+                _ => finding(Verdict::Wrong, &error.with_cause())
+                    .remedy("see that the broker takes messages: rabbitmq-diagnostics alarms"),
+            },
         }
     }
 
@@ -127,6 +138,8 @@ impl Examination<'_> {
                 coordinators(Verdict::Wrong, &format!("none, and {waiting} fan-outs wait for one"))
                     .remedy("start one: fanfare coordinator")
             }
+            // It could not be looked at.
+            None if finding.verdict != Verdict::Note => return vec![finding],
             None | Some((0, _)) => coordinators(Verdict::Wrong, "none")
                 .remedy("start one, since no fan-out ends without: fanfare coordinator"),
             Some((consumers, _)) => coordinators(Verdict::Ok, &format!("there ({consumers} consumers)")),
@@ -220,16 +233,11 @@ impl Examination<'_> {
                 let found = "not there yet: whoever needs it first declares it";
                 return (Finding::new(Verdict::Note, what, found), None);
             }
-            Err(error) => {
-                let finding = Finding::new(Verdict::Wrong, what, error.to_string());
-                return (finding.remedy(remedy_for_queue(&error)), None);
-            }
+            Err(error) => return (trouble(what, &error), None),
         };
         let finding = match broker.declare(queue).await {
             Ok(()) => Finding::new(Verdict::Ok, what, "there, with the right arguments"),
-            Err(error) => {
-                Finding::new(Verdict::Wrong, what, error.to_string()).remedy(remedy_for_queue(&error))
-            }
+            Err(error) => trouble(what, &error),
         };
         (finding, Some(state))
     }
@@ -287,17 +295,16 @@ pub(super) fn password_in_sight(mut arguments: impl Iterator<Item = String>) -> 
     })
 }
 
-/// What to do about a queue that cannot be looked at or declared. Only one that has other arguments is to be deleted.
-fn remedy_for_queue(error: &BrokerError) -> &'static str {
-    match error {
+/// What is to be said of a queue that cannot be looked at or declared. Only one that has other arguments is to be deleted.
+fn trouble(what: String, error: &BrokerError) -> Finding {
+    let remedy = match error {
+        BrokerError::Denied(reason) => return Finding::denied(what, reason),
         BrokerError::QueueDiffers { .. } => {
             "with nothing in it that is needed: rabbitmqctl delete_queue NAME; else use another --prefix"
         }
-        BrokerError::Denied(_) => {
-            "let the doctor have a user who may do all of it: the queue itself may well be as it should"
-        }
         _ => "see that the nodes of the cluster run that hold it: rabbitmqctl cluster_status",
-    }
+    };
+    Finding::new(Verdict::Wrong, what, error.to_string()).remedy(remedy)
 }
 
 fn shown(duration: Duration) -> humantime::FormattedDuration {
@@ -312,13 +319,14 @@ mod tests {
     fn only_a_queue_with_other_arguments_is_to_be_deleted() {
         let queue = "fanfare.fanin".to_owned();
         let differs = BrokerError::QueueDiffers { queue: queue.clone(), reason: "x-queue-type".to_owned() };
-        assert!(remedy_for_queue(&differs).contains("delete_queue"));
+        let told = |error: &BrokerError| trouble("queue a".to_owned(), error).to_string();
+        assert!(told(&differs).contains("delete_queue"));
         for error in [
-            BrokerError::Denied("configure access refused".to_owned()),
+            BrokerError::Denied("user 'u' lacks the right to configure".to_owned()),
             BrokerError::Unavailable { queue, reason: "its node is down".to_owned() },
             BrokerError::Unreachable("connection refused".to_owned()),
         ] {
-            assert!(!remedy_for_queue(&error).contains("delete"), "{error:?}");
+            assert!(!told(&error).contains("delete"), "{error:?}");
         }
     }
 
