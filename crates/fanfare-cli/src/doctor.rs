@@ -1,6 +1,8 @@
 //! `fanfare doctor`: looks at everything that Fanfare needs, and says what to do about what is wrong.
 
 mod checks;
+#[cfg(test)]
+mod denying;
 mod finding;
 mod policies;
 

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
@@ -31,9 +32,16 @@ const CHANNELS_PER_CONNECTION: usize = 1_000;
 /// about as long as all else that a small fan-out asks of it.
 const MOST_IDLE: usize = 64;
 
+/// Bytes of a consumer's tag that are its client's name. AMQP has room for 255.
+const NAME_BYTES: usize = 200;
+
 /// The channels that consume.
 pub(super) struct Consuming {
     connections: Arc<Connections>,
+    /// How the tags of its consumers begin, so that operators of the broker see whose they are.
+    name: String,
+    /// Consumers that were started so far.
+    consumers: AtomicU64,
     trunk: Trunk,
     /// Those that nobody uses: nothing is consumed on them, and all that they have handed out is answered.
     idle: Mutex<Vec<Arc<Answers>>>,
@@ -49,9 +57,17 @@ pub(super) struct ConsumingChannel {
 }
 
 impl Consuming {
-    pub(super) fn new(connections: Arc<Connections>) -> Self {
+    pub(super) fn new(connections: Arc<Connections>, mut name: String) -> Self {
+        while name.len() > NAME_BYTES {
+            name.pop();
+        }
         let trunk = Trunk::new(connections.clone(), CHANNELS_PER_CONNECTION);
-        Self { connections, trunk, idle: Mutex::default() }
+        Self { connections, name, consumers: AtomicU64::new(0), trunk, idle: Mutex::default() }
+    }
+
+    /// A tag that no other consumer of this client has.
+    fn tag(&self) -> String {
+        format!("{} {}", self.name, self.consumers.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Opens a channel, or takes one that is open and that nobody uses.
@@ -144,14 +160,12 @@ impl ConsumerChannel for ConsumingChannel {
                 "a prefetch of 0 is no limit; give the number of messages that may be held".to_owned(),
             ));
         }
-        let channel = &self.answers.line.channel;
+        let (channel, tag) = (&self.answers.line.channel, wire::short("consumer", &self.home.tag())?);
         let started = async {
             let _turn = self.starting.acquire().await;
             self.answers.consumer_starts();
             channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
-            channel
-                .basic_consume(name, "".into(), BasicConsumeOptions::default(), FieldTable::default())
-                .await
+            channel.basic_consume(name, tag, BasicConsumeOptions::default(), FieldTable::default()).await
         };
         let reader = Reader::of(&self.answers.line, queue);
         let consumer = self.answer(queue, Right::Read, started).await?;

@@ -313,6 +313,13 @@ fn shown(duration: Duration) -> humantime::FormattedDuration {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use fanfare::QueueNames;
+    use fanfare_broker::Broker;
+    use fanfare_broker::memory::MemoryBroker;
+
+    use super::super::denying::Denying;
     use super::*;
 
     #[test]
@@ -366,6 +373,45 @@ mod tests {
         assert!(found.contains("WRONG   coordinators: none, and 1 fan-outs wait for one"), "{found}");
         let found = text(&examination.service(&ServiceName::new("a").unwrap()).await);
         assert!(found.contains("WRONG   workers of a: none, and 1 messages wait for one"), "{found}");
+    }
+
+    #[tokio::test]
+    async fn what_the_user_may_not_look_at_is_neither_wrong_nor_well() {
+        let (broker, names) = (MemoryBroker::new(), QueueNames::default());
+        let shard = names.shard(0);
+        for queue in [names.fanin(), shard.clone()] {
+            broker.declare(&queue).await.unwrap();
+        }
+        let channel = broker.open().await.unwrap();
+        let _coordinator = channel.consume(&names.fanin().name, 1).await.unwrap();
+        broker.declare_exchange(&names.workers()).await.unwrap();
+        let ear = names.worker(RunId::from(System.unique()));
+        channel.declare_exclusive(&ear).await.unwrap();
+        channel.bind(&ear.name, &names.workers().name).await.unwrap();
+
+        let lacks = |name: &str| {
+            format!(
+                "denied  queue {name}: could not look: user 'u' lacks the right to configure on '{name}'\n"
+            )
+        };
+        for lets_look in [false, true] {
+            let denying = Denying { broker: broker.connect(), lets_look };
+            let fanfare = Fanfare::on(Arc::new(denying)).build().unwrap();
+            let examination = Examination { shards: 1, ..examination(&fanfare) };
+            let coordinators = text(&examination.coordinators().await);
+            assert!(coordinators.starts_with(&lacks(&names.fanin().name)), "{coordinators}");
+            assert_eq!(coordinators.contains("ok      coordinators: there (1 consumers)"), lets_look);
+            let shards = text(&examination.shards().await);
+            assert!(shards.starts_with(&lacks(&shard.name)), "{shards}");
+            assert_eq!(shards.contains("nobody consumes it"), lets_look, "{shards}");
+            let permissions = text(&examination.permissions().await);
+            assert!(permissions.starts_with("denied  permission to configure"), "{permissions}");
+            let exchanges = text(&examination.cancelling().await);
+            assert!(exchanges.contains("ok      exchange fanfare.workers: there, and heard"), "{exchanges}");
+            for told in [coordinators, shards, permissions, exchanges] {
+                assert!(!told.contains("WRONG"), "{told}");
+            }
+        }
     }
 
     #[tokio::test]
