@@ -83,8 +83,7 @@ impl Shared {
     /// What can be seen of a queue, if it is there and can be seen.
     async fn look_at(&self, queue: &str) -> Result<Option<QueueState>, Failure> {
         match self.through_outages(self.preparation_end(), || self.broker.inspect(queue)).await {
-            // RabbitMQ 4.3 lets only those look who may also configure. A user with the rights of a publisher alone is not held
-            // to the bounds there.
+            // RabbitMQ 4.3 lets only those look who have some right to the queue. Who has none is not held to the bounds there.
             Err(Failure::Broker(BrokerError::Denied(_))) => Ok(None),
             looked => looked,
         }

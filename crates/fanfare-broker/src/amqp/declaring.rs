@@ -147,8 +147,8 @@ impl Declaring {
 
     /// Whether there is a queue.
     ///
-    /// To look at a queue needs the right to configure it on RabbitMQ 4.3, which is the right to delete it, and nobody should
-    /// need that for a queue that is another's. To bind a queue needs the right to write to it, which means nothing beside
+    /// To look at a queue needs some right to it on RabbitMQ 4.3; nobody should need that to configure, which is the right to delete, for
+    /// a queue that is another's. To bind a queue needs the right to write to it, which means nothing beside
     /// the default exchange, and fails in the same way where there is none.
     pub(super) async fn exists(&self, queue: &str) -> Result<bool, BrokerError> {
         let channels = &self.channels;

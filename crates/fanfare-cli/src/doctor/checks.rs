@@ -77,7 +77,7 @@ impl Examination<'_> {
         let prefix = self.fanfare.names().prefix().as_str().replace('.', "\\.");
         match tried {
             Ok(()) => Finding::new(Verdict::Ok, what, "granted"),
-            Err(BrokerError::Denied(reason)) => Finding::denied(what, &reason),
+            Err(BrokerError::Denied(reason)) => Finding::denied(what, "try", &reason),
             Err(error) => Finding::new(Verdict::Wrong, what, error.to_string()).remedy(format!(
                 "rabbitmqctl set_permissions -p VHOST USER '^{prefix}\\.' '^({prefix}\\..*|amq\\.default)$' '^{prefix}\\.'"
             )),
@@ -120,7 +120,7 @@ impl Examination<'_> {
             }
             (Ok(()), Err(error)) => match error.refusal() {
                 Some(BrokerError::Denied(reason)) => {
-                    Finding::denied(format!("exchange {}", exchange.name), reason)
+                    Finding::denied(format!("exchange {}", exchange.name), "look", reason)
                 }
                 _ => finding(Verdict::Wrong, &error.with_cause())
                     .remedy("see that the broker takes messages: rabbitmq-diagnostics alarms"),
@@ -233,11 +233,11 @@ impl Examination<'_> {
                 let found = "not there yet: whoever needs it first declares it";
                 return (Finding::new(Verdict::Note, what, found), None);
             }
-            Err(error) => return (trouble(what, &error), None),
+            Err(error) => return (trouble(what, "look", &error), None),
         };
         let finding = match broker.declare(queue).await {
             Ok(()) => Finding::new(Verdict::Ok, what, "there, with the right arguments"),
-            Err(error) => trouble(what, &error),
+            Err(error) => trouble(what, "compare its arguments", &error),
         };
         (finding, Some(state))
     }
@@ -296,9 +296,9 @@ pub(super) fn password_in_sight(mut arguments: impl Iterator<Item = String>) -> 
 }
 
 /// What is to be said of a queue that cannot be looked at or declared. Only one that has other arguments is to be deleted.
-fn trouble(what: String, error: &BrokerError) -> Finding {
+fn trouble(what: String, could_not: &str, error: &BrokerError) -> Finding {
     let remedy = match error {
-        BrokerError::Denied(reason) => return Finding::denied(what, reason),
+        BrokerError::Denied(reason) => return Finding::denied(what, could_not, reason),
         BrokerError::QueueDiffers { .. } => {
             "with nothing in it that is needed: rabbitmqctl delete_queue NAME; else use another --prefix"
         }
@@ -326,7 +326,7 @@ mod tests {
     fn only_a_queue_with_other_arguments_is_to_be_deleted() {
         let queue = "fanfare.fanin".to_owned();
         let differs = BrokerError::QueueDiffers { queue: queue.clone(), reason: "x-queue-type".to_owned() };
-        let told = |error: &BrokerError| trouble("queue a".to_owned(), error).to_string();
+        let told = |error: &BrokerError| trouble("queue a".to_owned(), "look", error).to_string();
         assert!(told(&differs).contains("delete_queue"));
         for error in [
             BrokerError::Denied("user 'u' lacks the right to configure".to_owned()),
@@ -389,12 +389,13 @@ mod tests {
         channel.declare_exclusive(&ear).await.unwrap();
         channel.bind(&ear.name, &names.workers().name).await.unwrap();
 
-        let lacks = |name: &str| {
-            format!(
-                "denied  queue {name}: could not look: user 'u' lacks the right to configure on '{name}'\n"
-            )
-        };
         for lets_look in [false, true] {
+            let could_not = if lets_look { "compare its arguments" } else { "look" };
+            let lacks = |name: &str| {
+                format!(
+                    "denied  queue {name}: could not {could_not}: user 'u' lacks the right to configure on '{name}'\n"
+                )
+            };
             let denying = Denying { broker: broker.connect(), lets_look };
             let fanfare = Fanfare::on(Arc::new(denying)).build().unwrap();
             let examination = Examination { shards: 1, ..examination(&fanfare) };

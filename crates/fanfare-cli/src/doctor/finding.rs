@@ -36,10 +36,10 @@ impl Finding {
         Self { verdict, what: what.into(), found: found.into(), remedy: None }
     }
 
-    /// Could not be looked at, for the right that the reason names.
-    pub(super) fn denied(what: impl Into<String>, reason: &str) -> Self {
-        Self::new(Verdict::Denied, what, format!("could not look: {reason}"))
-            .remedy("give it that right, or run the doctor as a user who has it: it may well be as it should")
+    /// The user may not do what would show, for lack of the right that the reason names.
+    pub(super) fn denied(what: impl Into<String>, could_not: &str, reason: &str) -> Self {
+        Self::new(Verdict::Denied, what, format!("could not {could_not}: {reason}"))
+            .remedy("it may well be as it should: see with a user who has that right")
     }
 
     /// Adds what to do.
