@@ -18,6 +18,7 @@ on_both_brokers!(
     a_target_that_waits_for_another_attempt_is_told_of_with_its_exception,
     missing_targets_beyond_the_limit_are_counted,
     a_fan_out_that_has_ended_is_told_of_with_its_failures,
+    a_fan_out_that_ends_is_told_of_all_the_while,
     a_fan_out_that_waits_for_a_coordinator_is_told_from_one_that_is_not_known,
     a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of,
     only_the_run_that_is_meant_is_told_of,
@@ -28,6 +29,7 @@ in_shards!(
     a_target_that_waits_for_another_attempt_is_told_of_with_its_exception,
     missing_targets_beyond_the_limit_are_counted,
     a_fan_out_that_has_ended_is_told_of_with_its_failures,
+    a_fan_out_that_ends_is_told_of_all_the_while,
     a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of,
     only_the_run_that_is_meant_is_told_of,
     a_fan_out_that_waits_in_its_shard_is_told_from_one_that_is_not_known,
@@ -187,6 +189,27 @@ async fn a_fan_out_that_has_ended_is_told_of_with_its_failures(stack: Stack) {
     assert_eq!((responded(0), responded(1)), (("test.echo", true), ("test.fail", false)));
     assert!(fan_out.responded.iter().all(|target| target.at_utc >= fan_out.status.req_ts_utc));
     assert_eq!(explanation.advice(stack.names()), Vec::<String>::new());
+}
+
+async fn a_fan_out_that_ends_is_told_of_all_the_while(stack: Stack) {
+    let _done = stack.record("my.done").await;
+    let mut target = stack.record("my.target").await;
+    let _coordinator = stack.coordinator();
+    let operator = stack.operator(PATIENCE);
+    for n in 0..10 {
+        let accepted = invoke(stack.publisher().fanout("my.source").target("my.target", n)).await;
+        explained(&operator, &accepted.cid, None, |explanation| !explanation.fan_outs.is_empty()).await;
+        let request = target.next().await;
+        let asked = async {
+            loop {
+                let told = operator.follow(&accepted.cid, None, 10).await.expect("it is told");
+                if matches!(one(&told).status.state, FanOutState::Ended { .. }) {
+                    break;
+                }
+            }
+        };
+        tokio::join!(asked, fanfare_tests::answer(&stack, &request, "an answer"));
+    }
 }
 
 async fn a_fan_out_that_waits_for_a_coordinator_is_told_from_one_that_is_not_known(stack: Stack) {

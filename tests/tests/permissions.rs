@@ -184,12 +184,17 @@ async fn no_role_can_read_delete_or_configure_what_is_anothers() {
                 );
             }
             // And yet everyone can tell whether there is a queue to write to.
-            for (queue, there) in
-                [(fanin, role == "publisher"), (service, role != "worker"), (shard, role != "operator")]
-            {
+            for (queue, there) in [(fanin, role == "publisher"), (service, role != "worker"), (shard, true)] {
                 if there {
                     assert!(user.exists(queue).await.expect("it may be looked for"), "{role}: {queue}");
                 }
+            }
+            // An operator sees what is in the queues that a doctor and who explains a fan-out look at.
+            for queue in
+                [service, aggregation, shard, fanin, dead, parked].into_iter().filter(|_| role == "operator")
+            {
+                let looked = user.inspect(queue).await;
+                assert!(matches!(looked, Ok(Some(_))), "{role} looks at {queue}: {looked:?}");
             }
         }
         for queue in [service, aggregation, payload, shard, fanin, dead, parked] {
@@ -261,6 +266,56 @@ async fn roles_without_their_permissions_say_so_and_end() {
             panic!("{refused:?}")
         };
         assert!(reason.contains("fanfare.fanin"), "{reason}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_consume_ends_at_the_start_and_tries_on_later() {
+    with_definitions(async |broker| {
+        let lacks = |user: &str, queue: &str| {
+            format!(
+                "user 'fanfare-{user}' lacks the right to read on queue '{queue}' in vhost '{VIRTUAL_HOST}'"
+            )
+        };
+        let coordinator = || {
+            let config = fanfare_coordinator::Config::default();
+            Coordinator::new(broker.of("coordinator"), Arc::new(System), config)
+        };
+        let names = QueueNames::default();
+        for queue in [names.fanin().name, names.dead().name] {
+            broker.deny("coordinator", &queue).await;
+            let refused = coordinator().run_until(std::future::pending()).await.expect_err("it is denied");
+            let fanfare_coordinator::Error::Broker(BrokerError::Denied(reason)) = &refused else {
+                panic!("{refused:?}")
+            };
+            assert_eq!(reason, &lacks("coordinator", &queue));
+        }
+        broker.deny("worker", &service_queue("a")).await;
+        let worker = Worker::new(publisher(&broker.of("worker"), None), fanfare_worker::Config::default());
+        let services = ["a", "b"].map(|name| service(name, |_: Context, n: u32| async move { Ok(n) }));
+        let refused = worker.services(services).run_until(std::future::pending()).await;
+        let Err(fanfare_worker::WorkerError::Broker(BrokerError::Denied(reason))) = refused else {
+            panic!("{refused:?}")
+        };
+        // It dead-letters, so that it takes this right to declare it, too; RabbitMQ 3.10 does not say which is lacking.
+        assert_eq!(reason.replace("configure or to read", "read"), lacks("worker", &service_queue("a")));
+
+        broker.grant("coordinator", ".*").await;
+        let (stop, coordinator) = (CancellationToken::new(), coordinator());
+        let readiness = coordinator.handle().readiness().clone();
+        let running = tokio::spawn(coordinator.run_until(stop.clone().cancelled_owned()));
+        eventually("it is ready", async || readiness.hindrances().is_empty()).await;
+        broker.deny("coordinator", &names.fanin().name).await;
+        broker.operator.control(&["close_all_connections", "-p", VIRTUAL_HOST, "a test"]).await;
+        eventually("it is denied", async || {
+            readiness.hindrances().get(&names.fanin().name).is_some_and(|why| why.contains("lacks the right"))
+        })
+        .await;
+        broker.grant("coordinator", ".*").await;
+        eventually("it is ready again", async || readiness.hindrances().is_empty()).await;
+        stop.cancel();
+        running.await.expect("it does not panic").expect("what was denied later ends nothing");
     })
     .await;
 }
@@ -341,6 +396,17 @@ impl Defined {
     fn client(&self, user: &str, password: &str) -> Arc<dyn Broker> {
         let url = self.operator.url_of(user, password, VIRTUAL_HOST);
         Arc::new(AmqpBroker::new(amqp::Config::parse(&url).expect("a proper URL"), Arc::new(System)))
+    }
+
+    /// Lets a role's user read all but one queue, and do everything else.
+    async fn deny(&self, role: &str, queue: &str) {
+        self.grant(role, &format!("^(?!{}$)", queue.replace('.', "\\."))).await;
+    }
+
+    /// Lets a role's user read what matches a pattern, and do everything else.
+    async fn grant(&self, role: &str, read: &str) {
+        let user = format!("fanfare-{role}");
+        self.operator.control(&["set_permissions", "-p", VIRTUAL_HOST, &user, ".*", ".*", read]).await;
     }
 
     async fn until_queue_is_gone(&self, queue: &str) {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use fanfare_coordinator::Limits;
-use fanfare_protocol::{Cid, EndedBy, FinalPayload, Manifest, QueueNames, ServiceName, StatusQuery};
+use fanfare_protocol::{Cid, EndedBy, FinalPayload, Manifest, Message, QueueNames, ServiceName, StatusQuery};
 use fanfare_publisher::{Accepted, Failure, Fanout, InvokeError, Publisher, Target};
 use fanfare_tests::{PATIENCE, Stack, eventually, services};
 
@@ -349,7 +349,7 @@ async fn a_publisher_is_refused_when_as_many_fan_outs_are_open_as_may_be_and_not
         accepted.push(invoke(&stack.publisher(), "my.target", n).await);
     }
     let full = stack.names().full().name;
-    stack.queue_has(&full, "a word of the coordinator", |state| state.messages > 0).await;
+    stack.queue_has(&full, "a consumer", |state| state.consumers > 0).await;
     let fanout = || stack.publisher().fanout("my.source").target("my.target", "more").on_final("my.done");
     let refused = fanout().invoke().await;
     let Err(InvokeError::NotAccepted { source: Failure::Full, requests_sent: false, .. }) = refused else {
@@ -359,7 +359,9 @@ async fn a_publisher_is_refused_when_as_many_fan_outs_are_open_as_may_be_and_not
         fanfare_tests::answer(&stack, &target.next().await, Some("an answer")).await;
         done.next_final().await;
     }
-    stack.queue_has(&full, "no word any more", |state| state.messages == 0).await;
+    stack.queue_has(&full, "no consumer any more", |state| state.consumers == 0).await;
+    // A message of somebody's keeps nobody from invoking.
+    stack.bystander().publish(&full, Message::default()).await.expect("whoever may publish may do that");
     accepted.push(fanout().invoke().await.expect("there is room again"));
     fanfare_tests::answer(&stack, &target.next().await, Some("an answer")).await;
     done.next_final().await;

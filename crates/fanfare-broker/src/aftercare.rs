@@ -24,9 +24,12 @@ pub struct Aftercare {
 }
 
 impl Aftercare {
-    /// A deletion that takes so long is one after which the queue has to be looked after: RabbitMQ waits for 5 s for a member of
-    /// the queue that does not answer, as those on a node that is away or starts.
-    pub const SLOW: Duration = Duration::from_secs(4);
+    /// How long RabbitMQ waits, while it deletes a queue, for a member of it that does not answer, as those on a node that is
+    /// away or starts (`rabbit_quorum_queue`, `DELETE_TIMEOUT`). Whoever deletes has to wait for longer, or is never told.
+    pub const MEMBER_TIMEOUT: Duration = Duration::from_secs(5);
+
+    /// A deletion that takes so long is one after which the queue has to be looked after: about [`Self::MEMBER_TIMEOUT`].
+    pub const SLOW: Duration = Self::MEMBER_TIMEOUT.saturating_sub(Duration::from_secs(1));
 
     /// Of queues of a broker.
     #[must_use]

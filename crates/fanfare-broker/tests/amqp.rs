@@ -8,8 +8,10 @@ use std::pin::pin;
 use std::time::Duration;
 
 use fanfare_broker::{Broker, BrokerError, PublishError};
+use fanfare_protocol::queue::Argument;
 use futures_util::future::join_all;
 use futures_util::poll;
+use support::log::Log;
 use support::proxy::Proxy;
 use support::{broker, config, consume, declared, eventually, id, message, next, queue, split, url, within};
 use tokio::time::Instant;
@@ -214,6 +216,68 @@ async fn message_whose_confirm_is_late_is_waited_for_and_not_sent_twice() {
     assert_eq!(broker.inspect(&queue).await.unwrap().unwrap().messages, 2);
     broker.delete(&queue).await.unwrap();
     broker.close().await;
+}
+
+#[tokio::test]
+async fn channel_that_was_refused_a_message_makes_way_and_what_it_has_sent_is_still_confirmed() {
+    let proxy = Proxy::start(&url()).await;
+    let broker = broker(config(&proxy.url));
+    let there = declared(&*broker, "classic").await;
+    let mut full = queue("classic");
+    full.arguments.extend([("x-max-length", Argument::Int(1)), ("x-overflow", "reject-publish".into())]);
+    broker.declare(&full).await.unwrap();
+    broker.publish(&full.name, message(1)).await.unwrap();
+    let refused = broker.publish(&full.name, message(2)).await;
+    assert!(matches!(refused, Err(PublishError::Refused(_))), "{refused:?}");
+
+    proxy.silence_present();
+    let (mut sent, mut twin) =
+        (pin!(broker.publish(&there, message(3))), pin!(broker.publish(&there, message(3))));
+    assert!(poll!(&mut sent).is_pending() && poll!(&mut twin).is_pending());
+    let direct = support::broker(config(&url()));
+    let messages = async || direct.inspect(&there).await.unwrap().unwrap().messages;
+    eventually("its arrival", async || match messages().await {
+        1 => Ok(()),
+        messages => Err(messages),
+    })
+    .await;
+    // The channel is as old as it has to be.
+    tokio::time::pause();
+    tokio::time::advance(Duration::from_secs(5)).await;
+    tokio::time::resume();
+    within("the confirm on another channel", broker.publish(&there, message(4))).await.unwrap();
+    within("the confirm of what looks like one under way", twin).await.unwrap();
+    assert!(poll!(&mut sent).is_pending(), "nobody was told of it yet");
+    proxy.restore();
+    within("the confirm on the first channel", sent).await.unwrap();
+    assert_eq!(messages().await, 3, "nothing was sent twice");
+    for queue in [&there, &full.name] {
+        direct.delete(queue).await.unwrap();
+    }
+    join_all([broker.close(), direct.close()]).await;
+}
+
+#[tokio::test]
+async fn queues_are_named_where_a_message_cannot_be_read() {
+    let log = Log::default();
+    let _logging = tracing::subscriber::set_default(log.subscriber());
+    let proxy = Proxy::start(&url()).await;
+    let broker = broker(config(&proxy.url));
+    let queue = declared(&*broker, "classic").await;
+    let (_channel, mut consumer) = consume(&*broker, &queue).await;
+    proxy.garble();
+    let direct = support::broker(config(&url()));
+    direct.publish(&queue, message(1)).await.unwrap();
+    assert!(within("the end of the consumer", consumer.next()).await.unwrap().is_err());
+    eventually("a word about it", async || {
+        let said = log.text();
+        let told =
+            said.lines().find(|line| line.contains("a message that cannot be read")).map(str::to_owned);
+        told.filter(|told| told.contains(&queue)).ok_or(said)
+    })
+    .await;
+    direct.delete(&queue).await.unwrap();
+    join_all([broker.close(), direct.close()]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,8 @@
 //! `fanfare doctor`: looks at everything that Fanfare needs, and says what to do about what is wrong.
 
 mod checks;
+#[cfg(test)]
+mod denying;
 mod finding;
 mod policies;
 
@@ -20,15 +22,16 @@ use crate::settings::Settings;
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Each line begins with what was found: ok, note (worth knowing), warn (works, but look at it),
-WRONG (does not work), or unknown (the broker does not tell). Below it stands what to do. Nothing
-is changed, but for one queue that is declared, used and deleted to try the permissions, and a
-message that coordinators and workers are sent to see whether they hear it.
+WRONG (does not work), unknown (the broker does not tell), or denied (this user may not look). Below
+it stands what to do. Nothing is changed, but for one queue that is declared, used and deleted to try
+the permissions, and a message that coordinators and workers are sent to see whether they hear it.
 
 Examples:
   fanfare doctor --broker amqp://localhost
   fanfare doctor --service image.resize,order.enriched --json
 
-Exit codes: 0 nothing is wrong; 1 something is; 2 bad input; 3 no broker")]
+Exit codes: 0 nothing is wrong; 1 something is; 2 bad input; 3 no broker; 5 nothing is wrong as far as
+this user may look, and something was denied")]
 pub(crate) struct DoctorArguments {
     /// Looks at the queue of this service too; repeatable, or divided by commas. The stock services and those of fanfare.toml
     /// are looked at anyway
@@ -54,7 +57,7 @@ pub(crate) async fn run(arguments: DoctorArguments, settings: &Settings) -> Resu
     let examination = Examination { fanfare: &fanfare, renewal, consumer_timeout, shards: settings.shards };
     let management =
         settings.broker_address()?.and_then(|broker| Management::of(&broker, arguments.management.as_ref()));
-    let mut teller = Teller { wrong: false, findings: arguments.json.then(Vec::new) };
+    let mut teller = Teller { wrong: false, denied: false, findings: arguments.json.then(Vec::new) };
     let examined = examine(&examination, services, management.as_ref(), &mut teller).await;
     fanfare.close().await;
     let exit = examined?;
@@ -87,18 +90,24 @@ async fn examine(
     teller.tell_all(examination.left_behind().await)?;
     teller.tell_all(policies::examine(management, examination.fanfare.names()).await)?;
     teller.tell_all(examination.what_the_broker_does_not_tell().await)?;
-    Ok(if teller.wrong { Exit::Failed } else { Exit::Done })
+    Ok(match teller {
+        Teller { wrong: true, .. } => Exit::Failed,
+        Teller { denied: true, .. } => Exit::Unknown,
+        _ => Exit::Done,
+    })
 }
 
-/// Prints findings as they come, or keeps them for the end, and remembers whether one is wrong.
+/// Prints findings as they come, or keeps them for the end, and remembers whether one is wrong, or was denied.
 struct Teller {
     wrong: bool,
+    denied: bool,
     findings: Option<Vec<Finding>>,
 }
 
 impl Teller {
     fn tell(&mut self, finding: Finding) -> Result<(), Failure> {
         self.wrong |= finding.verdict == Verdict::Wrong;
+        self.denied |= finding.verdict == Verdict::Denied;
         match &mut self.findings {
             Some(findings) => findings.push(finding),
             None => print(finding)?,

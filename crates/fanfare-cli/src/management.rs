@@ -13,6 +13,7 @@ use hyper::header::AUTHORIZATION;
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy::Client;
 use hyper_util::rt::TokioExecutor;
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 /// The port of the management plugin where nobody changed it.
@@ -77,8 +78,11 @@ impl Management {
     /// # Errors
     /// Why it does not tell.
     pub(crate) async fn queues<T: DeserializeOwned>(&self, columns: &str) -> Result<Vec<T>, String> {
-        let path = format!("/api/queues/{}?columns={columns}", encoded(&self.virtual_host));
-        let told = match self.ask(Method::GET, &path).await {
+        self.told(&format!("/api/queues/{}?columns={columns}", encoded(&self.virtual_host))).await
+    }
+
+    async fn told<T: DeserializeOwned>(&self, path: &str) -> Result<T, String> {
+        let told = match self.ask(Method::GET, path).await {
             Ok((status, body)) if status.is_success() => {
                 serde_json::from_slice(&body).map_err(|error| error.to_string())
             }
@@ -86,6 +90,24 @@ impl Management {
             Err(reason) => Err(reason),
         };
         told.map_err(|reason| format!("{self} does not tell: {reason}"))
+    }
+
+    /// The tags of a queue's consumers.
+    ///
+    /// # Errors
+    /// Why it does not tell.
+    pub(crate) async fn consumer_tags(&self, queue: &str) -> Result<Vec<String>, String> {
+        #[derive(Deserialize)]
+        struct Consumer {
+            consumer_tag: String,
+        }
+        #[derive(Deserialize)]
+        struct Queue {
+            consumer_details: Vec<Consumer>,
+        }
+        let path = format!("/api/queues/{}/{}", encoded(&self.virtual_host), encoded(queue));
+        let Queue { consumer_details } = self.told(&path).await?;
+        Ok(consumer_details.into_iter().map(|consumer| consumer.consumer_tag).collect())
     }
 
     /// Deletes a queue, unless it is consumed.

@@ -17,7 +17,7 @@ use crate::arguments::Shared;
 use crate::configuration::{self, Broker, Configuration, ConfigurationError};
 use crate::exit::Failure;
 use crate::logging::Format;
-use crate::{logging, services};
+use crate::{identity, logging, services};
 
 /// The broker where nothing says another.
 const DEFAULT_BROKER: &str = "amqp://localhost";
@@ -132,8 +132,8 @@ impl Settings {
             )));
         }
         let urls = self.broker_urls();
-        let name = format!("fanfare {role}");
-        let builder = Fanfare::builder(urls).tls(self.tls.clone()).connection_name(name);
+        let builder =
+            Fanfare::builder(urls).tls(self.tls.clone()).connection_name(identity::at_the_broker(role));
         let builder = builder.publisher(self.publisher());
         Ok(match &self.password {
             Some(Password(password)) => builder.password(password),

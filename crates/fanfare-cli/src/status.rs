@@ -1,5 +1,6 @@
 //! `fanfare status`: which fan-outs are open, or have ended lately.
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
@@ -12,6 +13,8 @@ use fanfare::{
 
 use crate::durations;
 use crate::exit::{self, Exit, Failure, print, print_json, say};
+use crate::identity;
+use crate::management::{Management, ManagementUrl, WITHOUT_TLS};
 use crate::settings::Settings;
 use crate::signals::Signals;
 use crate::table;
@@ -22,9 +25,9 @@ const CLEAR: &str = "\x1b[2J\x1b[H";
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Asks all coordinators, which have 3 s. Where one that the broker knows does not answer, a line on
-standard error says so, and who has answered: what the other holds is missing. The broker does not
-tell its name; --watch knows it, where it has answered before. Fan-outs that wait for a coordinator are
-known to none; `fanfare doctor` counts them.
+standard error says so, and who has answered: what the other holds is missing. RabbitMQ's management
+API tells its name, where that answers; --watch knows it, where it has answered before. Fan-outs that
+wait for a coordinator are known to none; `fanfare doctor` counts them.
 
 Examples:
   fanfare status
@@ -63,6 +66,11 @@ pub(crate) struct StatusArguments {
     #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
 
+    /// RabbitMQ's management API, which alone tells who does not answer [default: port 15672 of the broker, unless that is
+    /// reached through TLS]
+    #[arg(long, env = "FANFARE_MANAGEMENT", value_name = "URL")]
+    management: Option<ManagementUrl>,
+
     /// Shows it again and again, this far apart
     #[arg(
         long,
@@ -86,7 +94,8 @@ fn sort() -> impl TypedValueParser<Value = Sort> {
 }
 
 pub(crate) async fn run(arguments: StatusArguments, settings: &Settings) -> Result<Exit, Failure> {
-    let StatusArguments { ended, source, cid, service, min_age, sort, limit, watch, json } = arguments;
+    let StatusArguments { ended, source, cid, service, min_age, sort, limit, management, watch, json } =
+        arguments;
     let query = StatusQuery {
         ended,
         source,
@@ -98,64 +107,100 @@ pub(crate) async fn run(arguments: StatusArguments, settings: &Settings) -> Resu
         limit: limit.into(),
     };
     let fanfare = settings.fanfare("status")?;
+    let management =
+        settings.broker_address()?.and_then(|broker| Management::of(&broker, management.as_ref()));
+    let asking = Asking { fanfare: &fanfare, query: &query, json, management: management.as_ref() };
     let outcome = match watch {
-        None => tell(&fanfare, &query, json, "", &mut Roll::default()).await,
+        None => asking.tell("", &mut Roll::default()).await,
         Some(pause) => tokio::select! {
             () = Signals::listen()?.first() => Ok(Exit::Done),
-            ended = keep_telling(&fanfare, &query, json, pause) => ended,
+            ended = asking.keep_telling(pause) => ended,
         },
     };
     fanfare.close().await;
     outcome
 }
 
-async fn keep_telling(
-    fanfare: &Fanfare,
-    query: &StatusQuery,
+/// What is asked, and how it is told.
+struct Asking<'a> {
+    fanfare: &'a Fanfare,
+    query: &'a StatusQuery,
     json: bool,
-    pause: Duration,
-) -> Result<Exit, Failure> {
-    let mut roll = Roll::default();
-    let before = if !json && io::stdout().is_terminal() { CLEAR } else { "" };
-    loop {
-        // A coordinator may be restarted while somebody watches.
-        match tell(fanfare, query, json, before, &mut roll).await {
-            Err(failure) if failure.exit == Exit::BadInput => return Err(failure),
-            Err(failure) => _ = failure.report(),
-            Ok(_) => {}
+    management: Option<&'a Management>,
+}
+
+impl Asking<'_> {
+    async fn keep_telling(&self, pause: Duration) -> Result<Exit, Failure> {
+        let mut roll = Roll::default();
+        let before = if !self.json && io::stdout().is_terminal() { CLEAR } else { "" };
+        loop {
+            // A coordinator may be restarted while somebody watches.
+            match self.tell(before, &mut roll).await {
+                Err(failure) if failure.exit == Exit::BadInput => return Err(failure),
+                Err(failure) => _ = failure.report(),
+                Ok(_) => {}
+            }
+            tokio::time::sleep(pause).await;
         }
-        tokio::time::sleep(pause).await;
+    }
+
+    async fn tell(&self, before: &str, roll: &mut Roll) -> Result<Exit, Failure> {
+        let told = self.fanfare.operator().status(self.query).await;
+        let heard = told.as_ref().map(|status| status.coordinators.heard.clone()).unwrap_or_default();
+        let names: BTreeSet<String> = heard.values().cloned().collect();
+        let known = roll.call(heard, WireTime::from(System.now()));
+        let silent: Vec<_> = known.into_iter().filter(|heard| !heard.answers).collect();
+        let status = match told {
+            Ok(status) => status,
+            Err(error) => {
+                if matches!(error, AskError::NoAnswer { .. }) {
+                    self.name_silent(&names).await;
+                }
+                return Err(not_told(self.fanfare, error).await);
+            }
+        };
+        if self.json {
+            print_json(&status)?;
+        } else {
+            let now = WireTime::from(System.now());
+            print(format_args!("{before}{}", shown(&status, self.query.ended, now).join("\n")))?;
+        }
+        if let Some(shortfall) = status.coordinators.shortfall() {
+            say(format_args!("warning: {shortfall}; what the others hold is missing here"));
+        }
+        if status.coordinators.silent.is_some_and(|count| count > silent.len()) {
+            self.name_silent(&names).await;
+        }
+        for Heard { name, last_utc, .. } in silent {
+            say(format_args!("warning: coordinator {name} has not answered since {last_utc} UTC"));
+        }
+        Ok(Exit::Done)
+    }
+
+    /// Tells who is connected and not among those who have answered, or why nobody knows.
+    async fn name_silent(&self, heard: &BTreeSet<String>) {
+        let tags = match self.management {
+            Some(management) => management.consumer_tags(&self.fanfare.names().dead().name).await,
+            None => Err(WITHOUT_TLS.to_owned()),
+        };
+        match tags.map(|tags| unheard(&tags, heard)) {
+            Ok(names) if names.is_empty() => say(
+                "warning: who did not answer is not known: it is no `fanfare coordinator`, or is of an earlier version",
+            ),
+            Ok(names) => {
+                for name in names {
+                    say(format_args!("warning: coordinator {name} did not answer"));
+                }
+            }
+            Err(reason) => say(format_args!("warning: who did not answer is not known: {reason}")),
+        }
     }
 }
 
-async fn tell(
-    fanfare: &Fanfare,
-    query: &StatusQuery,
-    json: bool,
-    before: &str,
-    roll: &mut Roll,
-) -> Result<Exit, Failure> {
-    let told = fanfare.operator().status(query).await;
-    let heard = told.as_ref().map(|status| status.coordinators.heard.clone()).unwrap_or_default();
-    let silent = roll.call(heard, WireTime::from(System.now())).into_iter().filter(|heard| !heard.answers);
-    let silent: Vec<_> = silent.collect();
-    let status = match told {
-        Ok(status) => status,
-        Err(error) => return Err(not_told(fanfare, error).await),
-    };
-    if json {
-        print_json(&status)?;
-    } else {
-        let now = WireTime::from(System.now());
-        print(format_args!("{before}{}", shown(&status, query.ended, now).join("\n")))?;
-    }
-    if let Some(shortfall) = status.coordinators.shortfall() {
-        say(format_args!("warning: {shortfall}; what the others hold is missing here"));
-    }
-    for Heard { name, last_utc, .. } in silent {
-        say(format_args!("warning: coordinator {name} has not answered since {last_utc} UTC"));
-    }
-    Ok(Exit::Done)
+/// The coordinators among those who consume the dead letters, as all do, that have not answered.
+fn unheard(tags: &[String], heard: &BTreeSet<String>) -> BTreeSet<String> {
+    let names = tags.iter().filter_map(|tag| identity::of_consumer(tag, "coordinator"));
+    names.filter(|name| !heard.contains(*name)).map(str::to_owned).collect()
 }
 
 /// Why an operator was told nothing.
@@ -251,6 +296,13 @@ mod tests {
             deadline_utc: deadline.map(time),
             state,
         }
+    }
+
+    #[test]
+    fn who_is_connected_and_has_not_answered_is_named() {
+        let tags = ["fanfare coordinator host:1 4", "fanfare coordinator host:2 0", "orders 7", "amq.ctag-x"];
+        let heard = BTreeSet::from(["host:1".to_owned()]);
+        assert_eq!(unheard(&tags.map(str::to_owned), &heard), BTreeSet::from(["host:2".to_owned()]));
     }
 
     #[test]

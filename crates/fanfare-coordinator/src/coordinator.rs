@@ -21,7 +21,6 @@ use crate::handle::Inquiry;
 use crate::inquiry::{Inquiries, Known, gather};
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
-use crate::records::Records;
 use crate::shards::Shards;
 use crate::trust::Trust;
 use crate::view::View;
@@ -46,8 +45,6 @@ pub struct Coordinator {
     /// are told.
     parking: TaskTracker,
     ended: LatelyEnded,
-    /// The latest of them, as operators are told.
-    records: Records,
     inquiries: Inquiries,
     /// Set while as many fan-outs are open as may be, once that was told.
     full: bool,
@@ -95,7 +92,6 @@ impl Coordinator {
             tasks: JoinSet::new(),
             parking,
             ended: LatelyEnded::default(),
-            records: Records::default(),
             full: false,
             stop: CancellationToken::new(),
             handle,
@@ -116,7 +112,7 @@ impl Coordinator {
     ///
     /// # Errors
     /// [`Error::Setting`] where the configuration is out of range: nothing was done then. [`Error::Broker`] where the broker
-    /// refuses its queues at the start, to a user who lacks a permission for instance.
+    /// refuses at the start what every coordinator needs, to a user who lacks a right for instance. What it refuses later is tried on.
     pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         self.config.check()?;
         let options =
@@ -132,6 +128,7 @@ impl Coordinator {
         let readiness = &self.handle.readiness;
         let mut manifests =
             Subscription::new(broker, Arc::clone(&self.outbox.environment), names.fanin(), options)
+                .unless_denied()
                 .reporting_to(readiness.clone());
         let mut dead_letters = Subscription::new(
             Arc::clone(&self.outbox.broker),
@@ -139,6 +136,7 @@ impl Coordinator {
             names.dead(),
             SubscriptionOptions { prefetch: DEAD_LETTERS_AT_A_TIME, most_channels: 1 },
         )
+        .unless_denied()
         .reporting_to(readiness.clone());
         let ears = names.clone();
         let mut asked = Subscription::to_exchange(
@@ -147,6 +145,7 @@ impl Coordinator {
             names.coordinators(),
             move |id| ears.coordinator(id),
         )
+        .unless_denied()
         .reporting_to(readiness.clone());
         self.shards.start();
         self.handle.started();
@@ -158,24 +157,32 @@ impl Coordinator {
                 () = &mut shutdown => break,
                 Some(inquiry) = self.inquired.recv() => self.inquiries.ask(inquiry, &self.known()),
                 Some(conclusion) = self.tasks.join_next() => self.conclude(conclusion).await,
-                record = self.shards.run() => self.records.extend([record]),
-                Some(letter) = dead_letters.next() => {
-                    self.parking.spawn(dead_letters::settle(self.outbox.clone(), self.trust.clone(), letter));
-                }
-                Some(word) = asked.next() => self.hear(word).await,
+                () = self.shards.run() => {}
+                letter = dead_letters.next() => match letter {
+                    Some(letter) => {
+                        let settled = dead_letters::settle(self.outbox.clone(), self.trust.clone(), letter);
+                        self.parking.spawn(settled);
+                    }
+                    None => break,
+                },
+                word = asked.next() => match word {
+                    Some(word) => self.hear(word).await,
+                    None => break,
+                },
                 delivery = manifests.next() => match delivery {
                     Some(delivery) => self.take(delivery).await,
                     None => break,
                 },
             }
         }
+        let denial = [&manifests, &dead_letters, &asked].into_iter().find_map(Subscription::denial).cloned();
         tracing::info!(open = self.open.len(), "coordinator stops");
         let deadline = Instant::now() + self.config.stop_within;
         // A broker that does not answer now puts back what they hold when the connections end.
         let unsubscribed = async { tokio::join!(asked.stop(), dead_letters.stop(), manifests.stop()) };
         let _ = tokio::time::timeout_at(deadline, unsubscribed).await;
         self.stop(deadline).await;
-        Ok(())
+        denial.map_or(Ok(()), |denial| Err(denial.into()))
     }
 
     /// Sees to it that the queues are there which every coordinator needs, and waits for as long as there is no broker.
@@ -335,7 +342,7 @@ impl Coordinator {
 
     /// What operators can be told.
     fn known(&self) -> Known<'_> {
-        Known { open: &self.open, shards: &self.shards, records: &self.records, view: &self.view }
+        Known { open: &self.open, shards: &self.shards, view: &self.view }
     }
 
     /// Tells, once each time, that further fan-outs wait from here on.
@@ -382,7 +389,6 @@ impl Coordinator {
         self.tell_whether_full();
         if let (Some(open), true) = (open, conclusion.ended) {
             self.ended.insert(conclusion.run, open.manifest.cid.clone(), conclusion.how);
-            self.records.extend(conclusion.record.take());
         }
         // Copies of the manifest that arrived too late for the task. Who asked for a cancel asks again.
         conclusion.inbox.close();

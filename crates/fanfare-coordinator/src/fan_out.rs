@@ -24,7 +24,6 @@ use crate::inquiry::Question;
 use crate::messenger::Messenger;
 use crate::outbox::{Outbox, Outcome};
 use crate::parts;
-use crate::records::Record;
 use crate::telemetry;
 use crate::trust::Trust;
 use crate::view::{FailedResult, Watched};
@@ -89,8 +88,6 @@ pub(crate) struct FanOut {
     how: Option<Cancellation>,
     /// What others see of it.
     watched: Watched,
-    /// The same, as operators are told.
-    record: Option<Record>,
 }
 
 /// How a task ended.
@@ -100,8 +97,6 @@ pub(crate) struct Conclusion {
     pub(crate) ended: bool,
     /// How, where this hold knows.
     pub(crate) how: Option<Cancellation>,
-    /// The same, as operators are told.
-    pub(crate) record: Option<Record>,
     /// What was left in it.
     pub(crate) inbox: mpsc::UnboundedReceiver<Word>,
 }
@@ -135,7 +130,6 @@ impl FanOut {
             told,
             how: None,
             watched,
-            record: None,
         }
     }
 
@@ -172,8 +166,8 @@ impl FanOut {
             let effects = self.handle(event);
             if let Some(ended) = self.apply(effects).await {
                 let run = self.machine.manifest().run;
-                let Self { how, record, inbox, .. } = self;
-                return Conclusion { run, ended, how, record, inbox };
+                let Self { how, inbox, .. } = self;
+                return Conclusion { run, ended, how, inbox };
             }
         }
     }
@@ -234,10 +228,8 @@ impl FanOut {
             Effect::End(summary) => {
                 let manifest = self.machine.manifest();
                 tell(manifest, &summary);
-                self.watched.ended(&summary);
+                self.watched.ended(&self.machine, &summary, self.outbox.environment.now().into());
                 self.how = summary.completed.then(|| how_it_ended(manifest, &summary));
-                let at = self.outbox.environment.now().into();
-                self.record = summary.completed.then(|| Record::new(&self.machine, summary.ending, at));
                 // What is being parked went with the queue: nobody hands it out again.
                 while self.parking.next().await.is_some() {}
                 self.queue.close().await;

@@ -20,7 +20,7 @@ use crate::coordinator::Open;
 use crate::delivery::Tag;
 use crate::handle::Inquiry;
 use crate::messenger::Messenger;
-use crate::records::{Record, Records};
+use crate::records::Record;
 use crate::shard;
 use crate::shards::Shards;
 use crate::trust::Trust;
@@ -46,7 +46,6 @@ pub(crate) struct Inquiries {
 pub(crate) struct Known<'a> {
     pub(crate) open: &'a BTreeMap<RunId, Open>,
     pub(crate) shards: &'a Shards,
-    pub(crate) records: &'a Records,
     pub(crate) view: &'a View,
 }
 
@@ -147,16 +146,17 @@ impl Inquiries {
                 Some(wanted.collect::<Vec<_>>())
             }
         });
-        let ended = known.records.iter().filter(|_| refused.is_none() && query.ended);
-        let wanted = |record: &&Record| {
-            let serves = query.service.as_ref().is_none_or(|service| record.invokes(service));
-            serves && query.matches(&record.explained.status, now)
-        };
-        let ended: Vec<_> = ended.filter(wanted).map(|record| record.explained.status.clone()).collect();
-        let lately = (refused.is_none() && query.lately).then(|| known.view.lately(known.records));
+        let view = known.view.clone();
         async move {
             let mut fan_outs = gather_all(asked, asked_shards).await;
-            fan_outs.extend(ended);
+            let wanted = |record: &Record| {
+                let serves = query.service.as_ref().is_none_or(|service| record.invokes(service));
+                serves && query.matches(&record.explained.status, now)
+            };
+            if refused.is_none() && query.ended {
+                fan_outs.extend(view.ended(wanted).into_iter().map(|ended| ended.status));
+            }
+            let lately = (refused.is_none() && query.lately).then(|| view.lately());
             let matching = fan_outs.len();
             query.select(&mut fan_outs);
             StatusAnswer { coordinator, name, refused, matching, fan_outs, lately }
@@ -173,7 +173,7 @@ impl Inquiries {
     ) -> impl Future<Output = ExplainAnswer> + Send + use<> {
         let (coordinator, name) = (self.messenger.coordinator(), self.name.clone());
         let trusted = refused.is_none();
-        let is_meant = |of: &RunId| trusted && run.is_none_or(|run| run == *of);
+        let is_meant = move |of: &RunId| trusted && run.is_none_or(|run| run == *of);
         let open = known.open.iter().filter(|(of, open)| is_meant(of) && open.manifest.cid == *cid);
         let asked = ask(open.map(|(_, open)| &open.inbox), || {
             move |machine: &FanIn<Tag>| Some(explain(machine, limit))
@@ -185,14 +185,15 @@ impl Inquiries {
                 Some(meant.map(|machine| explain(machine, limit)).collect::<Vec<_>>())
             }
         });
-        let of_cid = |record: &&Record| {
-            let status = &record.explained.status;
-            is_meant(&status.run) && status.cid == *cid
-        };
-        let ended: Vec<_> =
-            known.records.iter().filter(of_cid).map(|record| record.explained.clone()).collect();
+        let (view, cid) = (known.view.clone(), cid.clone());
         async move {
             let mut fan_outs = gather_all(asked, asked_shards).await;
+            // Only now: what ends meanwhile is told of as open or as ended, and never as neither.
+            let ended = view.ended(|record| {
+                let status = &record.explained.status;
+                is_meant(&status.run) && status.cid == cid
+            });
+            fan_outs.retain(|open| ended.iter().all(|ended| ended.status.run != open.status.run));
             fan_outs.extend(ended);
             let matching = fan_outs.len();
             fan_outs.truncate(limits::EXPLAINED);

@@ -87,15 +87,6 @@ impl Messenger {
         });
     }
 
-    /// Leaves a message where publishers look, which is there for some seconds.
-    pub(crate) fn tell_publishers(&self, message: Message) {
-        let outbox = self.outbox.clone();
-        self.send(async move {
-            let full = outbox.names.full().name;
-            outbox.publish(&full, message, Absence::Declares).await;
-        });
-    }
-
     fn send(&self, message: impl Future<Output = ()> + Send + 'static) {
         if self.under_way.len() < MOST_UNDER_WAY {
             self.under_way.spawn(tokio::time::timeout(LIMIT, message));

@@ -61,22 +61,18 @@ impl Records {
     /// Bytes that they may take up together.
     const MOST_BYTES: usize = 8 * 1024 * 1024;
 
+    pub(crate) fn push(&mut self, record: Record) {
+        self.bytes += record.bytes();
+        self.records.push_front(record);
+        while self.records.len() > Self::MOST || self.bytes > Self::MOST_BYTES {
+            let Some(oldest) = self.records.pop_back() else { break };
+            self.bytes -= oldest.bytes();
+        }
+    }
+
     /// The latest first.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &Record> {
         self.records.iter()
-    }
-}
-
-impl Extend<Record> for Records {
-    fn extend<I: IntoIterator<Item = Record>>(&mut self, records: I) {
-        for record in records {
-            self.bytes += record.bytes();
-            self.records.push_front(record);
-            while self.records.len() > Self::MOST || self.bytes > Self::MOST_BYTES {
-                let Some(oldest) = self.records.pop_back() else { break };
-                self.bytes -= oldest.bytes();
-            }
-        }
     }
 }
 
@@ -125,7 +121,7 @@ mod tests {
     #[test]
     fn only_a_fixed_number_is_remembered_and_the_latest_comes_first() {
         let mut records = Records::default();
-        records.extend((0..=Records::MOST).map(|n| record(n, 0)));
+        (0..=Records::MOST).for_each(|n| records.push(record(n, 0)));
         let kept = kept(&records);
         assert_eq!((kept.len(), kept[0], kept[Records::MOST - 1]), (Records::MOST, "1000", "1"));
         assert!(records.iter().all(|record| record.invokes(&service())));
@@ -135,7 +131,7 @@ mod tests {
     fn only_so_many_bytes_are_remembered() {
         let mut records = Records::default();
         let all = 2 * Records::MOST_BYTES / 200_000;
-        records.extend((0..all).map(|n| record(n, 100)));
+        (0..all).for_each(|n| records.push(record(n, 100)));
         assert!(records.bytes <= Records::MOST_BYTES && kept(&records).len() < all, "{}", records.bytes);
         assert_eq!(records.bytes, records.iter().map(Record::bytes).sum::<usize>());
         assert_eq!(kept(&records)[0], (all - 1).to_string());

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{Backoff, ConsumerChannel, Delivery};
+use fanfare_broker::{Backoff, ConsumerChannel, Delivery, Subscription, SubscriptionOptions};
 use fanfare_fanin::{
     FanIn, Memory, Shard, ShardEffect, ShardEvent, ShardLimits, ShardPublication, ShardPublicationId, Summary,
 };
@@ -26,11 +26,9 @@ use crate::deadline::deadline;
 use crate::ended::LatelyEnded;
 use crate::fan_out::{MOST_ASKERS, how_it_ended, sleep_until, tell};
 use crate::inquiry::Question;
-use crate::members::HEARTBEAT;
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
 use crate::parts;
-use crate::records::Record;
 use crate::telemetry;
 use crate::trust::Trust;
 use crate::unbundled::Unbundled;
@@ -84,8 +82,6 @@ pub(crate) struct ShardTask {
     pub(crate) limits: ShardLimits,
     /// Fan-outs that may be open.
     pub(crate) most_open: usize,
-    /// What publishers find where there are.
-    pub(crate) full: Message,
     pub(crate) messenger: Messenger,
     pub(crate) trust: Trust,
     pub(crate) inbox: mpsc::UnboundedReceiver<Word>,
@@ -98,8 +94,6 @@ pub(crate) struct ShardTask {
     pub(crate) known: Known,
     /// Where its fan-outs are seen.
     pub(crate) view: View,
-    /// Where it is told how they have ended.
-    pub(crate) ended: mpsc::UnboundedSender<Record>,
 }
 
 /// What is under way on one channel of the shard.
@@ -115,8 +109,8 @@ struct Hold<'a> {
     /// The open fan-outs, as others see them.
     shown: BTreeMap<RunId, Shown>,
     watchers: Watchers,
-    /// When publishers are told again that as many fan-outs are open as may be; none where fewer are.
-    full: Option<Instant>,
+    /// What publishers see while as many fan-outs are open as may be: that this is consumed.
+    full: Option<Subscription>,
 }
 
 impl ShardTask {
@@ -210,7 +204,7 @@ impl Hold<'_> {
                 },
                 () = sleep_until(timeout) => self.handle(ShardEvent::TimePassed),
                 () = sleep_until(self.acks.due()) => {}
-                () = sleep_until(self.full) => {}
+                Some(stranger) = next_of(&mut self.full) => stranger.receipt.ack().await,
                 next = source.next() => match next {
                     Some(Ok(delivery)) => self.read(delivery),
                     Some(Err(_)) => return,
@@ -324,22 +318,23 @@ impl Hold<'_> {
         self.tell_whether_full();
     }
 
-    /// Tells publishers, for as long as it is so, that as many fan-outs are open as may be. That ends when a tenth of them has ended.
+    /// Shows publishers, for as long as it is so, that as many fan-outs are open as may be. That ends when a tenth of them has ended.
     fn tell_whether_full(&mut self) {
-        let (open, most, now) = (self.machine.open(), self.task.most_open, Instant::now());
+        let (open, most) = (self.machine.open(), self.task.most_open);
         if open < most && (self.full.is_none() || open < most - most / 10) {
             self.full = None;
-        } else if self.full.is_none_or(|again| again <= now) {
-            if self.full.is_none() {
-                let queue = &self.task.queue.name;
-                tracing::warn!(
-                    queue,
-                    open,
-                    "as many fan-outs are open in a shard as may be, and publishers are refused: see what they wait for                      (`fanfare status`), or use more shards"
-                );
-            }
-            self.full = Some(now + HEARTBEAT);
-            self.task.messenger.tell_publishers(self.task.full.clone());
+        } else if self.full.is_none() {
+            let queue = &self.task.queue.name;
+            tracing::warn!(
+                queue,
+                open,
+                "as many fan-outs are open in a shard as may be, and publishers are refused: see what they wait for \
+                 (`fanfare status`), or use more shards"
+            );
+            let Outbox { broker, environment, names, .. } = &self.task.messenger.outbox;
+            let (broker, environment) = (Arc::clone(broker), Arc::clone(environment));
+            let full = Subscription::new(broker, environment, names.full(), SubscriptionOptions::default());
+            self.full = Some(full);
         }
     }
 
@@ -388,11 +383,7 @@ impl Hold<'_> {
         let at = self.task.messenger.outbox.environment.now().into();
         if let Some(mut shown) = shown {
             shown.counted(fan_in, None);
-            shown.ended(summary);
-        }
-        if summary.completed {
-            // Nobody listens any more to a coordinator that stops.
-            let _ = self.task.ended.send(Record::new(fan_in, summary.ending, at));
+            shown.ended(fan_in, summary, at);
         }
     }
 
@@ -427,4 +418,9 @@ impl Hold<'_> {
             messenger.announce(cid, *run);
         }
     }
+}
+
+/// What somebody has put where nothing belongs, which is dropped.
+async fn next_of(full: &mut Option<Subscription>) -> Option<Delivery> {
+    full.as_mut()?.next().await
 }

@@ -12,7 +12,6 @@ use crate::Config;
 use crate::fan_out::sleep_until;
 use crate::members::{HEARTBEAT, Members};
 use crate::messenger::Messenger;
-use crate::records::Record;
 use crate::shard::{Known, ShardTask, Word};
 use crate::trust::Trust;
 use crate::view::View;
@@ -42,9 +41,6 @@ pub(crate) struct Shards {
     /// What is known of shards that were left.
     known: BTreeMap<u32, Known>,
     view: View,
-    /// How fan-outs have ended, for operators.
-    tell_ended: mpsc::UnboundedSender<Record>,
-    ended: mpsc::UnboundedReceiver<Record>,
 }
 
 #[derive(Debug)]
@@ -61,7 +57,6 @@ impl Shards {
         started: Instant,
         view: View,
     ) -> Self {
-        let (tell_ended, ended) = mpsc::unbounded_channel();
         let limits = ShardLimits {
             window: config.shard_limits.window,
             patience: config.shard_limits.patience,
@@ -85,8 +80,6 @@ impl Shards {
             tasks: JoinSet::new(),
             known: BTreeMap::new(),
             view,
-            tell_ended,
-            ended,
         }
     }
 
@@ -135,7 +128,6 @@ impl Shards {
             queue: self.names.shard(shard),
             limits: self.limits,
             most_open: self.most_open,
-            full: self.trust.sign(self.members.presence(false).encode()),
             messenger: self.messenger.clone(),
             trust: self.trust.clone(),
             inbox,
@@ -145,23 +137,18 @@ impl Shards {
             leave_within: self.leave_within,
             known: self.known.remove(&shard).unwrap_or_default(),
             view: self.view.clone(),
-            ended: self.tell_ended.clone(),
         };
         self.tasks.spawn(async move { (shard, task.run().await) });
         self.consumed.insert(shard, Consumed { inbox: sender, leave });
     }
 
-    /// Works for as long as it is awaited: tells the others of this one, and takes up shards again that were left. Returns how a
-    /// fan-out has ended, each time that one has.
-    pub(crate) async fn run(&mut self) -> Record {
-        loop {
-            let heartbeat = self.next_heartbeat;
-            tokio::select! {
-                biased;
-                Some(left) = self.tasks.join_next() => self.note(left),
-                () = sleep_until(heartbeat) => self.beat(),
-                Some(record) = self.ended.recv() => return record,
-            }
+    /// Waits until there is something to do, and does it: tells the others of this one, or takes up a shard again that was left.
+    pub(crate) async fn run(&mut self) {
+        let heartbeat = self.next_heartbeat;
+        tokio::select! {
+            biased;
+            Some(left) = self.tasks.join_next() => self.note(left),
+            () = sleep_until(heartbeat) => self.beat(),
         }
     }
 

@@ -43,8 +43,8 @@ fn unbundle(delivery: Delivery) -> VecDeque<Delivery> {
 
 #[cfg(test)]
 mod tests {
-    use fanfare_broker::memory::MemoryBroker;
     use fanfare_broker::Broker;
+    use fanfare_broker::memory::MemoryBroker;
     use fanfare_protocol::{Message, QueueNames};
 
     use super::*;

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use fanfare_fanin::{Answer, Event, FanIn, Item, Summary};
-use fanfare_protocol::{Lately, Manifest, RecentFailure, ServiceName, Totals, WireTime, limits};
+use fanfare_protocol::{Explained, Lately, Manifest, RecentFailure, ServiceName, Totals, WireTime, limits};
 
 use crate::delivery::Tag;
 use crate::inquiry;
-use crate::records::Records;
+use crate::records::{Record, Records};
 use crate::telemetry::{self, Held};
 
 /// What the fan-outs of one coordinator have lately come to.
@@ -25,6 +25,7 @@ struct Seen {
     services: BTreeMap<ServiceName, u64>,
     taken: u64,
     totals: Totals,
+    records: Records,
 }
 
 impl Seen {
@@ -65,10 +66,18 @@ impl View {
         self.seen().failed(FailedResult::new(place, answer).of(manifest));
     }
 
-    /// What it has come to, with how fan-outs have ended.
-    pub(crate) fn lately(&self, records: &Records) -> Lately {
-        let ended = records.iter().take(limits::LATELY).map(|record| record.explained.status.clone());
+    /// Those of the fan-outs that have ended lately which are wanted, the latest first. One that its task does not tell of any more
+    /// is among them.
+    pub(crate) fn ended(&self, wanted: impl Fn(&Record) -> bool) -> Vec<Explained> {
         let seen = self.seen();
+        let ended = seen.records.iter().filter(|record| wanted(record));
+        ended.map(|record| record.explained.clone()).collect()
+    }
+
+    /// What it has come to, with how fan-outs have ended.
+    pub(crate) fn lately(&self) -> Lately {
+        let seen = self.seen();
+        let ended = seen.records.iter().take(limits::LATELY).map(|record| record.explained.status.clone());
         Lately {
             ended: ended.collect(),
             failures: seen.failures.iter().rev().cloned().collect(),
@@ -109,10 +118,13 @@ impl Watched {
         failure.into_iter().for_each(|failure| seen.failed(failure));
     }
 
-    pub(crate) fn ended(&mut self, summary: &Summary) {
+    /// Its fan-out has ended, or was let go. Whoever has it in hand calls this before it ceases to answer for it.
+    pub(crate) fn ended<T: Clone>(&mut self, machine: &FanIn<T>, summary: &Summary, at: WireTime) {
         self.held.ended(summary);
         if summary.completed {
+            let record = Record::new(machine, summary.ending, at);
             let mut seen = self.view.seen();
+            seen.records.push(record);
             seen.totals.fan_outs += 1;
             seen.totals.fan_in_ms +=
                 u64::try_from(self.held.since().elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -175,7 +187,7 @@ mod tests {
         let second = ServiceName::new("second").unwrap();
         view.seen().took(first.iter().collect());
         view.seen().took([&first[7], &second].into());
-        let told = view.lately(&Records::default()).services;
+        let told = view.lately().services;
         assert_eq!(told.len(), limits::SERVICES_TOLD);
         assert!(told.contains(&first[7]) && told.contains(&second), "{told:?}");
     }

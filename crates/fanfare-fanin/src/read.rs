@@ -33,7 +33,7 @@ pub(crate) fn read(message: &Message, manifest: &Manifest, places: &Places) -> I
         header::TYPE_SENTINEL if is_foreign(message, manifest) => Item::Stranger,
         header::TYPE_SENTINEL => Item::Sentinel,
         kind if kind.starts_with("fanfare.") => Item::Unknown,
-        kind => Item::Garbage(format!("type {kind:?} does not belong into an aggregation queue")),
+        _ => Item::Garbage(message.mistyped("does not belong into an aggregation queue")),
     }
 }
 

@@ -283,8 +283,8 @@ impl<T: Clone> Shard<T> {
             (kind, _) if kind.starts_with("fanfare.") && self.unknown.len() < self.part(4) => {
                 self.unknown.push_back((now, held));
             }
-            (kind, _) => {
-                let reason = format!("type {kind:?} does not belong into a shard");
+            _ => {
+                let reason = held.message.mistyped("does not belong into a shard");
                 self.park(held, Malformed(reason), out);
             }
         }

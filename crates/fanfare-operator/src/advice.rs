@@ -114,8 +114,8 @@ impl Explanation {
         match count(|at| *at == Whereabouts::Unknown) {
             0 => {}
             missing => advice.push(format!(
-                "`{name}` cannot be looked at, where {missing} targets may wait: see that its node runs, and that this user may \
-                 configure it, which RabbitMQ 4.3 wants for a look"
+                "`{name}` cannot be looked at, where {missing} targets may wait: see that its node runs, and that this user has some \
+                 right to it, which RabbitMQ 4.3 wants for a look"
             )),
         }
         match count(|at| matches!(at, Whereabouts::Running { .. })) {
@@ -149,8 +149,8 @@ fn of_shard(shard: &Shard) -> Option<String> {
     let name = &shard.name;
     Some(match shard.queue {
         None => format!(
-            "`{name}`, where it would wait, cannot be looked at: see that its node runs, and that this user may configure it, which \
-             RabbitMQ 4.3 wants for a look"
+            "`{name}`, where it would wait, cannot be looked at: see that its node runs, and that this user has some right to it, \
+             which RabbitMQ 4.3 wants for a look"
         ),
         Some(ServiceQueue { there: false, .. }) => {
             format!("`{name}`, where it would wait, is not there: no coordinator has as many --shards")

@@ -82,7 +82,7 @@ impl Invocation {
     fn parse(message: &Message, reply: Option<ReplyAddress>) -> Result<Self, Malformed> {
         let kind = message.kind();
         if kind != header::TYPE_REQUEST && kind != header::TYPE_CALLBACK {
-            return Err(Malformed::new(format!("type {kind:?} is not fanfare.request or fanfare.callback")));
+            return Err(Malformed::new(message.mistyped("is not fanfare.request or fanfare.callback")));
         }
         let channel: Channel = message
             .required(header::CHANNEL)?

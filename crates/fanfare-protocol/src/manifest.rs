@@ -114,7 +114,7 @@ impl Manifest {
     /// answers only to a waiter's queue.
     pub fn decode(message: &Message, names: &QueueNames) -> Result<Self, Malformed> {
         if message.kind() != header::TYPE_MANIFEST {
-            return Err(Malformed::new(format!("type {:?} is not fanfare.manifest", message.kind())));
+            return Err(Malformed::new(message.mistyped("is not fanfare.manifest")));
         }
         let manifest: Self = crate::result::from_json("manifest", &message.body)?;
         manifest.check(names)?;

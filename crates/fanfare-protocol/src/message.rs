@@ -196,6 +196,15 @@ impl Message {
         self.properties.kind.as_deref().unwrap_or_default()
     }
 
+    /// Says of the message's type, or that it has none, which rule it breaks.
+    #[must_use]
+    pub fn mistyped(&self, rule: &str) -> String {
+        match &self.properties.kind {
+            Some(kind) => format!("type {kind:?} {rule}"),
+            None => format!("it has no type, so it {rule}"),
+        }
+    }
+
     /// A header that is a string.
     #[must_use]
     pub fn text(&self, name: &str) -> Option<&str> {
@@ -252,7 +261,7 @@ impl Message {
         if self.kind() == kind {
             return Ok(());
         }
-        Err(Malformed::new(format!("type {:?} is not {kind}", self.kind())))
+        Err(Malformed::new(self.mistyped(&format!("is not {kind}"))))
     }
 
     pub(crate) fn required(&self, name: &str) -> Result<&str, Malformed> {

@@ -243,7 +243,8 @@ impl QueueNames {
         (number.to_string() == digits).then_some(number)
     }
 
-    /// Holds a message for as long as one of the shards has as many open fan-outs as it may have. Publishers look at it.
+    /// Is consumed for as long as one of the shards has as many open fan-outs as it may have, which publishers look for: those who
+    /// may write to every queue cannot do that. What is published there expires.
     #[must_use]
     pub fn full(&self) -> QueueSpec {
         let full = self.internal("shard.full");

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use fanfare_broker::BrokerError;
+use fanfare_broker::{BrokerError, QueueState};
 use fanfare_protocol::Manifest;
 use tokio::time::Instant;
 
@@ -71,17 +71,21 @@ impl Shared {
     /// Whether a coordinator says that as many fan-outs are open in a shard as may be. Those of services are not held to it: others
     /// wait for them.
     async fn is_full(&self) -> Result<bool, Failure> {
-        Ok(self.waiting(&self.config.names.full().name).await? > 0)
+        let looked = self.look_at(&self.config.names.full().name).await?;
+        Ok(looked.is_some_and(|state| state.consumers > 0))
     }
 
     /// Messages that wait in a queue.
     async fn waiting(&self, queue: &str) -> Result<u64, Failure> {
+        Ok(self.look_at(queue).await?.map_or(0, |state| state.messages))
+    }
+
+    /// What can be seen of a queue, if it is there and can be seen.
+    async fn look_at(&self, queue: &str) -> Result<Option<QueueState>, Failure> {
         match self.through_outages(self.preparation_end(), || self.broker.inspect(queue)).await {
-            Ok(looked) => Ok(looked.map_or(0, |state| state.messages)),
-            // RabbitMQ 4.3 lets only those look who may also configure. A user with the rights of a publisher alone is not held
-            // to the bounds there.
-            Err(Failure::Broker(BrokerError::Denied(_))) => Ok(0),
-            Err(failure) => Err(failure),
+            // RabbitMQ 4.3 lets only those look who have some right to the queue. Who has none is not held to the bounds there.
+            Err(Failure::Broker(BrokerError::Denied(_))) => Ok(None),
+            looked => looked,
         }
     }
 }

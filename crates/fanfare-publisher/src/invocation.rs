@@ -23,8 +23,9 @@ const REQUESTS_IN_FLIGHT: usize = 256;
 const MANIFEST_SEND_LIMIT: Duration = Duration::from_secs(30);
 /// How long the broker may take to confirm a manifest before its fate counts as unknown.
 const MANIFEST_CONFIRM_LIMIT: Duration = Duration::from_secs(30);
-/// How long deleting the queue of a given-up fan-out may take. It expires by itself otherwise.
-const CLEAN_UP_LIMIT: Duration = Duration::from_secs(5);
+/// How long deleting the queue of a given-up fan-out may take: longer than it takes the broker where a node is away. It expires
+/// by itself otherwise.
+const CLEAN_UP_LIMIT: Duration = Aftercare::MEMBER_TIMEOUT.saturating_mul(2);
 
 /// The broker has taken an invocation: what follows happens in the background.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -5,7 +5,7 @@ mod harness;
 
 use std::time::Duration;
 
-use fanfare_broker::{Broker, BrokerError, PublishError};
+use fanfare_broker::{Aftercare, Broker, BrokerError, PublishError};
 use fanfare_protocol::{Manifest, Message, QueueNames, RunId};
 use fanfare_publisher::{Aggregation, Config, Failure, Fanout, InvokeError, Publisher, QueueType, Target};
 use harness::{Fault, Faulty, lost};
@@ -207,6 +207,14 @@ async fn a_request_that_cannot_be_sent_leaves_no_queue_and_no_manifest() {
         );
         assert_eq!(broker.count("publish fanfare.fanin"), 0, "{error:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_deletion_that_waits_for_a_node_that_is_away_is_waited_for() {
+    let broker = served().await;
+    broker.fail(STOCK, 1, usize::MAX, Fault::Fails(PublishError::NotSent(lost())));
+    broker.delay_deletions(Aftercare::MEMBER_TIMEOUT + Duration::from_millis(500));
+    not_accepted(&broker).await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use fanfare_broker::{Delivery, Readiness, Subscription, SubscriptionOptions};
+use fanfare_broker::{BrokerError, Delivery, Readiness, Subscription, SubscriptionOptions};
 use fanfare_protocol::QueueSpec;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -26,13 +26,14 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    /// Runs until the worker stops.
-    pub(crate) async fn run(self) {
+    /// Runs until the worker stops. An error where the broker denies the queue at the start.
+    pub(crate) async fn run(self) -> Result<(), BrokerError> {
         let answers = &self.pipeline.answers;
         let options =
             SubscriptionOptions { prefetch: self.pipeline.registered.prefetch, most_channels: MOST_CHANNELS };
         let (broker, environment) = (Arc::clone(&answers.broker), Arc::clone(&answers.environment));
         let mut subscription = Subscription::new(broker, environment, self.queue.clone(), options)
+            .unless_denied()
             .reporting_to(self.readiness.clone());
         let mut told = false;
         while let Some(delivery) = self.next(&mut subscription).await {
@@ -55,6 +56,7 @@ impl Lane {
             }
         }
         subscription.stop().await;
+        subscription.denial().cloned().map_or(Ok(()), Err)
     }
 
     fn give_up(&self, delivery: Delivery, redeliveries: u64) -> bool {

@@ -154,15 +154,15 @@ impl Worker {
         }
         let mut running = Running::start(publisher, &config, services, &readiness);
         readiness.clear(QUEUES);
-        tokio::select! {
+        let ended = tokio::select! {
             biased;
-            () = &mut shutdown => {}
-            () = running.lanes_ended() => {}
-        }
+            () = &mut shutdown => Ok(()),
+            ended = running.lanes_ended() => ended,
+        };
         tracing::info!(invocations = running.invocations.len(), "the worker stops");
         running.stop(config.shutdown_deadline).await;
         tracing::info!("the worker has stopped");
-        Ok(())
+        Ok(ended?)
     }
 }
 
@@ -242,7 +242,7 @@ async fn warn_of_long_services(publisher: &Publisher, services: &[Registered], l
 
 /// A worker at work: one lane per service, and the invocations that they started.
 struct Running {
-    lanes: JoinSet<()>,
+    lanes: JoinSet<Result<(), BrokerError>>,
     /// Listens to what all workers are told, until this is dropped.
     _listener: JoinSet<()>,
     invocations: TaskTracker,
@@ -309,16 +309,17 @@ impl Running {
         })
     }
 
-    /// Returns when all lanes have ended: not before they are stopped. One that panics takes the worker with it, for
-    /// nobody would serve its service any more.
-    async fn lanes_ended(&mut self) {
+    /// Returns when all lanes have ended, not before they are stopped, or when one was denied its queue. One that panics takes
+    /// the worker with it, for nobody would serve its service any more.
+    async fn lanes_ended(&mut self) -> Result<(), BrokerError> {
         while let Some(ended) = self.lanes.join_next().await {
-            if let Err(error) = ended
-                && error.is_panic()
-            {
-                std::panic::resume_unwind(error.into_panic());
+            match ended {
+                Ok(ended) => ended?,
+                Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+                Err(_) => {}
             }
         }
+        Ok(())
     }
 
     /// No more messages; then time to finish; then word to end; then the rest is dropped and put back.
@@ -327,7 +328,7 @@ impl Running {
         self.invocations.close();
         let invocations = self.invocations.clone();
         let finished = async {
-            self.lanes_ended().await;
+            while self.lanes_ended().await.is_err() {}
             invocations.wait().await;
         };
         if timeout(deadline, finished).await.is_ok() {

@@ -19,7 +19,7 @@ pub struct Config {
     pub urls: Vec<Address>,
     /// For `amqps://`.
     pub tls: Tls,
-    /// What the broker's management page calls the connections.
+    /// What the broker's management page calls the connections. The tags of consumers are its first 200 bytes and a number.
     pub connection_name: String,
     /// How long a message may wait to be sent, while there is no connection, the broker takes no messages or too many are
     /// unconfirmed. 30 s by default.

@@ -8,10 +8,11 @@ use std::time::Duration;
 use deadpool::managed::{Manager, RecycleError, RecycleResult};
 use deadpool_lapin::Metrics;
 use futures_util::{Stream, StreamExt};
-use lapin::{ChannelStatus, ConnectionProperties, Event};
+use lapin::{ChannelStatus, ConnectionProperties, ErrorKind, Event};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
+use super::consumed::Consumed;
 use super::{Address, Config, dial, failure};
 use crate::{BrokerError, Environment, telemetry};
 
@@ -54,6 +55,7 @@ pub(super) struct Link {
     channels_opened: AtomicUsize,
     /// Set once the broker has closed a channel: its number is lost.
     numbers_lost: Arc<AtomicBool>,
+    consumed: Consumed,
     /// Changes whenever something happened to the connection or to one of its channels.
     events: watch::Receiver<()>,
 }
@@ -201,9 +203,20 @@ impl Link {
         let (changed, events) = watch::channel(());
         let status = connection.status().clone();
         let numbers_lost = Arc::new(AtomicBool::new(false));
+        let consumed = Consumed::default();
         let events_listener = connection.events_listener();
-        tokio::spawn(observe(events_listener, status, address.clone(), numbers_lost.clone(), changed));
-        Self { connection, address, channels_opened: AtomicUsize::new(0), numbers_lost, events }
+        let observed = Observed {
+            broker: address.clone(),
+            numbers_lost: numbers_lost.clone(),
+            consumed: consumed.clone(),
+        };
+        tokio::spawn(observe(events_listener, status, observed, changed));
+        Self { connection, address, channels_opened: AtomicUsize::new(0), numbers_lost, consumed, events }
+    }
+
+    /// The queues that are read on it.
+    pub(super) const fn consumed(&self) -> &Consumed {
+        &self.consumed
     }
 
     pub(super) const fn address(&self) -> &Address {
@@ -266,12 +279,18 @@ impl fmt::Debug for Link {
     }
 }
 
+/// What is known of a connection by whoever observes it.
+struct Observed {
+    broker: Address,
+    numbers_lost: Arc<AtomicBool>,
+    consumed: Consumed,
+}
+
 /// Passes on what happens to a connection, and logs each event once.
 async fn observe(
     events: impl Stream<Item = Event>,
     status: lapin::ConnectionStatus,
-    broker: Address,
-    numbers_lost: Arc<AtomicBool>,
+    Observed { broker, numbers_lost, consumed }: Observed,
     changed: watch::Sender<()>,
 ) {
     let mut events = std::pin::pin!(events);
@@ -289,6 +308,14 @@ async fn observe(
             Ok(Some(Event::Error(error))) if status.errored() => {
                 telemetry::connection_lost();
                 tracing::warn!(%broker, reason = %failure::plain(&error), "connection lost");
+                if matches!(error.kind(), ErrorKind::ParsingError(_)) && !consumed.is_empty() {
+                    tracing::error!(
+                        %broker,
+                        queues = %consumed,
+                        "one of these queues holds a message that cannot be read, and that comes again until it is taken out: \
+                         see docs/operations.md, \"A message that clients cannot read\""
+                    );
+                }
             }
             // Of a channel.
             Ok(Some(Event::Error(_))) => numbers_lost.store(true, Ordering::Relaxed),

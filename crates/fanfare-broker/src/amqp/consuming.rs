@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
@@ -17,9 +18,11 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::answers::Answers;
+use super::consumed::Reader;
 use super::declaring::{OPERATION_TIMEOUT, no_answer};
+use super::failure::{self, Right};
 use super::trunk::{Connections, Trunk};
-use super::{failure, wire};
+use super::wire;
 use crate::{BrokerError, Consumer, ConsumerChannel, Delivery, Receipt};
 
 /// Consuming channels on one connection. RabbitMQ allows 2,047, and all share one socket and one thread; a coordinator with all
@@ -29,9 +32,16 @@ const CHANNELS_PER_CONNECTION: usize = 1_000;
 /// about as long as all else that a small fan-out asks of it.
 const MOST_IDLE: usize = 64;
 
+/// Bytes of a consumer's tag that are its client's name. AMQP has room for 255.
+const NAME_BYTES: usize = 200;
+
 /// The channels that consume.
 pub(super) struct Consuming {
     connections: Arc<Connections>,
+    /// How the tags of its consumers begin, so that operators of the broker see whose they are.
+    name: String,
+    /// Consumers that were started so far.
+    consumers: AtomicU64,
     trunk: Trunk,
     /// Those that nobody uses: nothing is consumed on them, and all that they have handed out is answered.
     idle: Mutex<Vec<Arc<Answers>>>,
@@ -47,9 +57,17 @@ pub(super) struct ConsumingChannel {
 }
 
 impl Consuming {
-    pub(super) fn new(connections: Arc<Connections>) -> Self {
+    pub(super) fn new(connections: Arc<Connections>, mut name: String) -> Self {
+        while name.len() > NAME_BYTES {
+            name.pop();
+        }
         let trunk = Trunk::new(connections.clone(), CHANNELS_PER_CONNECTION);
-        Self { connections, trunk, idle: Mutex::default() }
+        Self { connections, name, consumers: AtomicU64::new(0), trunk, idle: Mutex::default() }
+    }
+
+    /// A tag that no other consumer of this client has.
+    fn tag(&self) -> String {
+        format!("{} {}", self.name, self.consumers.fetch_add(1, Ordering::Relaxed))
     }
 
     /// Opens a channel, or takes one that is open and that nobody uses.
@@ -97,9 +115,10 @@ impl ConsumingChannel {
     async fn answer<T>(
         &self,
         queue: &str,
+        right: Right,
         operation: impl Future<Output = lapin::Result<T>> + Send,
     ) -> Result<T, BrokerError> {
-        self.answer_or(queue, |error| failure::on_queue(error, queue), operation).await
+        self.answer_or(queue, |error| failure::on_queue(error, queue, right), operation).await
     }
 
     async fn answer_or<T>(
@@ -141,25 +160,25 @@ impl ConsumerChannel for ConsumingChannel {
                 "a prefetch of 0 is no limit; give the number of messages that may be held".to_owned(),
             ));
         }
-        let channel = &self.answers.line.channel;
+        let (channel, tag) = (&self.answers.line.channel, wire::short("consumer", &self.home.tag())?);
         let started = async {
             let _turn = self.starting.acquire().await;
             self.answers.consumer_starts();
             channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
-            channel
-                .basic_consume(name, "".into(), BasicConsumeOptions::default(), FieldTable::default())
-                .await
+            channel.basic_consume(name, tag, BasicConsumeOptions::default(), FieldTable::default()).await
         };
-        let consumer = self.answer(queue, started).await?;
+        let reader = Reader::of(&self.answers.line, queue);
+        let consumer = self.answer(queue, Right::Read, started).await?;
         let tag = consumer.tag().to_string();
-        let deliveries = Deliveries { consumer: Some(consumer), answers: self.answers.clone() };
+        let deliveries = Deliveries { consumer: Some((consumer, reader)), answers: self.answers.clone() };
         Ok(Consumer::new(tag, deliveries.boxed()))
     }
 
     async fn get(&self, queue: &str) -> Result<Option<Delivery>, BrokerError> {
         let name = wire::short("queue", queue)?;
+        let _reader = Reader::of(&self.answers.line, queue);
         let getting = self.answers.line.channel.basic_get(name, BasicGetOptions::default());
-        let got = self.answer(queue, getting).await?;
+        let got = self.answer(queue, Right::Read, getting).await?;
         Ok(got.map(|got| delivery(got.delivery, &self.answers)))
     }
 
@@ -167,7 +186,7 @@ impl ConsumerChannel for ConsumingChannel {
         let name = wire::short("queue", &queue.name)?;
         let options = QueueDeclareOptions { exclusive: true, ..QueueDeclareOptions::default() };
         let declared = self.answers.line.channel.queue_declare(name, options, wire::arguments(queue));
-        self.answer(&queue.name, declared).await.map(drop)
+        self.answer(&queue.name, Right::Configure, declared).await.map(drop)
     }
 
     async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
@@ -180,13 +199,13 @@ impl ConsumerChannel for ConsumingChannel {
     async fn cancel(&self, consumer: &str) -> Result<(), BrokerError> {
         let tag = wire::short("consumer", consumer)?;
         let cancelled = self.answers.line.channel.basic_cancel(tag, BasicCancelOptions::default());
-        self.answer(consumer, cancelled).await
+        self.answer(consumer, Right::Read, cancelled).await
     }
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         let name = wire::short("queue", queue)?;
         let deleted = self.answers.line.channel.queue_delete(name, QueueDeleteOptions::default());
-        self.answer(queue, deleted).await.map(drop)
+        self.answer(queue, Right::Configure, deleted).await.map(drop)
     }
 
     async fn close(&self) {
@@ -227,7 +246,7 @@ impl fmt::Debug for ConsumingChannel {
 /// The deliveries of one consumer, until it ends.
 struct Deliveries {
     /// Gone when the consumer has ended.
-    consumer: Option<lapin::Consumer>,
+    consumer: Option<(lapin::Consumer, Reader)>,
     answers: Arc<Answers>,
 }
 
@@ -236,7 +255,7 @@ impl Stream for Deliveries {
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = &mut *self;
-        let Some(consumer) = &mut this.consumer else { return Poll::Ready(None) };
+        let Some((consumer, _)) = &mut this.consumer else { return Poll::Ready(None) };
         match std::task::ready!(consumer.poll_next_unpin(context)) {
             Some(Ok(handed)) => Poll::Ready(Some(Ok(delivery(handed, &this.answers)))),
             Some(Err(error)) => {
@@ -260,10 +279,13 @@ impl Drop for Deliveries {
         // lapin cancels a consumer that is dropped, before the channel is closed: messages would pass to the next consumer past
         // those that this one holds. Where its queue was just deleted, the cancel even crashes the broker's channel, and the
         // connection with it. So it is kept until it ends.
-        if let Some(mut consumer) = self.consumer.take()
+        if let Some((mut consumer, reader)) = self.consumer.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            runtime.spawn(async move { while let Some(Ok(_)) = consumer.next().await {} });
+            runtime.spawn(async move {
+                while let Some(Ok(_)) = consumer.next().await {}
+                drop(reader);
+            });
         }
     }
 }

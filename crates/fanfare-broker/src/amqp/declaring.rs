@@ -14,8 +14,9 @@ use lapin::types::FieldTable;
 use lapin::{Channel, ExchangeKind};
 use tokio::sync::Semaphore;
 
+use super::failure::{self, Right};
 use super::trunk::{Connections, Line, Trunk};
-use super::{failure, wire};
+use super::wire;
 use crate::{BrokerError, QueueState};
 
 /// Operations at a time. Declaring takes some 10 ms, and the broker does about this many beside one another.
@@ -68,7 +69,9 @@ impl Declaring {
         let name = wire::short("queue", &queue.name)?;
         let arguments = wire::arguments(queue);
         let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        self.on_queue(&queue.name, move |channel: Channel| async move {
+        let dead_letters = queue.arguments.contains_key("x-dead-letter-exchange");
+        let right = if dead_letters { Right::ConfigureOrRead } else { Right::Configure };
+        self.on_queue(&queue.name, right, move |channel: Channel| async move {
             channel.queue_declare(name, options, arguments).await
         })
         .await
@@ -128,7 +131,7 @@ impl Declaring {
         let name = wire::short("queue", queue)?;
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
         let looked = self
-            .on_queue(queue, move |channel: Channel| async move {
+            .on_queue(queue, Right::Configure, move |channel: Channel| async move {
                 channel.queue_declare(name, options, FieldTable::default()).await
             })
             .await;
@@ -144,8 +147,8 @@ impl Declaring {
 
     /// Whether there is a queue.
     ///
-    /// To look at a queue needs the right to configure it on RabbitMQ 4.3, which is the right to delete it, and nobody should
-    /// need that for a queue that is another's. To bind a queue needs the right to write to it, which means nothing beside
+    /// To look at a queue needs some right to it on RabbitMQ 4.3; nobody should need that to configure, which is the right to delete, for
+    /// a queue that is another's. To bind a queue needs the right to write to it, which means nothing beside
     /// the default exchange, and fails in the same way where there is none.
     pub(super) async fn exists(&self, queue: &str) -> Result<bool, BrokerError> {
         let channels = &self.channels;
@@ -174,7 +177,7 @@ impl Declaring {
     /// Binds a queue to an exchange that every broker has, by a key that nobody uses, and unbinds it again.
     async fn try_to_bind(&self, queue: &str) -> Result<(), BrokerError> {
         let name = wire::short("queue", queue)?;
-        self.on_queue(queue, move |channel: Channel| async move {
+        self.on_queue(queue, Right::Write, move |channel: Channel| async move {
             let (exchange, key) = (PROBE_EXCHANGE, PROBE_KEY);
             let options = QueueBindOptions::default();
             channel
@@ -188,7 +191,7 @@ impl Declaring {
     pub(super) async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         let name = wire::short("queue", queue)?;
         let deleted = self
-            .on_queue(queue, move |channel: Channel| async move {
+            .on_queue(queue, Right::Configure, move |channel: Channel| async move {
                 channel.queue_delete(name, QueueDeleteOptions::default()).await
             })
             .await;
@@ -230,6 +233,7 @@ impl Declaring {
     async fn on_queue<T, F>(
         &self,
         queue: &str,
+        right: Right,
         operation: impl FnOnce(Channel) -> F + Send + 'static,
     ) -> Result<T, BrokerError>
     where
@@ -237,7 +241,7 @@ impl Declaring {
         F: Future<Output = lapin::Result<T>> + Send + 'static,
     {
         let name = queue.to_owned();
-        self.run(queue, move |error| failure::on_queue(error, &name), operation).await
+        self.run(queue, move |error| failure::on_queue(error, &name, right), operation).await
     }
 
     async fn on_exchange<F>(
@@ -249,7 +253,7 @@ impl Declaring {
         F: Future<Output = lapin::Result<()>> + Send + 'static,
     {
         let name = exchange.to_owned();
-        self.run(exchange, move |error| failure::on_exchange(error, &name), operation).await
+        self.run(exchange, move |error| failure::on_exchange(error, &name, Right::Configure), operation).await
     }
 
     /// Runs an operation to its end, also where the caller goes before: to drop a channel while the broker closes it because

@@ -25,6 +25,7 @@ mod address;
 mod answers;
 mod config;
 mod connection;
+mod consumed;
 mod consuming;
 mod declaring;
 mod dial;
@@ -78,10 +79,11 @@ impl AmqpBroker {
     #[must_use]
     pub fn new(config: Config, environment: Arc<dyn Environment>) -> Self {
         let connections = Arc::new(Connections::new(config.clone(), environment));
+        let name = config.connection_name.clone();
         Self {
             config,
             declaring: Declaring::new(connections.clone()),
-            consuming: Arc::new(Consuming::new(connections.clone())),
+            consuming: Arc::new(Consuming::new(connections.clone(), name)),
             connections,
             publishing: OnceLock::new(),
             publishing_through: OnceLock::new(),

@@ -81,6 +81,9 @@ pub struct Subscription {
     readiness: Readiness,
     /// Woken when the windows change.
     changed: Arc<AtomicWaker>,
+    /// Whether a denial ends it: until it has consumed for the first time, where its owner wants that.
+    yields: bool,
+    denial: Option<BrokerError>,
     stopped: bool,
 }
 
@@ -167,6 +170,8 @@ impl Subscription {
             outage: None,
             readiness: Readiness::default(),
             changed: Arc::default(),
+            yields: false,
+            denial: None,
             stopped: false,
         }
     }
@@ -178,7 +183,20 @@ impl Subscription {
         Self { readiness, ..self }
     }
 
-    /// The next delivery. `None` only after [`stop`](Subscription::stop).
+    /// Gives up where the broker denies access before anything was consumed, in place of trying on: [`next`](Self::next) is `None`
+    /// then, and [`denial`](Self::denial) says why. What is denied later is tried on, since rights change while programs run.
+    #[must_use]
+    pub fn unless_denied(self) -> Self {
+        Self { yields: true, ..self }
+    }
+
+    /// Why it has given up, if it has.
+    #[must_use]
+    pub const fn denial(&self) -> Option<&BrokerError> {
+        self.denial.as_ref()
+    }
+
+    /// The next delivery. `None` only after [`stop`](Subscription::stop), and where it [gave up](Self::unless_denied).
     ///
     /// Cancel safe: nothing is lost when the future is dropped, neither a delivery nor an attempt to reconnect.
     pub async fn next(&mut self) -> Option<Delivery> {
@@ -311,6 +329,7 @@ impl Subscription {
 
     fn opened(&mut self, subscribed: Subscribed) {
         self.channels.push(subscribed);
+        self.yields = false;
         self.readiness.clear(self.source.name());
         if let Some(outage) = self.outage.take() {
             let seconds = outage.since.elapsed().as_secs_f64();
@@ -340,6 +359,10 @@ impl Subscription {
         let queue = self.source.name();
         self.failed = true;
         self.hindered(&error.to_string());
+        if self.yields && matches!(error, BrokerError::Denied(_)) {
+            (self.denial, self.stopped) = (Some(error.clone()), true);
+            return;
+        }
         let is_new = self.outage.is_none();
         let outage = self.outage.get_or_insert_with(Outage::begin);
         if !error.is_outage() && outage.refusal.is_due() {

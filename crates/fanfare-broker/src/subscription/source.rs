@@ -40,7 +40,10 @@ impl Source {
             let queue = queue(RunId::from(environment.unique()));
             let channel = broker.open().await?;
             channel.declare_exclusive(&queue).await?;
-            channel.bind(&queue.name, &exchange.name).await?;
+            if let Err(error) = channel.bind(&queue.name, &exchange.name).await {
+                discard(broker, &queue.name).await;
+                return Err(error);
+            }
             Ok((channel, queue.name))
         };
         match bind().await {
@@ -51,5 +54,19 @@ impl Source {
             }
             bound => bound,
         }
+    }
+}
+
+/// Deletes an exclusive queue whose channel has ended: it would live as long as the connection, which goes on with others. A channel
+/// that is opened now shares that; where it has gone, so has the queue.
+async fn discard(broker: &dyn Broker, queue: &str) {
+    let deleted = async {
+        let channel = broker.open().await?;
+        let deleted = channel.delete(queue).await;
+        channel.close().await;
+        deleted
+    };
+    if let Err(error) = deleted.await {
+        tracing::debug!(queue, %error, "a queue that nobody will use is left to its connection");
     }
 }

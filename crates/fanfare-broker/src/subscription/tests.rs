@@ -106,6 +106,27 @@ async fn what_is_published_to_an_exchange_comes_to_all_who_are_connected_and_aga
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_queue_that_could_not_be_bound_is_not_left_behind() {
+    let broker = MemoryBroker::new();
+    let names = QueueNames::default();
+    let drawn = Arc::new(Mutex::new(Vec::new()));
+    let draw = {
+        let (names, drawn) = (names.clone(), Arc::clone(&drawn));
+        move |id| {
+            let queue = names.worker(id);
+            drawn.lock().unwrap().push(queue.name.clone());
+            queue
+        }
+    };
+    let client = Arc::new(broker.connect());
+    let mut ear = Subscription::to_exchange(client.clone(), Arc::new(System), names.workers(), draw);
+    assert!(timeout(SOON, ear.next()).await.is_err(), "nothing was published yet");
+    let drawn = drawn.lock().unwrap().clone();
+    let [unbound, bound] = &drawn[..] else { panic!("{drawn:?}") };
+    assert!(!client.exists(unbound).await.unwrap() && client.exists(bound).await.unwrap());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_missing_queue_is_declared() {
     let mut fixture = Fixture::new(1, 1);
     assert!(!fixture.subscription.is_connected());

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub(crate) mod log;
 pub(crate) mod proxy;
 pub(crate) mod tls;
 

@@ -77,6 +77,7 @@ impl Examination<'_> {
         let prefix = self.fanfare.names().prefix().as_str().replace('.', "\\.");
         match tried {
             Ok(()) => Finding::new(Verdict::Ok, what, "granted"),
+            Err(BrokerError::Denied(reason)) => Finding::denied(what, "try", &reason),
             Err(error) => Finding::new(Verdict::Wrong, what, error.to_string()).remedy(format!(
                 "rabbitmqctl set_permissions -p VHOST USER '^{prefix}\\.' '^({prefix}\\..*|amq\\.default)$' '^{prefix}\\.'"
             )),
@@ -104,7 +105,12 @@ impl Examination<'_> {
             }
             heard => heard,
         };
-        match (broker.declare_exchange(exchange).await, heard) {
+        let declared = match broker.declare_exchange(exchange).await {
+            // It may be of another type, which matters only where nobody hears what is sent.
+            Err(BrokerError::Denied(_)) => Ok(()),
+            declared => declared,
+        };
+        match (declared, heard) {
             (Err(error), _) => finding(Verdict::Wrong, &error.to_string()).remedy(
                 "where it is of another type: rabbitmqadmin delete exchange name=NAME, and have those who listen connect again",
             ),
@@ -112,8 +118,13 @@ impl Examination<'_> {
             (Ok(()), Err(PublishError::Unbound(_))) => {
                 finding(Verdict::Note, &format!("there, and nobody listens, so {without}"))
             }
-            (Ok(()), Err(error)) => finding(Verdict::Wrong, &error.with_cause())
-                .remedy("let the doctor have a user who may do all of it"),
+            (Ok(()), Err(error)) => match error.refusal() {
+                Some(BrokerError::Denied(reason)) => {
+                    Finding::denied(format!("exchange {}", exchange.name), "look", reason)
+                }
+                _ => finding(Verdict::Wrong, &error.with_cause())
+                    .remedy("see that the broker takes messages: rabbitmq-diagnostics alarms"),
+            },
         }
     }
 
@@ -127,6 +138,8 @@ impl Examination<'_> {
                 coordinators(Verdict::Wrong, &format!("none, and {waiting} fan-outs wait for one"))
                     .remedy("start one: fanfare coordinator")
             }
+            // It could not be looked at.
+            None if finding.verdict != Verdict::Note => return vec![finding],
             None | Some((0, _)) => coordinators(Verdict::Wrong, "none")
                 .remedy("start one, since no fan-out ends without: fanfare coordinator"),
             Some((consumers, _)) => coordinators(Verdict::Ok, &format!("there ({consumers} consumers)")),
@@ -220,16 +233,11 @@ impl Examination<'_> {
                 let found = "not there yet: whoever needs it first declares it";
                 return (Finding::new(Verdict::Note, what, found), None);
             }
-            Err(error) => {
-                let finding = Finding::new(Verdict::Wrong, what, error.to_string());
-                return (finding.remedy(remedy_for_queue(&error)), None);
-            }
+            Err(error) => return (trouble(what, "look", &error), None),
         };
         let finding = match broker.declare(queue).await {
             Ok(()) => Finding::new(Verdict::Ok, what, "there, with the right arguments"),
-            Err(error) => {
-                Finding::new(Verdict::Wrong, what, error.to_string()).remedy(remedy_for_queue(&error))
-            }
+            Err(error) => trouble(what, "compare its arguments", &error),
         };
         (finding, Some(state))
     }
@@ -287,17 +295,16 @@ pub(super) fn password_in_sight(mut arguments: impl Iterator<Item = String>) -> 
     })
 }
 
-/// What to do about a queue that cannot be looked at or declared. Only one that has other arguments is to be deleted.
-fn remedy_for_queue(error: &BrokerError) -> &'static str {
-    match error {
+/// What is to be said of a queue that cannot be looked at or declared. Only one that has other arguments is to be deleted.
+fn trouble(what: String, could_not: &str, error: &BrokerError) -> Finding {
+    let remedy = match error {
+        BrokerError::Denied(reason) => return Finding::denied(what, could_not, reason),
         BrokerError::QueueDiffers { .. } => {
             "with nothing in it that is needed: rabbitmqctl delete_queue NAME; else use another --prefix"
         }
-        BrokerError::Denied(_) => {
-            "let the doctor have a user who may do all of it: the queue itself may well be as it should"
-        }
         _ => "see that the nodes of the cluster run that hold it: rabbitmqctl cluster_status",
-    }
+    };
+    Finding::new(Verdict::Wrong, what, error.to_string()).remedy(remedy)
 }
 
 fn shown(duration: Duration) -> humantime::FormattedDuration {
@@ -305,140 +312,4 @@ fn shown(duration: Duration) -> humantime::FormattedDuration {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_a_queue_with_other_arguments_is_to_be_deleted() {
-        let queue = "fanfare.fanin".to_owned();
-        let differs = BrokerError::QueueDiffers { queue: queue.clone(), reason: "x-queue-type".to_owned() };
-        assert!(remedy_for_queue(&differs).contains("delete_queue"));
-        for error in [
-            BrokerError::Denied("configure access refused".to_owned()),
-            BrokerError::Unavailable { queue, reason: "its node is down".to_owned() },
-            BrokerError::Unreachable("connection refused".to_owned()),
-        ] {
-            assert!(!remedy_for_queue(&error).contains("delete"), "{error:?}");
-        }
-    }
-
-    const RENEWAL: Duration = Duration::from_secs(600);
-
-    /// As the settings have it where nobody says otherwise, without shards.
-    fn examination(fanfare: &Fanfare) -> Examination<'_> {
-        Examination { fanfare, renewal: RENEWAL, consumer_timeout: consumer_timeout::DEFAULT, shards: 0 }
-    }
-
-    fn text(findings: &[Finding]) -> String {
-        findings.iter().map(|finding| format!("{finding}\n")).collect()
-    }
-
-    #[tokio::test]
-    async fn permissions_are_tried_and_nothing_is_left_behind() {
-        let fanfare = Fanfare::in_memory();
-        let found = examination(&fanfare).permissions().await;
-        assert!(
-            found.len() == 4 && found.iter().all(|finding| finding.verdict == Verdict::Ok),
-            "{}",
-            text(&found)
-        );
-    }
-
-    #[tokio::test]
-    async fn fan_outs_that_wait_for_a_coordinator_are_wrong() {
-        let fanfare = Fanfare::in_memory();
-        let examination = examination(&fanfare);
-        assert!(
-            text(&examination.coordinators().await)
-                .contains("WRONG   coordinators: none\n        -> start one")
-        );
-        fanfare.fanout("test").target("a", 1).on_final("b").declare_missing().invoke().await.unwrap();
-        let found = text(&examination.coordinators().await);
-        assert!(found.contains("ok      queue fanfare.fanin: there, with the right arguments"), "{found}");
-        assert!(found.contains("WRONG   coordinators: none, and 1 fan-outs wait for one"), "{found}");
-        let found = text(&examination.service(&ServiceName::new("a").unwrap()).await);
-        assert!(found.contains("WRONG   workers of a: none, and 1 messages wait for one"), "{found}");
-    }
-
-    #[tokio::test]
-    async fn exchange_that_nobody_listens_to_is_worth_knowing_and_a_missing_one_is_not_created() {
-        let fanfare = Fanfare::in_memory();
-        let examination = examination(&fanfare);
-        for _ in 0..2 {
-            let found = text(&examination.cancelling().await);
-            assert_eq!(found.matches("not there yet").count(), 2, "{found}");
-        }
-        let (broker, workers) = (fanfare.broker(), fanfare.names().workers());
-        broker.declare_exchange(&workers).await.unwrap();
-        let found = text(&examination.cancelling().await);
-        assert!(
-            found.contains("note    exchange fanfare.workers: there, and nobody listens, so a cancel"),
-            "{found}"
-        );
-        let channel = broker.open().await.unwrap();
-        let queue = fanfare.names().worker(RunId::from(System.unique()));
-        channel.declare_exclusive(&queue).await.unwrap();
-        channel.bind(&queue.name, &workers.name).await.unwrap();
-        let found = text(&examination.cancelling().await);
-        assert!(found.contains("ok      exchange fanfare.workers: there, and heard"), "{found}");
-    }
-
-    #[tokio::test]
-    async fn queue_with_other_arguments_is_wrong_and_a_missing_one_is_not_created() {
-        let fanfare = Fanfare::in_memory();
-        let examination = examination(&fanfare);
-        let service = ServiceName::new("a").unwrap();
-        let queue = fanfare.names().service(&service);
-        assert!(
-            text(&examination.service(&service).await)
-                .starts_with("note    queue fanfare.service.a: not there yet")
-        );
-        assert_eq!(fanfare.broker().inspect(&queue.name).await.unwrap(), None);
-        let other = QueueSpec { name: queue.name.clone(), ..fanfare.names().fanin() };
-        fanfare.broker().declare(&other).await.unwrap();
-        let found = text(&examination.service(&service).await);
-        assert!(found.starts_with("WRONG   queue fanfare.service.a: "), "{found}");
-    }
-
-    #[tokio::test]
-    async fn shard_that_no_coordinator_has_declared_is_told_and_not_created() {
-        let fanfare = Fanfare::in_memory();
-        let examination = Examination { shards: 2, ..examination(&fanfare) };
-        let (broker, names) = (fanfare.broker(), fanfare.names());
-        broker.declare(&names.shard(0)).await.unwrap();
-        let found = text(&examination.shards().await);
-        assert_eq!(
-            found,
-            "ok      queue fanfare.shard.0: there, with the right arguments\n\
-             warn    coordinators of fanfare.shard.0: nobody consumes it, and 0 messages wait\n        \
-             -> have a coordinator serve it: fanfare coordinator --shards 2\n\
-             warn    coordinators of fanfare.shard.1: none has declared it, so publishers are refused\n        \
-             -> have a coordinator serve it: fanfare coordinator --shards 2\n"
-        );
-        assert!(!broker.exists(&names.shard(1).name).await.unwrap());
-    }
-
-    #[tokio::test]
-    async fn renewal_that_the_consumer_timeout_would_overtake_is_wrong() {
-        let fanfare = Fanfare::in_memory();
-        let timed = |consumer_timeout| Examination { consumer_timeout, ..examination(&fanfare) };
-        let found = timed(2 * RENEWAL).consumer_timeout().await;
-        assert_eq!(found.verdict, Verdict::Wrong, "{found}");
-        let found = timed(3 * RENEWAL).consumer_timeout().await;
-        assert_eq!(found.verdict, Verdict::Unknown, "{found}");
-        assert!(found.to_string().contains("To raise it: set `consumer_timeout"), "{found}");
-    }
-
-    #[tokio::test]
-    async fn parked_messages_are_counted() {
-        let fanfare = Fanfare::in_memory();
-        let parked = fanfare.names().parked();
-        fanfare.broker().declare(&parked).await.unwrap();
-        fanfare.broker().publish(&parked.name, Message::default()).await.unwrap();
-        let found = text(&examination(&fanfare).left_behind().await);
-        assert!(
-            found.contains("warn    kept in fanfare.parked: 1 messages\n        -> each says"),
-            "{found}"
-        );
-    }
-}
+mod tests;

@@ -18,6 +18,8 @@ pub(super) enum Verdict {
     Wrong,
     /// The broker does not tell.
     Unknown,
+    /// It could not be looked at, since the user may not.
+    Denied,
 }
 
 /// What was looked at, what was found, and what to do about it.
@@ -34,6 +36,12 @@ impl Finding {
         Self { verdict, what: what.into(), found: found.into(), remedy: None }
     }
 
+    /// The user may not do what would show, for lack of the right that the reason names.
+    pub(super) fn denied(what: impl Into<String>, could_not: &str, reason: &str) -> Self {
+        Self::new(Verdict::Denied, what, format!("could not {could_not}: {reason}"))
+            .remedy("it may well be as it should: see with a user who has that right")
+    }
+
     /// Adds what to do.
     pub(super) fn remedy(self, remedy: impl Into<String>) -> Self {
         Self { remedy: Some(remedy.into()), ..self }
@@ -48,6 +56,7 @@ impl fmt::Display for Finding {
             Verdict::Warn => "warn",
             Verdict::Wrong => "WRONG",
             Verdict::Unknown => "unknown",
+            Verdict::Denied => "denied",
         };
         write!(f, "{verdict:<8}{}: {}", self.what, self.found)?;
         match &self.remedy {

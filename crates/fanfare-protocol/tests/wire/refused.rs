@@ -74,7 +74,8 @@ fn a_request_to_cancel_is_answered_to_a_waiter_and_nobody_else() {
         let error = CancelRequest::decode(&message, &QueueNames::default()).unwrap_err().to_string();
         assert!(error.contains(says), "{error:?} does not say {says:?}");
     };
-    check("is not fanfare.cancel", &|m| m.properties.kind = None);
+    check("it has no type, so it is not fanfare.cancel", &|m| m.properties.kind = None);
+    check("type \"\" is not fanfare.cancel", &|m| m.properties.kind = Some(String::new()));
     check("reply_to is not the queue of a waiter", &|m| m.properties.reply_to = Some(aggregation()));
     check("reply_to is not the queue of a waiter", &|m| m.properties.reply_to = None);
     check("correlation_id is missing", &|m| m.properties.correlation_id = None);
@@ -202,7 +203,17 @@ fn a_manifest_of_another_type_or_form_is_refused() {
     message.body = Bytes::from_static(b"{\"cid\":\"a b\"}");
     assert!(decode(&message).contains("CID \"a b\" is not allowed"), "{}", decode(&message));
     message.properties.kind = Some("fanfare.result".to_owned());
-    assert!(decode(&message).contains("is not fanfare.manifest"), "{}", decode(&message));
+    assert!(
+        decode(&message).contains("type \"fanfare.result\" is not fanfare.manifest"),
+        "{}",
+        decode(&message)
+    );
+    message.properties.kind = None;
+    assert!(
+        decode(&message).contains("it has no type, so it is not fanfare.manifest"),
+        "{}",
+        decode(&message)
+    );
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use fanfare_broker::memory::MemoryBroker;
@@ -61,13 +62,20 @@ pub(crate) struct Faulty {
     faults: Mutex<Vec<(String, usize, usize, Fault)>>,
     /// Declarations of aggregation queues whose answer is yet to be lost.
     cut_declarations: AtomicU64,
+    /// How long a deletion takes.
+    deletion: Mutex<Duration>,
 }
 
 impl Faulty {
     pub(crate) fn new() -> Arc<Self> {
         let memory = MemoryBroker::new();
-        let (asked, faults, cut_declarations) = Default::default();
-        Arc::new(Self { memory, asked, faults, cut_declarations })
+        let (asked, faults, cut_declarations, deletion) = Default::default();
+        Arc::new(Self { memory, asked, faults, cut_declarations, deletion })
+    }
+
+    /// Deletions take effect after so long.
+    pub(crate) fn delay_deletions(&self, by: Duration) {
+        *self.deletion.lock().unwrap() = by;
     }
 
     /// The next `times` declarations of an aggregation queue take effect, but nobody is told.
@@ -190,6 +198,8 @@ impl Broker for Faulty {
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         self.note("delete", queue);
+        let takes = *self.deletion.lock().unwrap();
+        tokio::time::sleep(takes).await;
         self.memory.delete(queue).await
     }
 
