@@ -62,8 +62,8 @@ impl Acknowledge for Parts {
 mod tests {
     use fanfare_protocol::{Message, QueueNames};
 
+    use crate::Broker;
     use crate::memory::MemoryBroker;
-    use crate::{Broker, ConsumerChannel};
 
     #[tokio::test(start_paused = true)]
     async fn delivery_is_acked_with_the_last_of_its_parts_however_often_each_is() {
@@ -80,7 +80,8 @@ mod tests {
                 assert!(!parts[*part].is_live());
             }
             channel.close().await;
-            let left = broker.open().await.unwrap().get(&queue.name).await.unwrap();
+            let channel = broker.open().await.unwrap();
+            let left = channel.get(&queue.name).await.unwrap();
             assert_eq!(left.is_some(), acked.len() == 4, "{acked:?}");
             if let Some(left) = left {
                 left.receipt.split(1)[0].ack().await;

@@ -108,7 +108,6 @@ async fn publish(broker: &dyn Broker, queue: String, bundle: Vec<Ready>) {
 
 #[cfg(test)]
 mod tests {
-    use fanfare_broker::ConsumerChannel;
     use fanfare_broker::memory::MemoryBroker;
     use fanfare_protocol::{QueueNames, header};
 

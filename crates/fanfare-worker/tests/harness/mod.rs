@@ -1,6 +1,7 @@
 //! One worker on a broker in memory, and a caller that speaks the protocol to it.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -11,8 +12,8 @@ use fanfare_broker::{
     Broker, BrokerError, ConsumerChannel, Delivery, PublishError, QueueState, ServerInfo, System,
 };
 use fanfare_protocol::{
-    Cid, ExchangeSpec, Message, QueueNames, QueueSpec, Request, RunId, ServiceName, Source, TargetOf,
-    TargetResult, WireTime,
+    Bundle, Cid, ExchangeSpec, Message, QueueNames, QueueSpec, Request, RunId, ServiceName, Source, TargetOf,
+    TargetResult, WireTime, header,
 };
 use fanfare_publisher::Publisher;
 use fanfare_worker::{Config, Registration, Worker, WorkerError};
@@ -29,6 +30,8 @@ pub(crate) struct Bench {
     pub(crate) worker: Arc<Flaky>,
     pub(crate) names: QueueNames,
     pub(crate) run: RunId,
+    /// Results that came together with others, and were not looked at.
+    more: Mutex<VecDeque<Message>>,
 }
 
 /// A worker that runs in a task.
@@ -49,7 +52,7 @@ impl Bench {
         let caller = MemoryBroker::new();
         let worker = Arc::new(Flaky { memory: caller.connect(), failures: Mutex::default() });
         let run = RunId::from(uuid::Uuid::from_u128(7));
-        Self { caller, worker, names: QueueNames::default(), run }
+        Self { caller, worker, names: QueueNames::default(), run, more: Mutex::default() }
     }
 
     pub(crate) fn publisher(&self) -> Publisher {
@@ -125,8 +128,19 @@ impl Bench {
     /// The next results, in the order in which they come.
     pub(crate) async fn results(&self, count: usize) -> Vec<TargetResult> {
         let queue = self.aggregation_queue();
-        let results = self.take(&queue, count).await;
-        results.iter().map(|delivery| TargetResult::from_body(&delivery.message.body).unwrap()).collect()
+        let mut results = Vec::new();
+        while results.len() < count {
+            let more = self.more.lock().unwrap().pop_front();
+            let message = match more {
+                Some(message) => message,
+                None => self.take(&queue, 1).await.remove(0).message,
+            };
+            match message.kind() {
+                header::TYPE_RESULTS => self.more.lock().unwrap().extend(Bundle::decode(&message).unwrap()),
+                _ => results.push(TargetResult::from_body(&message.body).unwrap()),
+            }
+        }
+        results
     }
 
     pub(crate) async fn result(&self) -> TargetResult {
