@@ -276,14 +276,15 @@ async fn measure(
 
 async fn measure_case(arguments: &BenchArguments, case: Case, fanfare: &Fanfare) -> Result<Outcome> {
     let prefix = fanfare.names().prefix().to_string();
-    let start = |part| Process::start(&Role { part, prefix: prefix.clone(), case });
+    let broker = arguments.broker_pid;
+    let start = |part| Process::start(&Role { part, prefix: prefix.clone(), case, broker });
     let mut publisher = start(Part::Publisher)?;
     let workers = (0..case.workers).map(|_| start(Part::Worker)).collect::<Result<Vec<_>>>()?;
     let coordinators =
         (0..arguments.coordinators).map(|_| start(Part::Coordinator)).collect::<Result<Vec<_>>>()?;
-    let mut raw = Process::start(&Role { part: Part::Raw, prefix: format!("{prefix}-raw"), case })?;
+    let mut raw = Process::start(&Role { part: Part::Raw, prefix: format!("{prefix}-raw"), case, broker })?;
     let length = Duration::from_secs(arguments.seconds);
-    if let Some(broker) = arguments.broker_pid {
+    if let Some(broker) = broker {
         Usage::reset_peak(broker);
     }
     let mut rounds = Vec::new();
@@ -291,7 +292,7 @@ async fn measure_case(arguments: &BenchArguments, case: Case, fanfare: &Fanfare)
         let warming_up = round == 0;
         let length = if warming_up { WARM_UP } else { length };
         let used = |of: &[Process]| of.iter().map(Process::usage).collect::<Vec<_>>();
-        let broker = || arguments.broker_pid.and_then(Usage::of).unwrap_or_default();
+        let broker = || broker.and_then(Usage::of).unwrap_or_default();
         let before = (publisher.usage(), used(&workers), used(&coordinators), broker());
         let full = Order { load: Load::Full, length };
         let measured = publisher.round(full).await?;

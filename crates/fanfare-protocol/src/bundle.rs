@@ -1,5 +1,6 @@
 //! Several results in one message.
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -93,7 +94,8 @@ impl Bundle {
             let mut result = Message {
                 properties: bundle.properties.clone(),
                 headers: bundle.headers.clone(),
-                body: bundle.body.slice_ref(bundled.result.get().as_bytes()),
+                // A slice would keep all of the bundle in memory for as long as one of its results is held.
+                body: Bytes::copy_from_slice(bundled.result.get().as_bytes()),
             };
             result.properties.kind = Some(header::TYPE_RESULT.to_owned());
             result.properties.message_id = Some(bundled.message_id);

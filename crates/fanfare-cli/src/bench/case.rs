@@ -178,7 +178,7 @@ fn epoch() -> WireTime {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::raw::Queues;
+    use crate::bench::raw::{Cost, Queues};
 
     fn case(width: usize, payload: usize, on_target: usize) -> Case {
         Case { aggregation: Aggregation::PerCid, width, payload, on_target, workers: 1 }
@@ -189,7 +189,7 @@ mod tests {
         assert_eq!(case(1, 100, 0).messages().count(), 4);
         assert_eq!(case(10, 100, 1).messages().count(), 32);
         let queues = Some(Queues { empty_per_s: 1.0, used_per_s: 0.5 });
-        let limits = Limits { messages_per_s: 1.0, queues };
+        let limits = Limits { messages_per_s: 1.0, cpu: Cost::default(), queues };
         // One second for the queue and four for the messages.
         assert!((case(1, 100, 0).limit(&limits) - 0.2).abs() < 1e-9);
         // Two for the queue with its message and three for the others.

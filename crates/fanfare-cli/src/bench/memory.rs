@@ -49,7 +49,7 @@ pub(super) struct Memory {
 pub(super) async fn measure(fanfare: &Fanfare, aggregation: Aggregation) -> Result<Memory> {
     let prefix = fanfare.names().prefix().to_string();
     let case = Case { aggregation, width: 1, payload: 100, on_target: 0, workers: 1 };
-    let start = |part| Process::start(&Role { part, prefix: prefix.clone(), case });
+    let start = |part| Process::start(&Role { part, prefix: prefix.clone(), case, broker: None });
     let (mut publisher, worker, coordinator) =
         (start(Part::Publisher)?, start(Part::Worker)?, start(Part::Coordinator)?);
     let rss = |of: &Process| of.usage().rss_bytes;

@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
 use super::case::{Case, Kind, ON_FINAL, TARGET, on_target_name};
+use super::process::Usage;
 use super::publisher::Quantiles;
 use super::role::{Load, Order, Rounds};
 use crate::configuration::Aggregation;
@@ -53,8 +54,18 @@ const PATIENCE: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Limits {
     pub(super) messages_per_s: f64,
+    pub(super) cpu: Cost,
     /// None where no queue comes and goes with a fan-out.
     pub(super) queues: Option<Queues>,
+}
+
+/// CPU time that a message takes, in microseconds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Cost {
+    /// Of the plain client, which publishes and consumes.
+    pub(super) client_us: f64,
+    /// Of the broker; nothing where its process is not known.
+    pub(super) broker_us: f64,
 }
 
 /// Queues declared, consumed, cancelled and deleted.
@@ -76,6 +87,8 @@ pub(super) struct Hops {
 struct Raw {
     names: QueueNames,
     case: Case,
+    /// The broker's process.
+    broker: Option<u32>,
     lanes: Vec<Lane>,
     acked: Arc<AtomicU64>,
     consumers: JoinSet<Result<()>>,
@@ -111,13 +124,14 @@ pub(super) async fn run(
     uri: &AMQPUri,
     prefix: &str,
     shards: u32,
+    broker: Option<u32>,
 ) -> Result<()> {
     let names = QueueNames::new(Prefix::new(prefix)?);
     let shards = match case.aggregation {
         Aggregation::PerCid => LANES,
         Aggregation::Shared => LANES.min(usize::try_from(shards)?),
     };
-    let mut raw = Raw::start(names, case, uri, shards).await?;
+    let mut raw = Raw::start(names, case, uri, shards, broker).await?;
     while let Some(Order { load, length }) = rounds.next().await {
         match load {
             Load::Full => rounds.report(&raw.limits(length).await?)?,
@@ -128,7 +142,13 @@ pub(super) async fn run(
 }
 
 impl Raw {
-    async fn start(names: QueueNames, case: Case, uri: &AMQPUri, shards: usize) -> Result<Self> {
+    async fn start(
+        names: QueueNames,
+        case: Case,
+        uri: &AMQPUri,
+        shards: usize,
+        broker: Option<u32>,
+    ) -> Result<Self> {
         let acked = Arc::new(AtomicU64::new(0));
         let (mut lanes, mut consuming, mut consumers) = (Vec::new(), Vec::new(), JoinSet::new());
         for lane in 0..LANES {
@@ -149,24 +169,28 @@ impl Raw {
             consuming.push(reader);
             lanes.push(Lane { connection, channel, results: results.name.into() });
         }
-        Ok(Self { names, case, lanes, acked, consumers, consuming })
+        Ok(Self { names, case, broker, lanes, acked, consumers, consuming })
     }
 
     async fn limits(&mut self, length: Duration) -> Result<Limits> {
         Ok(match self.case.aggregation {
-            Aggregation::PerCid => Limits {
-                messages_per_s: self.messages(length / 2).await?,
-                queues: Some(Queues {
-                    empty_per_s: self.queues(length / 4, Use::None).await?,
-                    used_per_s: self.queues(length / 4, Use::OneMessage).await?,
-                }),
-            },
-            Aggregation::Shared => Limits { messages_per_s: self.messages(length).await?, queues: None },
+            Aggregation::PerCid => {
+                let (messages_per_s, cpu) = self.messages(length / 2).await?;
+                let empty_per_s = self.queues(length / 4, Use::None).await?;
+                let used_per_s = self.queues(length / 4, Use::OneMessage).await?;
+                Limits { messages_per_s, cpu, queues: Some(Queues { empty_per_s, used_per_s }) }
+            }
+            Aggregation::Shared => {
+                let (messages_per_s, cpu) = self.messages(length).await?;
+                Limits { messages_per_s, cpu, queues: None }
+            }
         })
     }
 
-    /// Messages published, confirmed, delivered and acked per second.
-    async fn messages(&mut self, length: Duration) -> Result<f64> {
+    /// Messages published, confirmed, delivered and acked per second, and what one takes.
+    async fn messages(&mut self, length: Duration) -> Result<(f64, Cost)> {
+        let used = || [Some(std::process::id()), self.broker].map(|process| process.and_then(Usage::of));
+        let used_before = used();
         let before = self.acked.load(Ordering::Relaxed);
         let started = Instant::now();
         let cursor = Cursor {
@@ -185,7 +209,13 @@ impl Raw {
             ensure!(started.elapsed() < length + PATIENCE, "messages are missing after {PATIENCE:?}");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        Ok(published as f64 / started.elapsed().as_secs_f64())
+        let per_s = published as f64 / started.elapsed().as_secs_f64();
+        let mut microseconds = used_before.into_iter().zip(used()).map(|(before, after)| {
+            let (Some(before), Some(after)) = (before, after) else { return 0.0 };
+            (after.cpu_seconds - before.cpu_seconds) * 1e6 / published as f64
+        });
+        let mut next = || microseconds.next().unwrap_or_default();
+        Ok((per_s, Cost { client_us: next(), broker_us: next() }))
     }
 
     async fn publish(&self, lane: &Lane, cursor: &Cursor) -> Result<u64> {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::case::Case;
 use super::process::Usage;
 use super::publisher::{Measured, Quantiles};
-use super::raw::{Hops, Limits, Queues};
+use super::raw::{Cost, Hops, Limits, Queues};
 
 /// The whole run.
 #[derive(Debug, Serialize)]
@@ -52,6 +52,9 @@ pub(super) struct Outcome {
     /// Fan-outs of all measured rounds, which `usage` is for.
     pub(super) fan_outs: usize,
     pub(super) usage: Roles,
+    /// CPU time that the messages of a fan-out take through plain lapin, as a share of what Fanfare and the broker took for it. Where
+    /// the processors are the limit, it is the ratio that a machine with nothing else to do would show.
+    pub(super) cpu_share: f64,
 }
 
 /// What one fan-out takes where it is the only one, beside two messages of plain lapin.
@@ -93,6 +96,11 @@ impl Outcome {
             p99_ms: over(&|round| of(round).p99_ms),
         };
         let fan_outs_per_s = over(&|round| round.measured.fan_outs_per_s);
+        let cpu_share = |round: &Round| {
+            let Cost { client_us, broker_us } = round.limits.cpu;
+            let raw = (client_us + broker_us) * case.messages().count() as f64 / 1e6;
+            raw * round.measured.fan_outs as f64 / round.usage.cpu_seconds()
+        };
         Self {
             case,
             fan_outs_per_s,
@@ -106,6 +114,10 @@ impl Outcome {
             },
             raw: Limits {
                 messages_per_s: over(&|round| round.limits.messages_per_s),
+                cpu: Cost {
+                    client_us: over(&|round| round.limits.cpu.client_us),
+                    broker_us: over(&|round| round.limits.cpu.broker_us),
+                },
                 queues: queues(rounds),
             },
             messages: case.messages().count(),
@@ -116,6 +128,7 @@ impl Outcome {
             ratio_of_used_queues: over(&|round| round.measured.fan_outs_per_s / limit_of_used(round)),
             fan_outs: rounds.iter().map(|round| round.measured.fan_outs).sum(),
             usage: rounds.iter().fold(Roles::default(), |sum, round| sum.and(round.usage)),
+            cpu_share: over(&cpu_share),
         }
     }
 }
@@ -131,6 +144,13 @@ fn queues(rounds: &[Round]) -> Option<Queues> {
 }
 
 impl Roles {
+    fn cpu_seconds(&self) -> f64 {
+        [self.publisher, self.worker, self.coordinator, self.broker]
+            .iter()
+            .map(|usage| usage.cpu_seconds)
+            .sum()
+    }
+
     fn and(self, other: Self) -> Self {
         Self {
             publisher: self.publisher.and(other.publisher),
@@ -166,7 +186,7 @@ impl fmt::Display for Report {
         for outcome in &self.cases {
             let Outcome { case, fan_outs_per_s, targets_per_s, limit_per_s, ratio, raw, .. } = outcome;
             let Outcome { limit_of_used_queues_per_s, ratio_of_used_queues, .. } = outcome;
-            let Limits { messages_per_s, queues } = raw;
+            let Limits { messages_per_s, queues, .. } = raw;
             let queues = queues.map_or("none".to_owned(), |queues| {
                 format!("{:.0}, {:.0}", queues.empty_per_s, queues.used_per_s)
             });
@@ -178,8 +198,8 @@ impl fmt::Display for Report {
         writeln!(f)?;
         head(
             f,
-            "invoke p50/p99 ms | fan-in p50/p99 ms | CPU µs a target: publisher, worker, coordinator, broker | peak MiB: the \
-             same",
+            "invoke p50/p99 ms | fan-in p50/p99 ms | CPU µs a target: publisher, worker, coordinator, broker | CPU µs a raw \
+             message: client, broker | **share** of CPU that raw messages take | peak MiB: the roles",
         )?;
         for outcome in &self.cases {
             let Outcome { case, invoke, fan_in, usage, fan_outs, .. } = outcome;
@@ -187,7 +207,9 @@ impl fmt::Display for Report {
             let roles = [usage.publisher, usage.worker, usage.coordinator, usage.broker];
             let cpu = roles.map(|usage| format!("{:.0}", usage.cpu_seconds * 1e6 / targets));
             let memory = roles.map(|usage| (usage.peak_rss_bytes >> 20).to_string());
-            writeln!(f, "{case} | {invoke} | {fan_in} | {} | {} |", cpu.join(", "), memory.join(", "))?;
+            write!(f, "{case} | {invoke} | {fan_in} | {} ", cpu.join(", "))?;
+            write!(f, "| {:.0}, {:.0} ", outcome.raw.cpu.client_us, outcome.raw.cpu.broker_us)?;
+            writeln!(f, "| **{:.2}** | {} |", outcome.cpu_share, memory.join(", "))?;
         }
         writeln!(f, "\nOne fan-out at a time:\n")?;
         head(f, "invoke p50/p99 ms | fan-in p50/p99 ms | two raw hops p50/p99 ms")?;

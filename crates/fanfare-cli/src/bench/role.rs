@@ -25,6 +25,8 @@ pub(super) struct Role {
     /// How the names of its queues begin.
     pub(super) prefix: String,
     pub(super) case: Case,
+    /// The broker's process on this machine.
+    pub(super) broker: Option<u32>,
 }
 
 /// The part that it plays.
@@ -126,11 +128,11 @@ pub(super) struct Serving {
 
 /// Plays a role to its end.
 pub(super) async fn play(role: Role, serving: Serving, settings: &Settings) -> Result<Exit, Failure> {
-    let Role { part, prefix, case } = role;
+    let Role { part, prefix, case, broker } = role;
     let rounds = Rounds::listen();
     let connected = |role| settings.connected_apart(role, &prefix, case.aggregation);
     let played = match part {
-        Part::Raw => raw::run(rounds, case, &raw::uri(settings)?, &prefix, settings.shards).await,
+        Part::Raw => raw::run(rounds, case, &raw::uri(settings)?, &prefix, settings.shards, broker).await,
         Part::Publisher => {
             publisher::run(rounds, case, connected("bench publisher").await?, settings.shards).await
         }
