@@ -100,8 +100,8 @@ async fn malformed_messages_of_a_service_are_parked_with_the_reason_and_logged_o
     callback.properties.kind = Some("fanfare.callback".to_owned());
     callback.properties.reply_to = None;
     let malformed = vec![
-        (body(b"\xff\xfe\x00 no JSON".as_slice()), "type \"\""),
-        (body("{}"), "type \"\""),
+        (body(b"\xff\xfe\x00 no JSON".as_slice()), "it has no type"),
+        (body("{}"), "it has no type"),
         (without_address(of_another_kind), "fanfare.novelty"),
         (without_address(without_header(good(), "fanfare-channel")), "fanfare-channel"),
         (without_address(good().with_header("fanfare-channel", "fan")), "\"fan\" is unknown"),
@@ -111,7 +111,7 @@ async fn malformed_messages_of_a_service_are_parked_with_the_reason_and_logged_o
         (without_cid, "reply_to"),
         (callback, "cannot have channel fanout-call"),
         (without_address(good()), "reply_to (none)"),
-        (body(vec![b'x'; TEN_MEGABYTES]), "type \"\""),
+        (body(vec![b'x'; TEN_MEGABYTES]), "it has no type"),
     ];
     all_are_parked(&stack, "service.test.echo", malformed).await;
     worker.stop().await;
@@ -154,7 +154,7 @@ async fn malformed_manifests_are_parked_with_the_reason_and_logged_once(stack: S
     let target = json!({"key": "k", "service": "s"});
     let of_another_run = stack.names().aggregation(&accepted.cid, RunId::from(uuid::Uuid::nil())).name;
     let malformed = vec![
-        (body(b"\xff\xfe\x00 no JSON".as_slice()), "type \"\""),
+        (body(b"\xff\xfe\x00 no JSON".as_slice()), "it has no type"),
         (of_another_kind, "fanfare.novelty"),
         (Message { body: "{\"cid\":".into(), ..good.clone() }, "malformed"),
         (Message { body: "{}".into(), ..good.clone() }, "missing field `cid`"),
@@ -167,7 +167,7 @@ async fn malformed_manifests_are_parked_with_the_reason_and_logged_once(stack: S
         (changed("reply_to", json!(of_another_run)), "reply_to"),
         (changed("waiter", json!(foreign_queue)), "waiter"),
         (changed("deadline_ms", json!(-1)), "malformed"),
-        (body(vec![b'['; TEN_MEGABYTES]), "type \"\""),
+        (body(vec![b'['; TEN_MEGABYTES]), "it has no type"),
         (Message { body: vec![b'['; TEN_MEGABYTES].into(), ..good.clone() }, "malformed"),
     ];
     all_are_parked(&stack, "fanin", malformed).await;
@@ -225,14 +225,17 @@ async fn malformed_messages_among_results_are_parked_and_the_fan_out_ends(stack:
     checkpoint.properties.kind = Some("fanfare.checkpoint".to_owned());
     let mut fence = played.result(0, "no JSON");
     fence.properties.kind = Some("fanfare.fence".to_owned());
+    let mut bundle = played.result(0, r#"{"a list": "no"}"#);
+    bundle.properties.kind = Some("fanfare.results".to_owned());
     let mut of_no_target = without_header(played.result(0, "{}"), "fanfare-key");
     of_no_target.properties.message_id = Some("unheard-of".to_owned());
     let malformed = vec![
-        (body(b"\xff\xfe\x00 no JSON".as_slice()), "type \"\""),
+        (body(b"\xff\xfe\x00 no JSON".as_slice()), "it has no type"),
         (of_no_target, "neither fanfare-key nor a place"),
         (checkpoint, "the checkpoint is malformed"),
         (fence, "the fence is malformed"),
-        (body(vec![b'x'; TEN_MEGABYTES]), "type \"\""),
+        (bundle, "the results are malformed: invalid type: map, expected a sequence"),
+        (body(vec![b'x'; TEN_MEGABYTES]), "it has no type"),
     ];
     let queue = played.queue.strip_prefix(&format!("{}.", stack.names().prefix())).expect("its own");
     all_are_parked(&stack, queue, malformed).await;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fanfare_protocol::{FinalPayload, HeaderValue, Headers, Message, Properties, WireTime};
+use fanfare_protocol::{Bundle, FinalPayload, HeaderValue, Headers, Message, Properties, WireTime, header};
 use fanfare_publisher::{Accepted, Target, WaitError};
 use fanfare_tests::{Recorder, Stack, answer, eventually, in_shards, on_both_brokers, services};
 use fanfare_worker::{Context, Registration, service};
@@ -180,8 +180,13 @@ async fn a_rust_worker_answers_with_the_protocols_bytes(stack: Stack) {
     let queue = stack.names().aggregation(&cid, run).name;
     let mut recorder = stack.record_queue(&queue).await;
     let mut results = BTreeMap::new();
-    for _ in 0..3 {
-        results.extend([by_id(&mut recorder).await]);
+    while results.len() < 3 {
+        let message = recorder.next().await;
+        let messages = match message.kind() {
+            header::TYPE_RESULTS => Bundle::decode(&message).expect("well-formed"),
+            _ => vec![message],
+        };
+        results.extend(messages.into_iter().map(by_id));
     }
     let run_text = run.to_string();
     let sentinel = message("fanfare.sentinel", "sentinel", &[("fanfare-run", &run_text)], "{}");
@@ -215,8 +220,7 @@ async fn a_rust_worker_answers_with_the_protocols_bytes(stack: Stack) {
     stack.bystander().delete(&queue).await.expect("deleted");
 }
 
-async fn by_id(recorder: &mut Recorder) -> (String, Message) {
-    let message = recorder.next().await;
+fn by_id(message: Message) -> (String, Message) {
     (message.properties.message_id.clone().expect("every message has one"), message)
 }
 

@@ -48,6 +48,7 @@ async fn run(broker: Arc<dyn Broker>, mut inbox: mpsc::UnboundedReceiver<Ready>)
     let (mut ready, mut publishing) = (Vec::new(), FuturesUnordered::new());
     loop {
         tokio::select! {
+            biased;
             Some(()) = publishing.next() => {}
             came = inbox.recv_many(&mut ready, AT_ONE_GO) => {
                 if came == 0 {
