@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use fanfare_protocol::{Bundle, FinalPayload, HeaderValue, Headers, Message, Properties, WireTime, header};
 use fanfare_publisher::{Accepted, Target, WaitError};
-use fanfare_tests::{Recorder, Stack, answer, eventually, in_shards, on_both_brokers, services};
+use fanfare_tests::{Stack, answer, eventually, in_shards, on_both_brokers, services};
 use fanfare_worker::{Context, Registration, service};
 use serde_json::{Value, json};
 
