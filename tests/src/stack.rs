@@ -265,9 +265,26 @@ impl Stack {
 
     /// Starts a worker, and returns when the queues of its services exist.
     pub async fn worker(&self, services: impl IntoIterator<Item = Registration>) -> Running {
+        self.worker_with(fanfare_worker::Config::default(), services).await
+    }
+
+    /// A worker, each of whose results is a message of its own: for tests that count those.
+    pub async fn worker_of_single_results(
+        &self,
+        services: impl IntoIterator<Item = Registration>,
+    ) -> Running {
+        self.worker_with(fanfare_worker::Config { bundle_results: false, ..Default::default() }, services)
+            .await
+    }
+
+    async fn worker_with(
+        &self,
+        config: fanfare_worker::Config,
+        services: impl IntoIterator<Item = Registration>,
+    ) -> Running {
         let broker = Mortal::new(self.connect());
         let publisher = self.publisher_on(Arc::clone(&broker) as Arc<dyn Broker>);
-        let mut worker = Worker::new(publisher, fanfare_worker::Config::default());
+        let mut worker = Worker::new(publisher, config);
         let mut names = Vec::new();
         for service in services {
             names.push(service.name().expect("tests use proper names").to_string());

@@ -65,7 +65,7 @@ async fn restart_at(stack: Stack, results: usize) {
             }
         })
     };
-    let _worker = stack.worker([gated.concurrency(TARGETS)]).await;
+    let _worker = stack.worker_of_single_results([gated.concurrency(TARGETS)]).await;
     let coordinator = stack.coordinator();
     let publisher = stack.publisher();
     let fanout = |targets: usize| {

@@ -152,7 +152,7 @@ async fn a_killed_coordinator_repeats_at_most_as_many_on_target_callbacks_as_it_
 async fn a_queue_with_more_results_than_may_be_unacked_ends_through_two_crashes(stack: Stack) {
     const TARGETS: usize = 6_000;
     let mut done = stack.record("my.done").await;
-    let worker = stack.worker([services::echo()]).await;
+    let worker = stack.worker_of_single_results([services::echo()]).await;
     let accepted = many(&stack, "test.echo", TARGETS).on_final("my.done").invoke().await.expect("accepted");
     let queue = stack.names().aggregation(&accepted.cid, accepted.run).name;
     stack

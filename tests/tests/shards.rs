@@ -118,7 +118,7 @@ async fn a_fan_out_wider_than_the_window_ends_though_its_results_come_before_its
     const TARGETS: usize = 3_000;
     const WINDOW: u16 = 500;
     let mut done = stack.record("my.done").await;
-    let _worker = stack.worker([services::echo()]).await;
+    let _worker = stack.worker_of_single_results([services::echo()]).await;
     let targets = (0..TARGETS).map(|n| Target::new("test.echo", n).key(n.to_string()));
     let fanout = targets.fold(stack.publisher().fanout("my.source"), Fanout::add);
     let accepted = fanout.on_final("my.done").invoke().await.expect("accepted");
@@ -318,7 +318,7 @@ async fn a_shard_that_is_deleted_ends_its_fan_outs_with_what_is_missing_failed(s
 
 async fn a_publisher_is_refused_when_too_much_waits_in_its_shard(stack: Stack) {
     let mut done = stack.record("my.done").await;
-    let _worker = stack.worker([services::echo()]).await;
+    let _worker = stack.worker_of_single_results([services::echo()]).await;
     let publisher = stack.publisher_bounded(1);
     let shard = stack.names().shard(0).name;
     let fanout = |width: usize| {

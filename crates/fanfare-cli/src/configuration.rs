@@ -117,6 +117,7 @@ pub(crate) struct Worker {
     pub(crate) redelivery_limit: Option<u32>,
     #[serde(default, deserialize_with = "numbers::deserialize")]
     pub(crate) most_payload_bytes: Option<usize>,
+    pub(crate) bundle_results: Option<bool>,
     pub(crate) stock: Option<bool>,
     pub(crate) listen: Option<Address>,
 }
@@ -375,6 +376,7 @@ mod tests {
             shutdown_deadline = "1m"
             redelivery_limit = 50
             most_payload_bytes = 100000000
+            bundle_results = false
             stock = false
             listen = "127.0.0.1:9465"
             [coordinator]

@@ -94,6 +94,7 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
             .most_payload_bytes
             .or(file.most_payload_bytes)
             .unwrap_or(defaults.most_payload_bytes),
+        bundle_results: file.bundle_results.unwrap_or(defaults.bundle_results),
         name: Some(identity::name()),
     };
     let stock = !arguments.no_stock && file.stock.unwrap_or(true);

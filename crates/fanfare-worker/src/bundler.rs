@@ -27,9 +27,11 @@ struct Ready {
 
 impl Bundler {
     /// Starts the task that does so. It ends with the last handle.
-    pub(crate) fn start(broker: Arc<dyn Broker>) -> Self {
+    /// Each result travels alone unless it is to `bundle`.
+    pub(crate) fn start(broker: Arc<dyn Broker>, bundle: bool) -> Self {
         let (ready, inbox) = mpsc::unbounded_channel();
-        tokio::spawn(run(broker, inbox));
+        let most = if bundle { limits::BUNDLED } else { 1 };
+        tokio::spawn(run(broker, inbox, most));
         Self { ready }
     }
 
@@ -44,7 +46,7 @@ impl Bundler {
     }
 }
 
-async fn run(broker: Arc<dyn Broker>, mut inbox: mpsc::UnboundedReceiver<Ready>) {
+async fn run(broker: Arc<dyn Broker>, mut inbox: mpsc::UnboundedReceiver<Ready>, most: usize) {
     let (mut ready, mut publishing) = (Vec::new(), FuturesUnordered::new());
     loop {
         tokio::select! {
@@ -59,7 +61,7 @@ async fn run(broker: Arc<dyn Broker>, mut inbox: mpsc::UnboundedReceiver<Ready>)
                 while ready.len() < AT_ONE_GO && let Ok(more) = inbox.try_recv() {
                     ready.push(more);
                 }
-                for (queue, bundle) in bundles(ready.drain(..)) {
+                for (queue, bundle) in bundles(ready.drain(..), most) {
                     publishing.push(publish(&*broker, queue, bundle));
                 }
             }
@@ -68,14 +70,14 @@ async fn run(broker: Arc<dyn Broker>, mut inbox: mpsc::UnboundedReceiver<Ready>)
     while publishing.next().await.is_some() {}
 }
 
-/// What travels together, each within the limits of a bundle.
-fn bundles(ready: impl Iterator<Item = Ready>) -> Vec<(String, Vec<Ready>)> {
+/// What travels together: so many at the most, within the limits of a bundle.
+fn bundles(ready: impl Iterator<Item = Ready>, most: usize) -> Vec<(String, Vec<Ready>)> {
     let mut bundles = Vec::new();
     let mut growing: BTreeMap<String, (usize, Vec<Ready>)> = BTreeMap::new();
     for ready in ready {
         let bytes = Bundle::bytes(&ready.result);
         let (gathered, bundle) = growing.entry(ready.queue.clone()).or_default();
-        if *gathered + bytes > limits::BUNDLE_BYTES || bundle.len() == limits::BUNDLED {
+        if *gathered + bytes > limits::BUNDLE_BYTES || bundle.len() == most {
             *gathered = 0;
             bundles.push((ready.queue.clone(), std::mem::take(bundle)));
         }
@@ -122,10 +124,10 @@ mod tests {
     }
 
     /// Publishes results of these sizes at the same time. Returns how many are in each message of the queue.
-    async fn together(sizes: &[usize]) -> Vec<usize> {
+    async fn together(bundle: bool, sizes: &[usize]) -> Vec<usize> {
         let (broker, queue) = (Arc::new(MemoryBroker::new()), QueueNames::default().shard(0));
         broker.declare(&queue).await.unwrap();
-        let bundler = Bundler::start(Arc::clone(&broker) as Arc<dyn Broker>);
+        let bundler = Bundler::start(Arc::clone(&broker) as Arc<dyn Broker>, bundle);
         let all = sizes
             .iter()
             .enumerate()
@@ -143,17 +145,21 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_ready_together_travels_together_within_the_limits() {
-        assert_eq!(together(&[1]).await, [1]);
-        assert_eq!(together(&[1; 7]).await, [7]);
-        assert_eq!(together(&[1; limits::BUNDLED + 1]).await.iter().sum::<usize>(), limits::BUNDLED + 1);
+        assert_eq!(together(true, &[1]).await, [1]);
+        assert_eq!(together(true, &[1; 7]).await, [7]);
+        assert_eq!(together(false, &[1; 3]).await, [1; 3]);
+        assert_eq!(
+            together(true, &[1; limits::BUNDLED + 1]).await.iter().sum::<usize>(),
+            limits::BUNDLED + 1
+        );
         let half = limits::BUNDLE_BYTES / 2;
-        assert_eq!(together(&[half, half, 1, limits::BUNDLE_BYTES * 2, 1]).await, [1, 2, 1, 1]);
+        assert_eq!(together(true, &[half, half, 1, limits::BUNDLE_BYTES * 2, 1]).await, [1, 2, 1, 1]);
     }
 
     #[tokio::test(start_paused = true)]
     async fn each_is_told_what_became_of_it() {
         let broker = Arc::new(MemoryBroker::new());
-        let bundler = Bundler::start(Arc::clone(&broker) as Arc<dyn Broker>);
+        let bundler = Bundler::start(Arc::clone(&broker) as Arc<dyn Broker>, true);
         let outcomes = join_all((0..3).map(|place| bundler.publish("missing", result(place, 1)))).await;
         for outcome in outcomes {
             assert!(matches!(outcome, Err(PublishError::Unroutable(_))), "{outcome:?}");

@@ -81,6 +81,9 @@ pub struct Config {
     /// [stream](Registration::streaming) it; the callback fails with a larger one. Each that runs takes up a few times as much memory.
     /// 256 MiB.
     pub most_payload_bytes: usize,
+    /// Whether results that are ready at the same time for the same queue travel as one message, which is cheaper for everyone. True.
+    /// Coordinators from before there was such a message would hold it without reading it.
+    pub bundle_results: bool,
     /// What operators are told that this worker is, who ask where a target runs. None, which is the default, leaves it at an ID.
     pub name: Option<String>,
 }
@@ -93,6 +96,7 @@ impl Default for Config {
             shutdown_deadline: Duration::from_secs(30),
             redelivery_limit: 20,
             most_payload_bytes: 256 * 1024 * 1024,
+            bundle_results: true,
             name: None,
         }
     }
@@ -276,7 +280,7 @@ impl Running {
             stop: Stop::default(),
         };
         let all = AllSlots::new(config.concurrency);
-        let results = Bundler::start(Arc::clone(publisher.broker()));
+        let results = Bundler::start(Arc::clone(publisher.broker()), config.bundle_results);
         services.into_iter().fold(running, |mut running, registered| {
             let names = publisher.config().names.clone();
             let lane = Lane {
