@@ -47,7 +47,7 @@ pub(crate) fn compare(broker: &str, bench: &mut Command) -> Result<()> {
     let (python, modules) = (provide_celery()?, provide_bullmq()?);
     let redis = Redis::start()?;
     say("measuring Fanfare");
-    let (fanfare, limits) = fanfare(bench)?;
+    let fanfare = fanfare(bench)?;
     say("measuring Celery");
     let folder = environment::root().join("bench/peers");
     let python = |program: &str| {
@@ -68,7 +68,7 @@ pub(crate) fn compare(broker: &str, bench: &mut Command) -> Result<()> {
         command
     };
     let bullmq = measured(&mut node("worker.cjs"), &mut node("bench.cjs"))?;
-    let table = table(&fanfare, &celery, &bullmq, &limits)?;
+    let table = table(&fanfare, &celery, &bullmq)?;
     write!(std::io::stdout(), "{table}").context("cannot print the table")
 }
 
@@ -80,15 +80,28 @@ fn measured(worker: &mut Command, driver: &mut Command) -> Result<ByWidth> {
     figures.map(|figures| figures.map(|figures| (figures.width, figures))).collect()
 }
 
-/// Fanfare's figures, and by width the limits of the broker in fan-outs per second: with empty queues, and with used ones.
-fn fanfare(bench: &mut Command) -> Result<(ByWidth, BTreeMap<u64, [f64; 2]>)> {
+/// What was measured of Fanfare where results are gathered in one way.
+struct Gathering {
+    figures: ByWidth,
+    /// By width, in fan-outs per second: the limit of the broker, and where queues come and go that of used ones too.
+    limits: BTreeMap<u64, [f64; 2]>,
+}
+
+/// Fanfare's figures in shards, and with a queue for each fan-out.
+fn fanfare(bench: &mut Command) -> Result<[Gathering; 2]> {
     let file = folder().join("fanfare.json");
+    bench.args(["--modes", "shared,per-cid", "--shards", "4"]);
     bench.args(["--widths", WIDTHS, "--payload", PAYLOAD_BYTES, "--on-target", "0"]);
     bench.args(["--rounds", "1", "--seconds", SECONDS, "--json"]).arg(&file).stdout(Stdio::null());
     process::run(bench, LIMIT)?;
     let report: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
     let cases = report["cases"].as_array().context("the figures have no cases")?;
-    let (mut figures, mut limits) = (BTreeMap::new(), BTreeMap::new());
+    let of = |aggregation: &str| gathering(cases.iter().filter(|case| case["aggregation"] == aggregation));
+    Ok([of("shared")?, of("per-cid")?])
+}
+
+fn gathering<'a>(cases: impl Iterator<Item = &'a Value>) -> Result<Gathering> {
+    let mut gathering = Gathering { figures: BTreeMap::new(), limits: BTreeMap::new() };
     for case in cases {
         let number = |value: &Value| value.as_f64().with_context(|| format!("a figure is missing in {case}"));
         let width = case["width"].as_u64().context("a case has no width")?;
@@ -98,30 +111,26 @@ fn fanfare(bench: &mut Command) -> Result<(ByWidth, BTreeMap<u64, [f64; 2]>)> {
             invoke_ms: number(&case["alone"]["invoke"]["p50_ms"])?,
             fan_in_ms: number(&case["alone"]["fan_in"]["p50_ms"])?,
         };
-        figures.insert(width, of_width);
+        gathering.figures.insert(width, of_width);
         let limit = [number(&case["limit_per_s"])?, number(&case["limit_of_used_queues_per_s"])?];
-        limits.insert(width, limit);
+        gathering.limits.insert(width, limit);
     }
-    Ok((figures, limits))
+    Ok(gathering)
 }
 
-fn table(
-    fanfare: &ByWidth,
-    celery: &ByWidth,
-    bullmq: &ByWidth,
-    limits: &BTreeMap<u64, [f64; 2]>,
-) -> Result<String> {
-    let mut table =
-        "| width | | Fanfare | Celery | BullMQ | raw limit: empty queues, used queues |\n".to_owned();
-    table += "|--:|---|--:|--:|--:|--:|\n";
-    for (width, [empty, used]) in limits {
+fn table([shared, per_cid]: &[Gathering; 2], celery: &ByWidth, bullmq: &ByWidth) -> Result<String> {
+    let mut table = "| width | | Fanfare, shared | Fanfare, per-CID | Celery | BullMQ | raw limit: shared; per-CID with empty \
+                     queues, with used ones |\n|--:|---|--:|--:|--:|--:|--:|\n"
+        .to_owned();
+    for (width, [empty, used]) in &per_cid.limits {
+        let missing = || format!("nothing was measured of width {width}");
         let of = |peer: &'_ ByWidth| -> Result<[f64; 3]> {
-            let figures =
-                peer.get(width).with_context(|| format!("nothing was measured of width {width}"))?;
+            let figures = peer.get(width).with_context(missing)?;
             Ok([figures.fan_outs_per_s, figures.invoke_ms, figures.fan_in_ms])
         };
-        let columns = [of(fanfare)?, of(celery)?, of(bullmq)?];
-        let limit = format!("{empty:.1}, {used:.1}");
+        let columns = [of(&shared.figures)?, of(&per_cid.figures)?, of(celery)?, of(bullmq)?];
+        let [of_shards, _] = shared.limits.get(width).with_context(missing)?;
+        let limit = format!("{of_shards:.1}; {empty:.1}, {used:.1}");
         let rows = [
             ("fan-outs/s", limit.as_str()),
             ("invoke ms, one at a time", ""),
