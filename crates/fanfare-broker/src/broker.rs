@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use futures_util::stream::BoxStream;
 use tokio::time::Instant;
 
-use crate::parts::Parts;
+use crate::parts::{OpenParts, Parts};
 use crate::{BrokerError, PublishError};
 
 /// A message broker. Shared as `Arc<dyn Broker>`; every method may be called from many tasks at once.
@@ -267,10 +267,10 @@ impl Receipt {
     }
 
     /// One receipt for each of so many parts of the message: it is acked when all of them are, and goes back with any of them. Without
-    /// parts it is never answered.
+    /// parts it is never answered. `open` counts them until they are acked, or let go of.
     #[must_use]
-    pub fn split(self, parts: usize) -> Vec<Self> {
-        let split: Arc<dyn Acknowledge> = Arc::new(Parts::new(self, parts));
+    pub fn split(self, parts: usize, open: &OpenParts) -> Vec<Self> {
+        let split: Arc<dyn Acknowledge> = Arc::new(Parts::new(self, parts, open));
         (0u64..).take(parts).map(|part| Self::new(Arc::clone(&split), part)).collect()
     }
 

@@ -34,6 +34,7 @@ pub use broker::{
 pub use environment::{Environment, System};
 pub use error::{BrokerError, PublishError};
 pub use mailbox::Mailbox;
+pub use parts::OpenParts;
 pub use readiness::Readiness;
 pub use reminder::Reminder;
 pub use subscription::{Subscription, SubscriptionOptions};

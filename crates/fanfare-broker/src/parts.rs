@@ -1,15 +1,29 @@
 //! One delivery that is answered in parts.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
 use crate::broker::{Acknowledge, Receipt};
 
+/// How many parts of deliveries are open: not acked by who was given them, who still has them.
+#[derive(Debug, Clone, Default)]
+pub struct OpenParts(Arc<AtomicUsize>);
+
+impl OpenParts {
+    /// How many there are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// The answers to the parts of one delivery: it is acked with the last of them.
 #[derive(Debug)]
 pub(crate) struct Parts {
     whole: Receipt,
+    all: OpenParts,
     open: Mutex<Open>,
 }
 
@@ -20,8 +34,9 @@ struct Open {
 }
 
 impl Parts {
-    pub(crate) fn new(whole: Receipt, parts: usize) -> Self {
-        Self { whole, open: Mutex::new(Open { parts: vec![true; parts], count: parts }) }
+    pub(crate) fn new(whole: Receipt, parts: usize, all: &OpenParts) -> Self {
+        all.0.fetch_add(parts, Ordering::Relaxed);
+        Self { whole, all: all.clone(), open: Mutex::new(Open { parts: vec![true; parts], count: parts }) }
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {
@@ -30,19 +45,31 @@ impl Parts {
 }
 
 impl Open {
-    /// Answers a part. Whether that was the last.
+    /// Answers a part. Returns whether it was open.
     fn close(&mut self, part: u64) -> bool {
         let part = usize::try_from(part).ok().and_then(|part| self.parts.get_mut(part));
         let was_open = part.is_some_and(std::mem::take);
         self.count -= usize::from(was_open);
-        was_open && self.count == 0
+        was_open
+    }
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        let open = self.open().count;
+        self.all.0.fetch_sub(open, Ordering::Relaxed);
     }
 }
 
 #[async_trait]
 impl Acknowledge for Parts {
     async fn ack(&self, part: u64) {
-        let is_last = self.open().close(part);
+        let is_last = {
+            let mut open = self.open();
+            let was_open = open.close(part);
+            self.all.0.fetch_sub(usize::from(was_open), Ordering::Relaxed);
+            was_open && open.count == 0
+        };
         if is_last {
             self.whole.ack().await;
         }
@@ -62,6 +89,7 @@ impl Acknowledge for Parts {
 mod tests {
     use fanfare_protocol::{Message, QueueNames};
 
+    use super::*;
     use crate::Broker;
     use crate::memory::MemoryBroker;
 
@@ -73,18 +101,22 @@ mod tests {
             broker.publish(&queue.name, Message::default()).await.unwrap();
             let channel = broker.open().await.unwrap();
             let delivery = channel.get(&queue.name).await.unwrap().unwrap();
-            let parts = delivery.receipt.split(3);
+            let open = OpenParts::default();
+            let parts = delivery.receipt.split(3, &open);
             for part in acked {
-                assert!(parts.iter().any(super::Receipt::is_live));
+                assert!(parts.iter().any(Receipt::is_live));
                 parts[*part].ack().await;
                 assert!(!parts[*part].is_live());
             }
+            assert_eq!(open.count(), usize::from(acked.len() == 4));
+            drop(parts);
+            assert_eq!(open.count(), 0);
             channel.close().await;
             let channel = broker.open().await.unwrap();
             let left = channel.get(&queue.name).await.unwrap();
             assert_eq!(left.is_some(), acked.len() == 4, "{acked:?}");
             if let Some(left) = left {
-                left.receipt.split(1)[0].ack().await;
+                left.receipt.ack().await;
             }
         }
     }

@@ -13,7 +13,7 @@ const PREFIX: &str = "FANFARE_";
 
 /// Variables that no flag stands for: the demo's, those of programs that a worker runs as services, and those that
 /// docker-compose.yml and the project's own checks read.
-const OTHERS: [&str; 14] = [
+const OTHERS: [&str; 15] = [
     "FANFARE_DEMO_PATH",
     "FANFARE_CID",
     "FANFARE_RUN",
@@ -22,6 +22,7 @@ const OTHERS: [&str; 14] = [
     "FANFARE_MESSAGE_ID",
     "FANFARE_ATTEMPT",
     "FANFARE_METADATA",
+    "FANFARE_PAYLOAD_BYTES",
     "FANFARE_AMQP_PORT",
     "FANFARE_MANAGEMENT_PORT",
     "FANFARE_DASHBOARD_PORT",

@@ -15,11 +15,7 @@ use crate::{Answer, Item};
 pub(crate) fn read(message: &Message, manifest: &Manifest, places: &Places) -> Item {
     match message.kind() {
         header::TYPE_RESULT => read_result(message, manifest, places),
-        // One that could be read was taken apart before.
-        header::TYPE_RESULTS => match Bundle::decode(message) {
-            Ok(_) => Item::Garbage("a list of results without any".to_owned()),
-            Err(Malformed(reason)) => Item::Garbage(reason),
-        },
+        header::TYPE_RESULTS => Item::Garbage(why_no_results(message).0),
         header::TYPE_CHECKPOINT if is_foreign(message, manifest) => Item::Stranger,
         header::TYPE_CHECKPOINT => match Checkpoint::decode(message) {
             Ok(checkpoint) => Item::Checkpoint(with_sound_bodies(checkpoint, manifest, places)),
@@ -35,6 +31,11 @@ pub(crate) fn read(message: &Message, manifest: &Manifest, places: &Places) -> I
         kind if kind.starts_with("fanfare.") => Item::Unknown,
         _ => Item::Garbage(message.mistyped("does not belong into an aggregation queue")),
     }
+}
+
+/// What is wrong with several results in one message. One that could be read was taken apart before.
+pub(crate) fn why_no_results(message: &Message) -> Malformed {
+    Bundle::decode(message).err().unwrap_or_else(|| Malformed("a list of results without any".to_owned()))
 }
 
 /// Whether a message names another fan-out than this one.

@@ -18,6 +18,7 @@ use self::unclaimed::{Held, Unclaimed};
 use self::words::Of;
 pub use self::words::{ShardEffect, ShardEvent, ShardPublication, ShardPublicationId};
 use self::{fences::Fences, records::Records};
+use crate::read::why_no_results;
 use crate::{Deadline, Effect, Event, FanIn, Hold, Item, Limits, Time};
 
 /// Numbers that bound what a shard holds.
@@ -279,6 +280,10 @@ impl<T: Clone> Shard<T> {
                 Ok(run) => self.deliver(run, held, now, out),
                 Err(reason) => self.park(held, reason, out),
             },
+            (header::TYPE_RESULTS, _) => {
+                let reason = why_no_results(&held.message);
+                self.park(held, reason, out);
+            }
             // They are held for a newer version to read, but must not fill the window.
             (kind, _) if kind.starts_with("fanfare.") && self.unknown.len() < self.part(4) => {
                 self.unknown.push_back((now, held));

@@ -25,7 +25,8 @@ const CHUNK_BYTES: usize = 16 * 1024;
 /// The program is started directly, not through a shell, with exactly the arguments given here: nothing of a payload can
 /// become part of the command. It sees the worker's environment without `FANFARE_BROKER`, which can hold a password,
 /// and what it is invoked for as `FANFARE_CID`, `FANFARE_RUN`, `FANFARE_KEY`, `FANFARE_SOURCE`, `FANFARE_CHANNEL`,
-/// `FANFARE_MESSAGE_ID` and `FANFARE_ATTEMPT`, and the caller's metadata, where there is any, as a JSON object in `FANFARE_METADATA`.
+/// `FANFARE_MESSAGE_ID` and `FANFARE_ATTEMPT`, and the caller's metadata, where there is any, as a JSON object in `FANFARE_METADATA`;
+/// and the bytes of its input in `FANFARE_PAYLOAD_BYTES`, which are fewer where its worker was killed meanwhile.
 ///
 /// Exit code 0 is success; no output at all then answers `null`. Anything else is a failure, with the last 16 KiB of
 /// standard error in `exception`; exit code 65 (`EX_DATAERR`, the input is wrong) is one that is not retried. At its time-out, and when its invocation is cancelled, the program is killed with all that it

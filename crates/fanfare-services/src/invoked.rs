@@ -21,7 +21,9 @@ impl Service for ExecService {
             "FANFARE_KEY",
             "FANFARE_METADATA",
         ];
-        self.run(bytes_of(payload), &told(names, &context))
+        let mut told = told(names, &context);
+        told.push(("FANFARE_PAYLOAD_BYTES", payload.get().len().to_string()));
+        self.run(bytes_of(payload), &told)
             .await
             .map_err(|error| if error.is_fatal() { ServiceError::fatal(error) } else { error.into() })
     }

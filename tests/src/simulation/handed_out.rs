@@ -51,7 +51,10 @@ impl HandedOut {
     /// Counts the results of a bundle. Returns whether one is the first of its key.
     fn count_bundled(&mut self, bundle: &mut Message) -> bool {
         let Ok(mut results) = Bundle::decode(bundle) else { return false };
-        let counts = results.iter_mut().fold(false, |counts, result| self.count(result) || counts);
+        let mut counts = false;
+        for result in &mut results {
+            counts |= self.count(result);
+        }
         if let Some(counted) = Bundle::encode(&results) {
             bundle.body = counted.body;
         }

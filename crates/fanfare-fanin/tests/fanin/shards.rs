@@ -193,6 +193,17 @@ fn a_message_of_an_unknown_type_is_parked_once_no_newer_version_has_read_it_for_
 }
 
 #[test]
+fn several_results_that_cannot_be_told_apart_are_parked_at_once() {
+    let mut story = Story::new();
+    story.manifest("m1", of_run(1, &["a"], 0)).check(&[]);
+    for (tag, body) in [("b1", "[]"), ("b2", "[1]"), ("b3", "{}")] {
+        let mut bundle = result_of(id(1), "a", body.into());
+        bundle.properties.kind = Some(header::TYPE_RESULTS.to_owned());
+        story.message(tag, bundle).check(&[format!("park {tag}").as_str()]);
+    }
+}
+
+#[test]
 fn a_cancel_finds_its_fan_out() {
     let mut story = Story::new();
     story.manifest("m1", of_run(1, &["a"], 0)).check(&[]);
