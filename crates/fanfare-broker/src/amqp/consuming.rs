@@ -278,14 +278,11 @@ impl Drop for Deliveries {
     fn drop(&mut self) {
         // lapin cancels a consumer that is dropped, before the channel is closed: messages would pass to the next consumer past
         // those that this one holds. Where its queue was just deleted, the cancel even crashes the broker's channel, and the
-        // connection with it. So it is kept until it ends.
-        if let Some((mut consumer, reader)) = self.consumer.take()
+        // connection with it. So it is kept until it ends; and nothing beside it, for what holds the connection would keep that open.
+        if let Some((mut consumer, _)) = self.consumer.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            runtime.spawn(async move {
-                while let Some(Ok(_)) = consumer.next().await {}
-                drop(reader);
-            });
+            runtime.spawn(async move { while let Some(Ok(_)) = consumer.next().await {} });
         }
     }
 }
