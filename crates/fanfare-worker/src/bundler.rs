@@ -77,7 +77,8 @@ fn bundles(ready: impl Iterator<Item = Ready>, most: usize) -> Vec<(String, Vec<
     for ready in ready {
         let bytes = Bundle::bytes(&ready.result);
         let (gathered, bundle) = growing.entry(ready.queue.clone()).or_default();
-        if *gathered + bytes > limits::BUNDLE_BYTES || bundle.len() == most {
+        let is_full = *gathered + bytes > limits::BUNDLE_BYTES || bundle.len() == most;
+        if is_full && !bundle.is_empty() {
             *gathered = 0;
             bundles.push((ready.queue.clone(), std::mem::take(bundle)));
         }
@@ -85,14 +86,14 @@ fn bundles(ready: impl Iterator<Item = Ready>, most: usize) -> Vec<(String, Vec<
         bundle.push(ready);
     }
     bundles.extend(growing.into_iter().map(|(queue, (_, bundle))| (queue, bundle)));
-    bundles.retain(|(_, bundle)| !bundle.is_empty());
     bundles
 }
 
 async fn publish(broker: &dyn Broker, queue: String, bundle: Vec<Ready>) {
     let (results, callers): (Vec<_>, Vec<_>) =
         bundle.into_iter().map(|Ready { result, caller, .. }| (result, caller)).unzip();
-    let together = match Bundle::encode(&results).filter(|_| results.len() > 1) {
+    let bundle = if results.len() > 1 { Bundle::encode(&results) } else { None };
+    let together = match bundle {
         Some(message) => Some(broker.publish(&queue, message).await),
         None => None,
     };
