@@ -8,6 +8,7 @@ use tokio_util::task::TaskTracker;
 use crate::pipeline::Pipeline;
 use crate::risk::{self, Risk};
 use crate::slot::{Slot, Slots};
+use crate::turn::Place;
 
 /// Channels that one service's deliveries may take up. More than one are used only while invocations wait for fan-outs
 /// of their own; with the prefetch, this bounds how many can wait at the same time.
@@ -68,27 +69,25 @@ impl Lane {
     /// Processes a delivery in a task of its own once nothing else runs in this worker. Meanwhile it takes up its place among
     /// those that the broker hands out, and no slot.
     fn start_alone(&self, delivery: Delivery, redeliveries: u64) -> bool {
-        let (pipeline, slots) = (Arc::clone(&self.pipeline), self.slots.alone());
-        let stopping = self.stopping.clone();
-        let settling = risk::settling(pipeline.answers.environment.jitter());
         tracing::warn!(
             queue = self.queue.name,
             message_id = delivery.message.properties.message_id,
             redeliveries,
             "its workers may have died of this message: it runs alone"
         );
+        let (pipeline, stopping) = (Arc::clone(&self.pipeline), self.stopping.clone());
+        let arrived = self.slots.alone(Place::arrived(risk::place(&delivery.message, redeliveries)));
         self.invocations.spawn(async move {
-            let turn = async {
-                tokio::time::sleep(settling).await;
-                slots.take().await
-            };
             let permits = tokio::select! {
                 biased;
                 () = stopping.cancelled() => return delivery.receipt.requeue().await,
-                permits = turn => permits,
+                permits = arrived.take() => permits,
             };
-            let slot = Slot::new(slots, permits, delivery.receipt.clone());
-            pipeline.process(delivery, slot).await;
+            // What the broker has taken back comes again, in better company.
+            if delivery.receipt.is_live() {
+                let slot = Slot::new(arrived.alone(Place::BEGUN), permits, delivery.receipt.clone());
+                pipeline.process(delivery, slot).await;
+            }
         });
         true
     }

@@ -1,12 +1,8 @@
-use std::time::Duration;
-
 use fanfare_broker::Delivery;
-use fanfare_protocol::header;
+use fanfare_protocol::{Message, fnv1a, header};
 
 /// Redeliveries from which on an invocation runs alone: from its third delivery.
 const SUSPECT_FROM: u64 = 2;
-/// How long an invocation that runs alone waits before that, at most.
-const SETTLING: Duration = Duration::from_millis(500);
 
 /// What the deliveries that a message had before say about it. The broker counts each that ended without an answer: its
 /// worker died, lost its connection, or put it back.
@@ -43,14 +39,15 @@ impl Risk {
     }
 }
 
-/// How long a suspect waits before it asks for its turn. Jitter is from 0 up to 1.
+/// Where a suspect comes among those that are handed out together with it: the least goes first.
 ///
-/// What was handed out together with it has arrived by then and runs first, unless it is suspect as well: those go in an order that
-/// differs each time. So of the innocent ones that came back with what kills the worker, half run to their end each time, and
-/// hardly one reaches the limit for having been in bad company. A longer wait would be worse: where workers die early, of whatever
-/// cause, nobody would get to run.
-pub(crate) fn settling(jitter: f64) -> Duration {
-    SETTLING.mul_f64(jitter)
+/// Of any two, the one that comes first at this delivery comes last at the next: the place is mirrored each time. So an innocent
+/// one that shares the worker of the one that kills it, again and again, runs to its end before that at least every other time,
+/// and none reaches the limit for having been in bad company.
+pub(crate) fn place(message: &Message, redeliveries: u64) -> i64 {
+    let id = message.properties.message_id.as_deref().unwrap_or_default();
+    let place = (fnv1a(id.bytes()) >> 1).cast_signed();
+    if redeliveries.is_multiple_of(2) { place } else { -place }
 }
 
 #[cfg(test)]
@@ -59,7 +56,6 @@ mod tests {
 
     use async_trait::async_trait;
     use fanfare_broker::{Acknowledge, Receipt};
-    use fanfare_protocol::Message;
 
     use super::*;
 
@@ -100,5 +96,20 @@ mod tests {
     #[test]
     fn a_queue_that_does_not_count_makes_nothing_poison() {
         assert_eq!(risk(true, None), Risk::Uncounted);
+    }
+
+    #[test]
+    fn whoever_comes_last_comes_first_the_next_time() {
+        let message = |id: &str| {
+            let mut message = Message::default();
+            message.properties.message_id = Some(id.to_owned());
+            message
+        };
+        for (one, other) in [(2, 2), (2, 3), (3, 2), (3, 3), (4, 17)] {
+            let is_first =
+                |round: u64| place(&message("run/1"), one + round) < place(&message("run/2"), other + round);
+            assert_ne!(is_first(0), is_first(1), "{one} {other}");
+            assert_eq!(is_first(0), is_first(2));
+        }
     }
 }

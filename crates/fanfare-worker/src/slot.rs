@@ -8,15 +8,15 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::turn::{Turn, Turns};
+use crate::turn::{Place, Turn, Turns};
 
 /// How many invocations may run at the same time: of one service, and of all services of its worker.
 #[derive(Debug, Clone)]
 pub(crate) struct Slots {
     service: Arc<Semaphore>,
     all: AllSlots,
-    /// Whether a slot is the whole worker.
-    alone: bool,
+    /// There where a slot is the whole worker.
+    alone: Option<Place>,
 }
 
 /// How many invocations of all services of a worker may run at the same time.
@@ -42,21 +42,21 @@ impl AllSlots {
 
 impl Slots {
     pub(crate) fn new(service: usize, all: AllSlots) -> Self {
-        Self { service: Arc::new(Semaphore::new(service)), all, alone: false }
+        Self { service: Arc::new(Semaphore::new(service)), all, alone: None }
     }
 
     /// The same, for an invocation beside which no other of this worker may run, of whatever service. Those that have given
     /// their slots back to wait for fan-outs of their own do not run; they go on when it has ended, or waits itself.
-    pub(crate) fn alone(&self) -> Self {
-        Self { alone: true, ..self.clone() }
+    pub(crate) fn alone(&self, place: Place) -> Self {
+        Self { alone: Some(place), ..self.clone() }
     }
 
     /// Waits for a slot. Everyone takes the service's part first, so nobody waits in a circle; who takes all of the worker's needs
     /// no other. The semaphores are fair: whoever waits for all is overtaken by none.
     pub(crate) async fn take(&self) -> Permits {
         let closed = "the semaphores are never closed";
-        if self.alone {
-            let mut turn = self.all.turns.take().await;
+        if let Some(place) = self.alone {
+            let mut turn = self.all.turns.take(place).await;
             // They have run, and would run again if this process ended now. An outage keeps them from being answered for long,
             // and nothing is to wait for that here.
             turn.wait_for(self.all.finishing.wait()).await;
@@ -68,7 +68,7 @@ impl Slots {
     }
 
     fn try_take(&self) -> Option<Permits> {
-        if self.alone {
+        if self.alone.is_some() {
             return self.all.turns.try_take().map(|turn| Permits::Alone { _turn: turn });
         }
         let service = Arc::clone(&self.service).try_acquire_owned().ok()?;
@@ -260,7 +260,7 @@ mod tests {
     async fn one_that_runs_alone_waits_for_all_others_and_keeps_them_waiting_until_it_waits_itself() {
         let all = AllSlots::new(3);
         let (one, other) = (Slots::new(2, all.clone()), Slots::new(2, all));
-        let (running, later) = (one.take().await, other.alone());
+        let (running, later) = (one.take().await, other.alone(Place::BEGUN));
         let mut alone = Box::pin(later.take());
         assert!((&mut alone).now_or_never().is_none(), "another service runs");
         assert!(other.try_take().is_none(), "it is not overtaken");
@@ -283,7 +283,7 @@ mod tests {
     async fn one_that_waits_for_a_fan_out_is_no_hindrance_to_one_that_runs_alone() {
         let (slots, waiting, _) = slot().await;
         let wait = waiting.begin();
-        let alone = slots.alone().take().now_or_never().expect("who waits does not run");
+        let alone = slots.alone(Place::BEGUN).take().now_or_never().expect("who waits does not run");
         let mut goes_on = wait.end();
         assert!((&mut goes_on).now_or_never().is_none());
         drop(alone);
@@ -294,14 +294,14 @@ mod tests {
     async fn one_that_runs_alone_waits_for_answers_but_not_for_ever() {
         let (slots, finished, _) = slot().await;
         finished.finish();
-        let suspects = slots.alone();
+        let suspects = slots.alone(Place::BEGUN);
         let mut alone = Box::pin(suspects.take());
         assert!((&mut alone).now_or_never().is_none(), "what ran is not answered for");
         finished.answered();
         alone.await;
         let (slots, finished, _) = slot().await;
         finished.finish();
-        slots.alone().take().await;
+        slots.alone(Place::BEGUN).take().await;
     }
 
     #[tokio::test]

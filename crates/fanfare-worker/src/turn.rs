@@ -1,4 +1,3 @@
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,8 +8,30 @@ use tokio::time::{Instant, sleep_until};
 const SHORTEST_TURN: Duration = Duration::from_secs(1);
 /// How long a turn lasts at most. One that runs is not cut short by it.
 const LONGEST_TURN: Duration = Duration::from_secs(10);
-/// How long a turn waits, in all, for answers of those that have run.
-const PATIENCE: Duration = Duration::from_millis(250);
+/// How long a turn waits, in all, for answers of those that have run. The broker confirms within moments, unless it is away or
+/// blocked.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long one that is to run alone waits for its company to arrive.
+const SETTLING: Duration = Duration::from_millis(250);
+
+/// Where an invocation comes among those that are to run alone.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place {
+    /// The least goes first.
+    order: i64,
+    /// How long it waits for others that come before it.
+    settling: Duration,
+}
+
+impl Place {
+    /// That of one that was begun already, and goes on.
+    pub(crate) const BEGUN: Self = Self { order: i64::MIN, settling: Duration::ZERO };
+
+    /// That of one which was handed out with others that may all be as suspect as itself.
+    pub(crate) const fn arrived(order: i64) -> Self {
+        Self { order, settling: SETTLING }
+    }
+}
 
 /// Turns of the invocations that run alone. To empty the worker of all others takes as long as the slowest of them, so it is not done
 /// for each: one that has run hands the empty worker to the next that waits, until the turn is over. Within bounds, a turn lasts as
@@ -21,7 +42,15 @@ pub(crate) struct Turns {
     all: u32,
     /// From when on the next turn may begin; locked by the one that empties the worker, until its turn is over.
     next: Arc<tokio::sync::Mutex<Option<Instant>>>,
-    waiting: Arc<Mutex<VecDeque<oneshot::Sender<Turn>>>>,
+    waiting: Arc<Mutex<Vec<Waiting>>>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    order: i64,
+    /// When it has waited long enough for those that come before it.
+    from: Instant,
+    turn: oneshot::Sender<Turn>,
 }
 
 impl Turns {
@@ -30,14 +59,18 @@ impl Turns {
         Self { slots, all, next: Arc::default(), waiting: Arc::default() }
     }
 
-    /// Waits until the worker is empty.
-    pub(crate) async fn take(&self) -> Turn {
-        let (sender, handed) = oneshot::channel();
-        self.waiting().push_back(sender);
-        tokio::select! {
-            biased;
-            Ok(turn) = handed => turn,
-            turn = self.begin() => turn,
+    /// Waits until the worker is empty, and nobody waits who comes before this one.
+    pub(crate) async fn take(&self, place: Place) -> Turn {
+        let (turn, mut handed) = oneshot::channel();
+        let from = Instant::now() + place.settling;
+        self.waiting().push(Waiting { order: place.order, from, turn });
+        loop {
+            tokio::select! {
+                biased;
+                Ok(turn) = &mut handed => return turn,
+                // It goes to whoever is first, which may be another.
+                turn = self.begin(from) => drop(turn),
+            }
         }
     }
 
@@ -49,7 +82,11 @@ impl Turns {
     }
 
     /// Empties the worker. The semaphore is fair: whoever wants a slot meanwhile waits behind this.
-    async fn begin(&self) -> Turn {
+    async fn begin(&self, from: Instant) -> Turn {
+        // A timer takes a moment even where none is left.
+        if from > Instant::now() {
+            sleep_until(from).await;
+        }
         let next = Arc::clone(&self.next).lock_owned().await;
         if let Some(from) = *next {
             sleep_until(from).await;
@@ -71,10 +108,18 @@ impl Turns {
         Turn { empty: Some(empty), turns: self.clone() }
     }
 
-    fn waiting(&self) -> MutexGuard<'_, VecDeque<oneshot::Sender<Turn>>> {
+    fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.retain(|next| !next.is_closed());
+        waiting.retain(|next| !next.turn.is_closed());
         waiting
+    }
+
+    /// Takes out the first of those that have waited long enough.
+    fn first(&self) -> Option<oneshot::Sender<Turn>> {
+        let (mut waiting, now) = (self.waiting(), Instant::now());
+        let settled = waiting.iter().enumerate().filter(|(_, next)| next.from <= now);
+        let (first, _) = settled.min_by_key(|(_, next)| next.order)?;
+        Some(waiting.remove(first).turn)
     }
 }
 
@@ -110,8 +155,7 @@ impl Drop for Turn {
         let mut empty = self.empty.take();
         while empty.as_ref().is_some_and(|empty| Instant::now() < empty.until) {
             // Of its own statement: a turn that nobody takes comes back, and may be dropped only when nothing is locked.
-            let next = self.turns.waiting().pop_front();
-            let Some(next) = next else { break };
+            let Some(next) = self.turns.first() else { break };
             let turn = Self { empty: empty.take(), turns: self.turns.clone() };
             empty = next.send(turn).err().and_then(|mut refused| refused.empty.take());
         }
@@ -132,11 +176,13 @@ impl Drop for Empty {
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use tokio::time::advance;
+    use tokio::sync::mpsc;
+    use tokio::time::{advance, sleep};
 
     use super::*;
 
     const ALL: u32 = 3;
+    const AT_ONCE: Place = Place { order: 0, settling: Duration::ZERO };
 
     fn turns() -> (Turns, Arc<Semaphore>) {
         let slots = Arc::new(Semaphore::new(ALL as usize));
@@ -147,7 +193,7 @@ mod tests {
     async fn the_worker_is_emptied_once_for_all_that_wait() {
         let (turns, slots) = turns();
         let running = slots.clone().acquire_owned().await;
-        let [mut first, mut second] = [(); 2].map(|()| Box::pin(turns.take()));
+        let [mut first, mut second] = [(); 2].map(|()| Box::pin(turns.take(AT_ONCE)));
         assert!((&mut first).now_or_never().is_none());
         let mut other = Box::pin(slots.clone().acquire_owned());
         assert!((&mut other).now_or_never().is_none(), "it waits behind who is to run alone");
@@ -164,10 +210,10 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_turn_that_is_over_leaves_the_worker_to_the_others_for_as_long() {
         let (turns, slots) = turns();
-        let turn = turns.take().await;
+        let turn = turns.take(AT_ONCE).await;
         let mut other = Box::pin(slots.clone().acquire_owned());
         assert!((&mut other).now_or_never().is_none());
-        let mut next = Box::pin(turns.take());
+        let mut next = Box::pin(turns.take(AT_ONCE));
         assert!((&mut next).now_or_never().is_none());
         advance(SHORTEST_TURN).await;
         drop(turn);
@@ -190,7 +236,7 @@ mod tests {
         {
             let (turns, slots) = turns();
             let running = slots.clone().acquire_owned().await;
-            let [mut first, mut second, mut third] = [(); 3].map(|()| Box::pin(turns.take()));
+            let [mut first, mut second, mut third] = [(); 3].map(|()| Box::pin(turns.take(AT_ONCE)));
             for waiting in [&mut first, &mut second, &mut third] {
                 assert!(waiting.now_or_never().is_none());
             }
@@ -209,10 +255,32 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn whoever_arrives_in_time_runs_in_the_order_of_the_places() {
+        let (turns, _slots) = turns();
+        let (ran, mut order) = mpsc::unbounded_channel();
+        let run = |place| {
+            let (turns, ran) = (turns.clone(), ran.clone());
+            tokio::spawn(async move {
+                let _turn = turns.take(Place::arrived(place)).await;
+                ran.send(place).unwrap();
+            })
+        };
+        let _early = [3, 1].map(run);
+        sleep(SETTLING - Duration::from_millis(1)).await;
+        assert!(order.is_empty(), "others may come yet");
+        let _late = [2, 0].map(run);
+        let mut places = [0; 4];
+        for place in &mut places {
+            *place = order.recv().await.unwrap();
+        }
+        assert_eq!(places, [1, 3, 0, 2], "who was there first does not wait for who has just come");
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_turn_has_patience_only_once() {
         let (turns, _slots) = turns();
         let since = Instant::now();
-        let mut turn = turns.take().await;
+        let mut turn = turns.take(AT_ONCE).await;
         turn.wait_for(std::future::pending()).await;
         assert_eq!(since.elapsed(), PATIENCE);
         turn.wait_for(std::future::pending()).await;
@@ -222,8 +290,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn one_that_no_longer_waits_is_passed_over() {
         let (turns, slots) = turns();
-        let turn = turns.take().await;
-        let [mut gives_up, mut handed, mut last] = [(); 3].map(|()| Box::pin(turns.take()));
+        let turn = turns.take(AT_ONCE).await;
+        let [mut gives_up, mut handed, mut last] = [(); 3].map(|()| Box::pin(turns.take(AT_ONCE)));
         for waiting in [&mut gives_up, &mut handed, &mut last] {
             assert!(waiting.now_or_never().is_none());
         }
