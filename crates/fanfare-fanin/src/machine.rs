@@ -4,7 +4,7 @@ mod outgoing;
 mod sentinel;
 mod sharing;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -106,8 +106,10 @@ pub struct FanIn<T> {
     checkpoints: Checkpoints<T>,
     /// On-target callbacks published and in no confirmed checkpoint.
     at_risk: usize,
-    /// Deliveries that are held to the end: of types that this version does not know, or past anything that could count.
-    unknown: Vec<T>,
+    /// Deliveries of types that this version does not know, and since when each is held.
+    unknown: VecDeque<(Time, T)>,
+    /// Deliveries past anything that could count. They are held to the end.
+    leftover: Vec<T>,
     pending: BTreeMap<PublicationId, Pending>,
     next_publication: u64,
     summary: Summary,
@@ -210,7 +212,8 @@ impl<T: Clone> FanIn<T> {
             gathered: Gathered::new(&manifest),
             checkpoints: Checkpoints::new(hold.token, limits, now),
             at_risk: 0,
-            unknown: Vec::new(),
+            unknown: VecDeque::new(),
+            leftover: Vec::new(),
             pending: BTreeMap::new(),
             next_publication: 0,
             summary: Summary::default(),
@@ -318,7 +321,7 @@ impl<T: Clone> FanIn<T> {
         let deadline = self.deadline.filter(|_| self.may_close() && !self.gathered.has_all());
         let deadline = deadline.map(|deadline| deadline.at);
         let (probe, sentinel) = (self.probe_due(), self.sentinel_due());
-        [renewal, fence, sweep, deadline, probe, sentinel].into_iter().flatten().min()
+        [renewal, fence, sweep, deadline, probe, sentinel, self.unknown_due()].into_iter().flatten().min()
     }
 
     /// Takes an event in, and tells what to do, in order.
@@ -372,6 +375,7 @@ impl<T: Clone> FanIn<T> {
         if matches!(self.phase, Phase::Gathering | Phase::Finalizing(1..)) {
             self.write_checkpoint(now, out);
             self.renew_sentinel(now, out);
+            self.park_unknown(now, out);
         }
         if matches!(self.phase, Phase::Opening | Phase::Gathering | Phase::Finalizing(_)) {
             self.renew(now, out);

@@ -75,11 +75,11 @@ impl Invocation {
     /// [`MalformedInvocation`], with the address of a failed result where there is one.
     pub fn decode(message: &Message, names: &QueueNames) -> Result<Self, MalformedInvocation> {
         let reply = ReplyAddress::of(message, names);
-        Self::parse(message, reply.clone())
-            .map_err(|reason| MalformedInvocation { reason, reply: reply.map(Box::new) })
+        let known = reply.clone().ok().map(Box::new);
+        Self::parse(message, reply).map_err(|reason| MalformedInvocation { reason, reply: known })
     }
 
-    fn parse(message: &Message, reply: Option<ReplyAddress>) -> Result<Self, Malformed> {
+    fn parse(message: &Message, reply: Result<ReplyAddress, Malformed>) -> Result<Self, Malformed> {
         let kind = message.kind();
         if kind != header::TYPE_REQUEST && kind != header::TYPE_CALLBACK {
             return Err(Malformed::new(message.mistyped("is not fanfare.request or fanfare.callback")));
@@ -101,16 +101,7 @@ impl Invocation {
             })
             .transpose()?;
         let message_id = message_id_of(&message.properties)?;
-        let reply = match (channel.is_call(), reply) {
-            (true, None) => {
-                let to = message.properties.reply_to.as_deref().unwrap_or("none");
-                return Err(Malformed::new(format!(
-                    "reply_to ({to}) is neither the aggregation queue of this CID and run nor a shard"
-                )));
-            }
-            (true, reply) => reply,
-            (false, _) => None,
-        };
+        let reply = channel.is_call().then_some(reply).transpose()?;
         let attempt = match message.headers.get(header::ATTEMPT) {
             None => 1,
             Some(_) => message
@@ -139,20 +130,28 @@ impl Invocation {
 }
 
 impl ReplyAddress {
-    fn of(message: &Message, names: &QueueNames) -> Option<Self> {
-        let (cid, run) = (message.cid().ok()?, message.run().ok()?);
-        let queue = message.properties.reply_to.clone()?;
+    fn of(message: &Message, names: &QueueNames) -> Result<Self, Malformed> {
+        let (cid, run) = (message.cid()?, message.run()?);
+        let queue =
+            message.properties.reply_to.clone().ok_or_else(|| Malformed::new("reply_to is missing"))?;
         if !names.is_reply_queue(&queue, &cid, run) {
-            return None;
+            return Err(Malformed::new(format!(
+                "reply_to {queue:?} is neither the aggregation queue of this CID and run nor a shard"
+            )));
         }
         let key = message.text(header::KEY).and_then(|key| TargetKey::new(key).ok());
         let message_id = match message_id_of(&message.properties) {
             Ok(id) if key.is_some() || place_of(&id, &cid).is_some() => id,
             // The key tells the target, and the result needs some id.
             Err(_) if key.is_some() => cid.to_string(),
-            _ => return None,
+            Err(malformed) => return Err(malformed),
+            Ok(id) => {
+                return Err(Malformed::new(format!(
+                    "neither a header fanfare-key nor message_id {id:?} tells whose it is: without a key it is <CID>/<n>"
+                )));
+            }
         };
-        Some(Self { queue, cid, run, key, message_id })
+        Ok(Self { queue, cid, run, key, message_id })
     }
 }
 

@@ -29,7 +29,7 @@ impl<T: Clone> FanIn<T> {
             {
                 self.summary.late += 1;
             }
-            self.unknown.push(tag);
+            self.leftover.push(tag);
             return;
         }
         if redelivered || self.is_of_another(&item) {
@@ -65,7 +65,7 @@ impl<T: Clone> FanIn<T> {
                 let reason = "more messages of unknown types than can be held back".to_owned();
                 out.push(Effect::Park { tag, reason });
             }
-            Item::Unknown => self.unknown.push(tag),
+            Item::Unknown => self.unknown.push_back((now, tag)),
             Item::Garbage(reason) => out.push(Effect::Park { tag, reason }),
         }
     }

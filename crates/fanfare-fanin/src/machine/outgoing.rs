@@ -131,6 +131,24 @@ impl<T: Clone> FanIn<T> {
         }
     }
 
+    /// When a message of an unknown type was held as long as anything may be.
+    pub(super) fn unknown_due(&self) -> Option<Time> {
+        self.unknown.front().map(|(since, _)| *since + self.limits.renewal)
+    }
+
+    /// Parks those: a newer version had its time to read them.
+    pub(super) fn park_unknown(&mut self, now: Time, out: &mut Vec<Effect<T>>) {
+        while self.unknown_due().is_some_and(|due| due <= now) {
+            let Some((_, tag)) = self.unknown.pop_front() else { return };
+            let reason = format!(
+                "unknown type: it was held for {:?}, and no coordinator that knows it has taken the fan-out over; upgrade the \
+                 coordinators, or find out who sends it",
+                self.limits.renewal
+            );
+            out.push(Effect::Park { tag, reason });
+        }
+    }
+
     pub(super) fn begin_renewal(&mut self, out: &mut Vec<Effect<T>>) {
         self.manifests.begin_renewal();
         self.renewal = self.limits.renewal;
@@ -163,7 +181,8 @@ impl<T: Clone> FanIn<T> {
         out.extend(self.gathered.take_tags().into_iter().map(Effect::Ack));
         out.extend(self.checkpoints.give_up().map(Effect::Ack));
         out.extend(self.sentinel.take().into_iter().map(Effect::Ack));
-        out.extend(std::mem::take(&mut self.unknown).into_iter().map(Effect::Ack));
+        out.extend(self.unknown.drain(..).map(|(_, tag)| Effect::Ack(tag)));
+        out.extend(self.leftover.drain(..).map(Effect::Ack));
         out.extend(self.manifests.take().into_iter().map(Effect::Ack));
         let checkpoints = self.checkpoints.written();
         out.push(Effect::End(Summary { completed, checkpoints, ..self.summary }));

@@ -134,6 +134,21 @@ fn a_message_of_an_unknown_type_is_held_until_the_end() {
 }
 
 #[test]
+fn a_message_of_an_unknown_type_is_parked_once_no_newer_version_has_read_it_for_long() {
+    let mut story = Story::fresh(manifest(["a"], 0, 1));
+    story.opened().check(&[]);
+    let mut unknown = result_of(id(1), "a", Bytes::from_static(b"{}"));
+    unknown.properties.kind = Some("fanfare.novelty".to_owned());
+    let renewal = Limits::default().renewal;
+    story.message("u1", false, &unknown).check(&[]);
+    story.wait(renewal / 2).check(&[]);
+    story.message("u2", false, &unknown).check(&[]);
+    story.wait(renewal / 2).check(&["park u1", "renewal"]);
+    story.wait(renewal / 2).check(&["park u2"]);
+    story.result("r1", "a", "one").check(&["final 0 with [a=one]"]);
+}
+
+#[test]
 fn checkpoints_and_fences_of_another_run_are_strangers() {
     let other = fanfare_protocol::Manifest { run: id(99), ..manifest(["a"], 0, 1) };
     assert_eq!(machine().read(&checkpoint(7, 0, true, &[("a", "x")]).encode(&other)), Item::Stranger);

@@ -84,8 +84,8 @@ fn a_request_to_cancel_is_answered_to_a_waiter_and_nobody_else() {
 
 #[test]
 fn a_request_that_nobody_can_be_told_of_has_no_reply_address() {
-    check_request("reply_to (none)", false, |m| m.properties.reply_to = None);
-    check_request("reply_to (fanfare.parked)", false, |m| {
+    check_request("reply_to is missing", false, |m| m.properties.reply_to = None);
+    check_request("reply_to \"fanfare.parked\" is neither", false, |m| {
         m.properties.reply_to = Some("fanfare.parked".to_owned());
     });
     for id in [None, Some("x".repeat(249))] {
@@ -94,9 +94,9 @@ fn a_request_that_nobody_can_be_told_of_has_no_reply_address() {
             m.properties.message_id = id;
         });
     }
-    check_request("aggregation queue of this CID and run", false, |m| drop(m.headers.remove("fanfare-run")));
-    check_request("aggregation queue of this CID and run", false, |m| m.properties.correlation_id = None);
-    check_request("aggregation queue of this CID and run", false, |m| {
+    check_request("header fanfare-run is missing", false, |m| drop(m.headers.remove("fanfare-run")));
+    check_request("correlation_id is missing", false, |m| m.properties.correlation_id = None);
+    check_request("message_id \"elsewhere/1\" tells whose it is", false, |m| {
         m.headers.remove("fanfare-key");
         m.properties.message_id = Some("elsewhere/1".to_owned());
     });
