@@ -2,8 +2,12 @@
 
 use std::iter;
 
+use bytes::Bytes;
 use fanfare::{Channel, Cid, Metadata, QueueNames, RunId, ServiceName, TargetKey, TargetResult, WireTime};
-use fanfare_protocol::{Manifest, ManifestTarget, QueueSpec, Source, limits};
+use fanfare_protocol::{
+    Callback, CallbackKind, Ending, Manifest, ManifestTarget, Message, QueueSpec, ReplyAddress, Request,
+    Source, TargetOf, limits,
+};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -90,13 +94,18 @@ impl Case {
     /// where each fan-out has one.
     pub(super) fn limit(&self, limits: &Limits) -> f64 {
         let queue = limits.queues.map_or(0.0, |queues| 1.0 / queues.empty_per_s);
-        1.0 / (queue + self.messages().count() as f64 / limits.messages_per_s)
+        1.0 / (queue + self.messages().count() as f64 / limits.bare.messages_per_s)
     }
 
     /// The same where each queue has held a message, as it has in every fan-out. That one is measured with the queue.
     pub(super) fn limit_of_used_queues(&self, limits: &Limits) -> f64 {
         let Some(queues) = limits.queues else { return self.limit(limits) };
-        1.0 / (1.0 / queues.used_per_s + (self.messages().count() - 1) as f64 / limits.messages_per_s)
+        1.0 / (1.0 / queues.used_per_s + (self.messages().count() - 1) as f64 / limits.bare.messages_per_s)
+    }
+
+    /// Fan-outs per second where its messages have the properties and headers that the protocol gives them.
+    pub(super) fn limit_of_labelled(&self, limits: &Limits) -> f64 {
+        self.limit(&Limits { bare: limits.labelled, ..*limits })
     }
 
     /// Bytes of a message's body.
@@ -106,31 +115,61 @@ impl Case {
             Kind::Result | Kind::OnTarget => self.result_bytes(),
             // An entry is a result, its key in quotes, a colon and a comma.
             Kind::OnFinal => self.width * (self.result_bytes() + key(0).as_str().len() + 4),
-            Kind::Manifest => self.manifest_bytes(),
+            Kind::Manifest => self.sample(Kind::Manifest).body.len(),
         }
     }
 
     fn result_bytes(&self) -> usize {
-        let result = TargetResult {
-            source: TARGET.to_owned(),
-            target: TARGET.to_owned(),
-            response: RawValue::NULL.to_owned(),
-            req_ts_utc: epoch(),
-            resp_ts_utc: epoch(),
-            ok: true,
-            exception: None,
-            cid: cid(0),
-            ended_by: None,
-        };
-        result.to_body().len() - RawValue::NULL.get().len() + self.answer()
+        self.sample(Kind::Result).body.len() - RawValue::NULL.get().len() + self.answer()
     }
 
-    fn manifest_bytes(&self) -> usize {
-        let name = |name: &str| ServiceName::new(name).expect("the names of the benchmark keep the rules");
-        let manifest = Manifest {
+    /// A message of a kind as the protocol has it, but for what the case puts into its body.
+    pub(super) fn sample(&self, kind: Kind) -> Message {
+        let reply_to = self.results(&QueueNames::default(), 0).name;
+        match kind {
+            Kind::Request => {
+                let target = TargetOf { parallel: false, key: key(0), place: 0, reply_to };
+                let (cid, run, source, service) = (cid(0), run(), source(), name(TARGET));
+                let (requested_at, metadata, body) = (epoch(), Metadata::default(), Bytes::new());
+                let target = Some(target);
+                Request { cid, run, source, service, requested_at, metadata, body, traceparent: None, target }
+                    .encode()
+            }
+            Kind::Result => {
+                let result = TargetResult {
+                    source: TARGET.to_owned(),
+                    target: TARGET.to_owned(),
+                    response: RawValue::NULL.to_owned(),
+                    req_ts_utc: epoch(),
+                    resp_ts_utc: epoch(),
+                    ok: true,
+                    exception: None,
+                    cid: cid(0),
+                    ended_by: None,
+                };
+                let message_id = format!("{}/0", cid(0));
+                let to =
+                    ReplyAddress { queue: reply_to, cid: cid(0), run: run(), key: Some(key(0)), message_id };
+                TargetResult::message(result.to_body(), &to, epoch())
+            }
+            Kind::Manifest => self.manifest().encode(),
+            Kind::OnTarget => {
+                let kind = CallbackKind::OnTarget { callback: &name(&on_target_name(1)), place: 0 };
+                Callback { manifest: &self.manifest(), kind, body: Bytes::new() }.encode()
+            }
+            Kind::OnFinal => {
+                let kind =
+                    CallbackKind::OnFinal { callback: Some(&name(ON_FINAL)), ending: Ending::default() };
+                Callback { manifest: &self.manifest(), kind, body: Bytes::new() }.encode()
+            }
+        }
+    }
+
+    fn manifest(&self) -> Manifest {
+        Manifest {
             cid: cid(0),
             run: run(),
-            source: Source::new(TARGET).expect("a service's name is a source"),
+            source: source(),
             req_ts_utc: epoch(),
             channel: Channel::FanoutCall,
             targets: (0..self.width)
@@ -147,9 +186,17 @@ impl Case {
             completion: None,
             metadata: Metadata::default(),
             traceparent: None,
-        };
-        manifest.encode().body.len()
+        }
     }
+}
+
+/// A service of the benchmark.
+pub(super) fn name(service: &str) -> ServiceName {
+    ServiceName::new(service).expect("the names of the benchmark keep the rules")
+}
+
+fn source() -> Source {
+    Source::new(TARGET).expect("a service's name is a source")
 }
 
 /// The name of the nth on-target callback.
@@ -178,7 +225,7 @@ fn epoch() -> WireTime {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench::raw::{Cost, Queues};
+    use crate::bench::raw::{Flow, Queues};
 
     fn case(width: usize, payload: usize, on_target: usize) -> Case {
         Case { aggregation: Aggregation::PerCid, width, payload, on_target, workers: 1 }
@@ -189,9 +236,13 @@ mod tests {
         assert_eq!(case(1, 100, 0).messages().count(), 4);
         assert_eq!(case(10, 100, 1).messages().count(), 32);
         let queues = Some(Queues { empty_per_s: 1.0, used_per_s: 0.5 });
-        let limits = Limits { messages_per_s: 1.0, cpu: Cost::default(), queues };
+        let bare = Flow { messages_per_s: 1.0, ..Flow::default() };
+        let labelled = Flow { messages_per_s: 0.5, ..bare };
+        let limits = Limits { bare, labelled, queues };
         // One second for the queue and four for the messages.
         assert!((case(1, 100, 0).limit(&limits) - 0.2).abs() < 1e-9);
+        // Eight where they are labelled.
+        assert!((case(1, 100, 0).limit_of_labelled(&limits) - 1.0 / 9.0).abs() < 1e-9);
         // Two for the queue with its message and three for the others.
         assert!((case(1, 100, 0).limit_of_used_queues(&limits) - 0.2).abs() < 1e-9);
         // In a shard, four for the messages.

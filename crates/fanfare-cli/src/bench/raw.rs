@@ -3,36 +3,32 @@
 //! Nothing waits for anything else here: every kind of message is published at once, in the shares that it has in a fan-out, with
 //! confirms and acks pipelined. So this is what no fan-out could exceed on the machine, clients included.
 
+mod plain;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail, ensure};
-use fanfare::{Prefix, QueueNames, ServiceName};
-use fanfare_broker::amqp::Address;
+use anyhow::{Context, Result, bail, ensure};
+use fanfare::{Prefix, QueueNames};
 use fanfare_protocol::QueueSpec;
-use fanfare_protocol::queue::Argument;
-use futures_util::{FutureExt, StreamExt};
 use lapin::options::{
-    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions,
-    ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
+    BasicAckOptions, BasicCancelOptions, BasicQosOptions, ConfirmSelectOptions, QueueDeleteOptions,
 };
-use lapin::types::{AMQPValue, FieldTable, ShortString};
+use lapin::types::ShortString;
 use lapin::uri::AMQPUri;
-use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer, PublisherConfirm,
-};
+use lapin::{BasicProperties, Channel, Connection, PublisherConfirm};
 use serde::{Deserialize, Serialize};
 use tokio::task::JoinSet;
 
-use super::case::{Case, Kind, ON_FINAL, TARGET, on_target_name};
+use super::case::{Case, Kind, ON_FINAL, TARGET, name, on_target_name};
 use super::process::Usage;
 use super::publisher::Quantiles;
 use super::role::{Load, Order, Rounds};
 use crate::configuration::Aggregation;
-use crate::exit::Failure;
-use crate::settings::Settings;
+pub(super) use plain::uri;
+use plain::{ack, bare, confirmed, connect, consume, declare, delivered, labels, publish};
 
 /// Publishers, each with its connections and its queue of results.
 const LANES: usize = 4;
@@ -44,7 +40,6 @@ const PREFETCH: u16 = 500;
 const ACKED_AT_ONCE: usize = 100;
 /// Queues that come and go at a time. The rate does not grow beyond this.
 const QUEUES_AT_ONCE: usize = 32;
-const PERSISTENT: u8 = 2;
 /// The service whose queue stands for that of the final callback where one message at a time is under way.
 const HOP: &str = "bench.hop";
 /// How long what was published may be on its way.
@@ -53,10 +48,20 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// What came of a round.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Limits {
-    pub(super) messages_per_s: f64,
-    pub(super) cpu: Cost,
+    /// Messages without properties and headers.
+    #[serde(flatten)]
+    pub(super) bare: Flow,
+    /// The same messages with those that the protocol gives them.
+    pub(super) labelled: Flow,
     /// None where no queue comes and goes with a fan-out.
     pub(super) queues: Option<Queues>,
+}
+
+/// Messages published, confirmed, delivered and acked.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Flow {
+    pub(super) messages_per_s: f64,
+    pub(super) cpu: Cost,
 }
 
 /// CPU time that a message takes, in microseconds.
@@ -108,6 +113,21 @@ struct Lane {
 enum Use {
     None,
     OneMessage,
+}
+
+/// What a message says of itself beside its body.
+#[derive(Debug, Clone, Copy)]
+enum Labels {
+    None,
+    OfTheProtocol,
+}
+
+/// What messages of a kind are like.
+struct Sample {
+    kind: Kind,
+    bytes: usize,
+    labels: BasicProperties,
+    queue: ShortString,
 }
 
 /// Where the lanes are in the messages of the fan-outs.
@@ -173,22 +193,21 @@ impl Raw {
     }
 
     async fn limits(&mut self, length: Duration) -> Result<Limits> {
-        Ok(match self.case.aggregation {
-            Aggregation::PerCid => {
-                let (messages_per_s, cpu) = self.messages(length / 2).await?;
-                let empty_per_s = self.queues(length / 4, Use::None).await?;
-                let used_per_s = self.queues(length / 4, Use::OneMessage).await?;
-                Limits { messages_per_s, cpu, queues: Some(Queues { empty_per_s, used_per_s }) }
-            }
-            Aggregation::Shared => {
-                let (messages_per_s, cpu) = self.messages(length).await?;
-                Limits { messages_per_s, cpu, queues: None }
-            }
-        })
+        let quarter = length / 4;
+        let bare = self.messages(length / 2, Labels::None).await?;
+        let labelled = self.messages(quarter, Labels::OfTheProtocol).await?;
+        let queues = match self.case.aggregation {
+            Aggregation::PerCid => Some(Queues {
+                empty_per_s: self.queues(quarter, Use::None).await?,
+                used_per_s: self.queues(quarter, Use::OneMessage).await?,
+            }),
+            Aggregation::Shared => None,
+        };
+        Ok(Limits { bare, labelled, queues })
     }
 
     /// Messages published, confirmed, delivered and acked per second, and what one takes.
-    async fn messages(&mut self, length: Duration) -> Result<(f64, Cost)> {
+    async fn messages(&mut self, length: Duration, labels: Labels) -> Result<Flow> {
         let used = || [Some(std::process::id()), self.broker].map(|process| process.and_then(Usage::of));
         let used_before = used();
         let before = self.acked.load(Ordering::Relaxed);
@@ -199,7 +218,7 @@ impl Raw {
             until: started + length,
             done: AtomicBool::new(false),
         };
-        let publishing = self.lanes.iter().map(|lane| self.publish(lane, &cursor));
+        let publishing = self.lanes.iter().map(|lane| self.publish(lane, &cursor, labels));
         let published: u64 = futures_util::future::try_join_all(publishing).await?.into_iter().sum();
         while self.acked.load(Ordering::Relaxed) < before + published {
             if let Some(ended) = self.consumers.try_join_next() {
@@ -209,25 +228,30 @@ impl Raw {
             ensure!(started.elapsed() < length + PATIENCE, "messages are missing after {PATIENCE:?}");
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        let per_s = published as f64 / started.elapsed().as_secs_f64();
+        let messages_per_s = published as f64 / started.elapsed().as_secs_f64();
         let mut microseconds = used_before.into_iter().zip(used()).map(|(before, after)| {
             let (Some(before), Some(after)) = (before, after) else { return 0.0 };
             (after.cpu_seconds - before.cpu_seconds) * 1e6 / published as f64
         });
         let mut next = || microseconds.next().unwrap_or_default();
-        Ok((per_s, Cost { client_us: next(), broker_us: next() }))
+        Ok(Flow { messages_per_s, cpu: Cost { client_us: next(), broker_us: next() } })
     }
 
-    async fn publish(&self, lane: &Lane, cursor: &Cursor) -> Result<u64> {
+    async fn publish(&self, lane: &Lane, cursor: &Cursor, labels: Labels) -> Result<u64> {
         let body = vec![b'x'; cursor.kinds.iter().map(|kind| self.case.bytes(*kind)).max().unwrap_or(0)];
-        let sizes: Vec<(Kind, usize, ShortString)> =
-            kinds().map(|kind| (kind, self.case.bytes(kind), self.queue(kind, lane))).collect();
+        let sample = |kind| Sample {
+            kind,
+            bytes: self.case.bytes(kind),
+            labels: labels.of(&self.case, kind),
+            queue: self.queue(kind, lane),
+        };
+        let samples: Vec<Sample> = kinds().map(sample).collect();
         let mut unconfirmed: VecDeque<(PublisherConfirm, usize)> = VecDeque::new();
         let (mut bytes, mut published) = (0, 0);
         while let Some(kind) = cursor.next() {
-            let (_, size, queue) =
-                sizes.iter().find(|(of, ..)| *of == kind).context("every kind has a size")?;
-            let confirm = publish(&lane.channel, queue.clone(), &body[..*size]).await?;
+            let Sample { bytes: size, labels, queue, .. } =
+                samples.iter().find(|sample| sample.kind == kind).context("every kind has a sample")?;
+            let confirm = publish(&lane.channel, queue.clone(), labels.clone(), &body[..*size]).await?;
             unconfirmed.push_back((confirm, *size));
             bytes += size;
             published += 1;
@@ -268,7 +292,7 @@ impl Raw {
                 declare(&channel, &queue).await?;
                 let mut consumer = consume(&channel, &queue.name).await?;
                 if used == Use::OneMessage {
-                    let confirm = publish(&channel, queue.name.as_str().into(), result).await?;
+                    let confirm = publish(&channel, queue.name.as_str().into(), bare(), result).await?;
                     let tag = delivered(&mut consumer).await?;
                     channel.basic_ack(tag, BasicAckOptions::default()).await?;
                     confirmed(Some((confirm, 0))).await?;
@@ -303,7 +327,7 @@ impl Raw {
             let began = Instant::now();
             let mut hops = Vec::new();
             for ((queue, body), consumer) in queues.iter().zip(&bodies).zip(&mut consumers) {
-                let confirm = publish(&channel, queue.name.as_str().into(), body).await?;
+                let confirm = publish(&channel, queue.name.as_str().into(), bare(), body).await?;
                 hops.push((confirm, delivered(consumer).await?));
             }
             samples.push(began.elapsed().as_secs_f64() * 1_000.0);
@@ -331,6 +355,15 @@ impl Raw {
     }
 }
 
+impl Labels {
+    fn of(self, case: &Case, kind: Kind) -> BasicProperties {
+        match self {
+            Self::None => bare(),
+            Self::OfTheProtocol => labels(&case.sample(kind)),
+        }
+    }
+}
+
 impl Cursor {
     /// The next message, up to the end of the fan-out in which the time was over.
     fn next(&self) -> Option<Kind> {
@@ -342,84 +375,6 @@ impl Cursor {
     }
 }
 
-/// The address that Fanfare connects to, for lapin.
-pub(super) fn uri(settings: &Settings) -> Result<AMQPUri, Failure> {
-    let urls = settings.broker_urls();
-    let address = settings.broker_address()?;
-    let (Some(address), 1) = (address, Address::list(urls).map_or(0, |list| list.len())) else {
-        return Err(Failure::bad_input(anyhow!(
-            "--broker names several addresses: give one, so that all of the benchmark is on one node"
-        )));
-    };
-    let mut uri: AMQPUri = urls.trim().parse().map_err(|error: String| Failure::bad_input(anyhow!(error)))?;
-    uri.authority.userinfo.password = address.password().to_owned();
-    uri.vhost = address.virtual_host().to_owned();
-    Ok(uri)
-}
-
-async fn connect(uri: &AMQPUri) -> Result<Connection> {
-    let properties = ConnectionProperties::default().with_connection_name("fanfare bench raw".into());
-    Connection::connect_uri(uri.clone(), properties).await.context("plain lapin cannot connect")
-}
-
-/// Declares a queue with the arguments that Fanfare declares it with.
-async fn declare(channel: &Channel, queue: &QueueSpec) -> Result<()> {
-    let mut arguments = FieldTable::default();
-    for (name, value) in &queue.arguments {
-        let value = match value {
-            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
-            Argument::Int(number) => AMQPValue::LongLongInt(*number),
-            Argument::Bool(value) => AMQPValue::Boolean(*value),
-        };
-        arguments.insert((*name).into(), value);
-    }
-    let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(queue.name.as_str().into(), options, arguments).await?;
-    Ok(())
-}
-
-async fn consume(channel: &Channel, queue: &str) -> Result<Consumer> {
-    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-    Ok(channel.basic_consume(queue.into(), "".into(), options, arguments).await?)
-}
-
-/// Publishes as Fanfare does: persistent, mandatory, to a queue.
-async fn publish(channel: &Channel, queue: ShortString, body: &[u8]) -> Result<PublisherConfirm> {
-    let properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
-    let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-    Ok(channel.basic_publish("".into(), queue, options, body, properties).await?)
-}
-
-/// The tag of the next delivery.
-async fn delivered(consumer: &mut Consumer) -> Result<u64> {
-    let delivery = tokio::time::timeout(PATIENCE, consumer.next()).await.context("a message is missing")?;
-    Ok(delivery.context("a consumer was cancelled")??.delivery_tag)
-}
-
-/// Acks all that a consumer is handed: many at once where they come at once.
-async fn ack(channel: Channel, mut consumer: Consumer, acked: Arc<AtomicU64>) -> Result<()> {
-    while let Some(delivery) = consumer.next().await {
-        let mut last = delivery?.delivery_tag;
-        let mut count = 1;
-        while count < ACKED_AT_ONCE
-            && let Some(Some(delivery)) = consumer.next().now_or_never()
-        {
-            last = delivery?.delivery_tag;
-            count += 1;
-        }
-        channel.basic_ack(last, BasicAckOptions { multiple: true }).await?;
-        acked.fetch_add(count as u64, Ordering::Relaxed);
-    }
-    Ok(())
-}
-
-async fn confirmed(oldest: Option<(PublisherConfirm, usize)>) -> Result<usize> {
-    let Some((confirm, bytes)) = oldest else { return Ok(0) };
-    let confirmation = confirm.await?;
-    ensure!(matches!(confirmation, Confirmation::Ack(None)), "a message was not taken: {confirmation:?}");
-    Ok(bytes)
-}
-
 /// The queues of all lanes: of the requests, the manifests and the callbacks.
 fn shared(names: &QueueNames, case: &Case) -> Vec<QueueSpec> {
     let services = [TARGET, ON_FINAL].map(str::to_owned).into_iter().chain(case.on_target().take(1));
@@ -429,8 +384,4 @@ fn shared(names: &QueueNames, case: &Case) -> Vec<QueueSpec> {
 
 fn kinds() -> impl Iterator<Item = Kind> {
     [Kind::Request, Kind::Result, Kind::OnTarget, Kind::Manifest, Kind::OnFinal].into_iter()
-}
-
-fn name(service: &str) -> ServiceName {
-    ServiceName::new(service).expect("the names of the benchmark keep the rules")
 }

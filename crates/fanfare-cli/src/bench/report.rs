@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::case::Case;
 use super::process::Usage;
 use super::publisher::{Measured, Quantiles};
-use super::raw::{Cost, Hops, Limits, Queues};
+use super::raw::{Cost, Flow, Hops, Limits, Queues};
 
 /// The whole run.
 #[derive(Debug, Serialize)]
@@ -49,6 +49,8 @@ pub(super) struct Outcome {
     pub(super) ratios: Vec<f64>,
     pub(super) ratio: f64,
     pub(super) ratio_of_used_queues: f64,
+    /// Of the limit that messages have which say of themselves what the protocol has them say.
+    pub(super) ratio_of_labelled: f64,
     /// Fan-outs of all measured rounds, which `usage` is for.
     pub(super) fan_outs: usize,
     pub(super) usage: Roles,
@@ -95,9 +97,16 @@ impl Outcome {
             p50_ms: over(&|round| of(round).p50_ms),
             p99_ms: over(&|round| of(round).p99_ms),
         };
+        let flow = |of: fn(&Limits) -> Flow| Flow {
+            messages_per_s: over(&|round| of(&round.limits).messages_per_s),
+            cpu: Cost {
+                client_us: over(&|round| of(&round.limits).cpu.client_us),
+                broker_us: over(&|round| of(&round.limits).cpu.broker_us),
+            },
+        };
         let fan_outs_per_s = over(&|round| round.measured.fan_outs_per_s);
         let cpu_share = |round: &Round| {
-            let Cost { client_us, broker_us } = round.limits.cpu;
+            let Cost { client_us, broker_us } = round.limits.bare.cpu;
             let raw = (client_us + broker_us) * case.messages().count() as f64 / 1e6;
             raw * round.measured.fan_outs as f64 / round.usage.cpu_seconds()
         };
@@ -113,11 +122,8 @@ impl Outcome {
                 two_hops: quantiles(|round| round.hops.two_hops),
             },
             raw: Limits {
-                messages_per_s: over(&|round| round.limits.messages_per_s),
-                cpu: Cost {
-                    client_us: over(&|round| round.limits.cpu.client_us),
-                    broker_us: over(&|round| round.limits.cpu.broker_us),
-                },
+                bare: flow(|limits| limits.bare),
+                labelled: flow(|limits| limits.labelled),
                 queues: queues(rounds),
             },
             messages: case.messages().count(),
@@ -126,6 +132,9 @@ impl Outcome {
             ratios: rounds.iter().map(ratio).collect(),
             ratio: over(&ratio),
             ratio_of_used_queues: over(&|round| round.measured.fan_outs_per_s / limit_of_used(round)),
+            ratio_of_labelled: over(&|round| {
+                round.measured.fan_outs_per_s / case.limit_of_labelled(&round.limits)
+            }),
             fan_outs: rounds.iter().map(|round| round.measured.fan_outs).sum(),
             usage: rounds.iter().fold(Roles::default(), |sum, round| sum.and(round.usage)),
             cpu_share: over(&cpu_share),
@@ -180,26 +189,26 @@ impl fmt::Display for Report {
         )?;
         head(
             f,
-            "fan-outs/s | targets/s | limit/s: empty queues, used queues | **ratio**: empty, used | raw messages/s | raw \
-             queues/s: empty, used",
+            "fan-outs/s | targets/s | limit/s: empty queues, used queues | **ratio**: empty, used, labelled | raw \
+             messages/s: bare, labelled | raw queues/s: empty, used",
         )?;
         for outcome in &self.cases {
             let Outcome { case, fan_outs_per_s, targets_per_s, limit_per_s, ratio, raw, .. } = outcome;
-            let Outcome { limit_of_used_queues_per_s, ratio_of_used_queues, .. } = outcome;
-            let Limits { messages_per_s, queues, .. } = raw;
+            let Outcome { limit_of_used_queues_per_s, ratio_of_used_queues, ratio_of_labelled, .. } = outcome;
+            let Limits { bare, labelled, queues } = raw;
             let queues = queues.map_or("none".to_owned(), |queues| {
                 format!("{:.0}, {:.0}", queues.empty_per_s, queues.used_per_s)
             });
             write!(f, "{case} | {fan_outs_per_s:.1} | {targets_per_s:.0} ")?;
             write!(f, "| {limit_per_s:.1}, {limit_of_used_queues_per_s:.1} ")?;
-            write!(f, "| **{ratio:.2}**, {ratio_of_used_queues:.2} ")?;
-            writeln!(f, "| {messages_per_s:.0} | {queues} |")?;
+            write!(f, "| **{ratio:.2}**, {ratio_of_used_queues:.2}, {ratio_of_labelled:.2} ")?;
+            writeln!(f, "| {:.0}, {:.0} | {queues} |", bare.messages_per_s, labelled.messages_per_s)?;
         }
         writeln!(f)?;
         head(
             f,
             "invoke p50/p99 ms | fan-in p50/p99 ms | CPU µs a target: publisher, worker, coordinator, broker | CPU µs a raw \
-             message: client, broker | **share** of CPU that raw messages take | peak MiB: the roles",
+             message: client, broker; the same labelled | **share** of CPU that raw messages take | peak MiB: the roles",
         )?;
         for outcome in &self.cases {
             let Outcome { case, invoke, fan_in, usage, fan_outs, .. } = outcome;
@@ -208,7 +217,7 @@ impl fmt::Display for Report {
             let cpu = roles.map(|usage| format!("{:.0}", usage.cpu_seconds * 1e6 / targets));
             let memory = roles.map(|usage| (usage.peak_rss_bytes >> 20).to_string());
             write!(f, "{case} | {invoke} | {fan_in} | {} ", cpu.join(", "))?;
-            write!(f, "| {:.0}, {:.0} ", outcome.raw.cpu.client_us, outcome.raw.cpu.broker_us)?;
+            write!(f, "| {}; {} ", outcome.raw.bare.cpu, outcome.raw.labelled.cpu)?;
             writeln!(f, "| **{:.2}** | {} |", outcome.cpu_share, memory.join(", "))?;
         }
         writeln!(f, "\nOne fan-out at a time:\n")?;
@@ -231,6 +240,12 @@ impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { aggregation, width, payload, on_target, workers } = self;
         write!(f, "| {aggregation} | {width} | {payload} | {on_target} | {workers}")
+    }
+}
+
+impl fmt::Display for Cost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:.0}, {:.0}", self.client_us, self.broker_us)
     }
 }
 
