@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{Ended, PATIENCE, Running, broker, fanfare, run, split};
+use crate::support::{Ended, PATIENCE, Running, broker, eventually_seen, fanfare, run, split};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -140,14 +140,7 @@ fn cancel_ends_with_the_exit_codes_that_its_help_promises() {
 
 /// Runs a command until what it prints is as wanted.
 fn until(pool: &Pool, arguments: &[&str], wanted: impl Fn(&Ended) -> bool) -> Ended {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let ended = run(pool.path(), arguments);
-        if wanted(&ended) {
-            return ended;
-        }
-        assert!(Instant::now() < deadline, "{arguments:?}: {ended:?}");
-    }
+    eventually_seen(&arguments.join(" "), || run(pool.path(), arguments), wanted)
 }
 
 #[test]
