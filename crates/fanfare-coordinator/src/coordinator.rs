@@ -290,7 +290,9 @@ impl Coordinator {
     fn meet(&mut self, message: &Message) {
         match (self.trust.check(message), Presence::decode(message)) {
             (Ok(()), Ok(presence)) => self.shards.heard(presence),
-            (Err(reason), _) => tracing::warn!(reason, "what another coordinator tells of itself is ignored"),
+            (Err(_), Ok(presence)) => {
+                self.shards.distrust(presence.coordinator, message.properties.user_id.as_deref());
+            }
             (_, Err(reason)) => {
                 tracing::debug!(%reason, "what another coordinator tells of itself is ignored")
             }
