@@ -321,6 +321,66 @@ async fn who_may_not_consume_ends_at_the_start_and_tries_on_later() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_begins_with_a_user_id_that_the_broker_refuses() {
+    with_definitions(async |broker| {
+        let admin = broker.admin();
+        admin.declare(&queue_of(&service_queue("my.callback"), "quorum")).await.expect("it is declared");
+        let is_told = |refused: &BrokerError, login: &str| {
+            let BrokerError::WrongUser(reason) = refused else { panic!("{refused:?}") };
+            assert!(reason.contains("'somebody'") && reason.contains(&format!("'{login}'")), "{reason}");
+        };
+        let coordinator = |connection| {
+            let config = fanfare_coordinator::Config {
+                accepted_users: Some([].into()),
+                user_id: Some("somebody".to_owned()),
+                ..Default::default()
+            };
+            Coordinator::new(connection, Arc::new(System), config)
+        };
+        match coordinator(broker.of("coordinator")).run_until(std::future::pending()).await {
+            Err(fanfare_coordinator::Error::Broker(refused)) => is_told(&refused, "fanfare-coordinator"),
+            started => panic!("{started:?}"),
+        }
+        let services = [service("my.target", |_: Context, n: u32| async move { Ok(n) })];
+        let worker = publisher(&broker.of("worker"), Some("somebody"));
+        let worker = Worker::new(worker, fanfare_worker::Config::default()).services(services);
+        match worker.run_until(std::future::pending()).await {
+            Err(fanfare_worker::WorkerError::Broker(refused)) => is_told(&refused, "fanfare-worker"),
+            started => panic!("{started:?}"),
+        }
+        let invoke = async |user| {
+            let publisher = publisher(&broker.of("publisher"), Some(user));
+            publisher.fanout("my.source").target("my.target", 1).on_final("my.callback").invoke().await
+        };
+        match invoke("somebody").await {
+            Err(InvokeError::NotAccepted {
+                requests_sent: false, source: Failure::Broker(refused), ..
+            }) => {
+                is_told(&refused, "fanfare-publisher");
+            }
+            invoked => panic!("{invoked:?}"),
+        }
+        broker.until_queue_holds(&service_queue("my.target"), 0).await;
+
+        // An impersonator may be anybody, from its next connection on. This one takes nobody else's manifests.
+        broker.operator.control(&["set_user_tags", "fanfare-coordinator", "impersonator"]).await;
+        let connection = broker.client("fanfare-coordinator", PASSWORD);
+        let stop = CancellationToken::new();
+        let running = coordinator(Arc::clone(&connection)).run_until(stop.clone().cancelled_owned());
+        let running = tokio::spawn(running);
+        invoke("fanfare-publisher").await.expect("the broker takes it");
+        broker.until_queue_holds("fanfare.parked", 1).await;
+        let parked = operator(&broker.of("operator")).parked(&ParkedQuery::default(), 10).await;
+        let parked = parked.expect("it can be looked at").messages;
+        assert!(parked[0].reason.contains("user_id `fanfare-publisher` is not among"), "{parked:?}");
+        stop.cancel();
+        running.await.expect("it does not panic").expect("it is refused nothing");
+        connection.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn publisher_shares_the_shards_that_a_coordinator_has_declared_and_can_declare_none() {
     with_definitions(async |broker| {
         let shard = QueueNames::default().shard(0);

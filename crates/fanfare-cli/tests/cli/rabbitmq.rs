@@ -296,6 +296,22 @@ fn wrong_password_and_wrong_virtual_host_are_exit_code_3_of_every_command() {
 }
 
 #[test]
+fn nobody_begins_with_a_user_id_that_is_not_the_login() {
+    let directory = tempfile::tempdir().unwrap();
+    let prefix = format!("cli-user-{}", std::process::id());
+    let invoke = ["invoke", "--declare-missing", "--target", "helpers.echo", "--on-final", "helpers.echo"];
+    for (command, exit) in [(&["coordinator"][..], 1), (&["worker"], 1), (&invoke, 4), (&["doctor"], 1)] {
+        let settings = ["--broker", &broker(), "--prefix", &prefix, "--user-id", "somebody"];
+        let ended = run(directory.path(), &[command, &settings].concat());
+        assert_eq!(ended.exit, exit, "{command:?}: {ended:?}");
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        for expected in ["user_id property set to 'somebody' but", "set it to this login, or leave it out"] {
+            assert!(said.contains(expected), "{command:?}: {said}");
+        }
+    }
+}
+
+#[test]
 fn both_signals_stop_gracefully() {
     let pool = Pool::start("signals");
     let (exit, log) = pool.worker.stop(Signal::INT);
