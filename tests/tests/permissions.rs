@@ -8,7 +8,7 @@ use fanfare_broker::amqp::{self, AmqpBroker};
 use fanfare_broker::{Broker, BrokerError, Environment, PublishError, System};
 use fanfare_coordinator::Coordinator;
 use fanfare_operator::{Config as OperatorConfig, Operator, ParkedQuery, Whereabouts};
-use fanfare_protocol::{Message, QueueNames, QueueSpec, RunId, ServiceName, StatusQuery};
+use fanfare_protocol::{Cid, Message, QueueNames, QueueSpec, RunId, ServiceName, StatusQuery};
 use fanfare_publisher::{Aggregation, Failure, InvokeError, Publisher, Target};
 use fanfare_tests::{Operator as Rabbitmqctl, eventually};
 use fanfare_worker::{Context, Retry, Worker, service};
@@ -376,6 +376,41 @@ async fn nobody_begins_with_a_user_id_that_the_broker_refuses() {
         stop.cancel();
         running.await.expect("it does not panic").expect("it is refused nothing");
         connection.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_look_at_what_is_parked_is_told_so_though_nothing_is() {
+    with_definitions(async |broker| {
+        let names = QueueNames::default();
+        let stop = CancellationToken::new();
+        let config = fanfare_coordinator::Config::default();
+        let coordinator = Coordinator::new(broker.of("coordinator"), Arc::new(System), config);
+        let running = tokio::spawn(coordinator.run_until(stop.clone().cancelled_owned()));
+        let exchange = names.coordinators().name;
+        eventually("it listens", async || {
+            broker.admin().publish_through(&exchange, "", Message::default()).await.is_ok()
+        })
+        .await;
+        let cid = Cid::new("c-1").expect("a proper CID");
+        let advice = async || {
+            let operator = operator(&broker.of("operator"));
+            let explanation = operator.explain(&cid, None, 10).await.expect("it is told");
+            explanation.advice(&names).join("\n")
+        };
+        assert!(advice().await.contains("longer ago than coordinators remember, or it was never accepted"));
+
+        broker.deny("operator", &names.parked().name).await;
+        let lacks = "user 'fanfare-operator' lacks the right to read on queue 'fanfare.parked'";
+        let looked = operator(&broker.of("operator")).parked(&ParkedQuery::default(), 10).await;
+        assert!(matches!(&looked, Err(BrokerError::Denied(why)) if why.contains(lacks)), "{looked:?}");
+        let advice = advice().await;
+        for expected in [lacks, "remember, it was refused, and is parked, or it was never accepted"] {
+            assert!(advice.contains(expected), "{expected}: {advice}");
+        }
+        stop.cancel();
+        running.await.expect("it does not panic").expect("it is refused nothing");
     })
     .await;
 }

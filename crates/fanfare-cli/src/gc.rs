@@ -34,7 +34,7 @@ Examples:
   fanfare gc --yes --management http://broker.internal:15672
 
 Exit codes: 0 done; 1 it cannot be told whose queues they are, or some were not removed; 2 bad input;
-3 no broker")]
+3 no broker; 5 this user may not look at what is parked")]
 pub(crate) struct GcArguments {
     /// Removes them. Without it, they are listed and nothing is changed
     #[arg(long)]

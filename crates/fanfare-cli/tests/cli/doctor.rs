@@ -58,8 +58,10 @@ fn doctor_ends_with_the_exit_codes_that_its_help_promises() {
     let (scheme, _, host, path) = split(&url);
     let stranger = format!("{scheme}://{name}:of-this-test-only@{host}{path}");
     // In a variable: the doctor warns of a password among the arguments.
-    let mut command = asked.command(&["doctor", "--management", &management.url]);
-    let denied: Ended = command.env("FANFARE_BROKER", stranger).output().unwrap().into();
+    let as_stranger = |arguments: &[&str]| -> Ended {
+        asked.command(arguments).env("FANFARE_BROKER", &stranger).output().unwrap().into()
+    };
+    let denied = as_stranger(&["doctor", "--management", &management.url]);
     told(
         &denied,
         5,
@@ -71,6 +73,10 @@ fn doctor_ends_with_the_exit_codes_that_its_help_promises() {
         ],
     );
     assert!(!denied.stdout.contains("WRONG"), "{}", denied.stdout);
+    let parked = as_stranger(&["parked", "list"]);
+    assert_eq!((parked.exit, parked.stdout.as_str()), (5, ""), "though nothing is parked: {parked:?}");
+    let lacks = format!("user '{name}' lacks the right to read on queue '{name}.parked'");
+    assert!(parked.stderr.contains(&lacks), "{}", parked.stderr);
 
     told(&run(asked.path(), &["doctor", "--broker", "amqp://127.0.0.1:9"]), 3, &["WRONG   broker: "]);
 }
