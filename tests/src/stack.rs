@@ -160,6 +160,20 @@ impl Stack {
         broker
     }
 
+    /// A connection of another user.
+    ///
+    /// # Panics
+    /// Where this stack is on RabbitMQ, whose users are everybody's.
+    #[must_use]
+    pub fn connect_as(&self, user: &str) -> Arc<dyn Broker> {
+        let broker: Arc<dyn Broker> = match &self.on {
+            On::Memory(broker) => Arc::new(broker.connect_as(user)),
+            On::RabbitMq(url) => panic!("the users of {url} are not this test's to add"),
+        };
+        self.shared().connections.push(Arc::clone(&broker));
+        broker
+    }
+
     /// The connection with which the test looks on: the same each time.
     #[must_use]
     pub fn bystander(&self) -> Arc<dyn Broker> {

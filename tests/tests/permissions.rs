@@ -8,7 +8,7 @@ use fanfare_broker::amqp::{self, AmqpBroker};
 use fanfare_broker::{Broker, BrokerError, Environment, PublishError, System};
 use fanfare_coordinator::Coordinator;
 use fanfare_operator::{Config as OperatorConfig, Operator, ParkedQuery, Whereabouts};
-use fanfare_protocol::{Message, QueueNames, QueueSpec, RunId, ServiceName, StatusQuery};
+use fanfare_protocol::{Cid, Message, QueueNames, QueueSpec, RunId, ServiceName, StatusQuery};
 use fanfare_publisher::{Aggregation, Failure, InvokeError, Publisher, Target};
 use fanfare_tests::{Operator as Rabbitmqctl, eventually};
 use fanfare_worker::{Context, Retry, Worker, service};
@@ -316,6 +316,101 @@ async fn who_may_not_consume_ends_at_the_start_and_tries_on_later() {
         eventually("it is ready again", async || readiness.hindrances().is_empty()).await;
         stop.cancel();
         running.await.expect("it does not panic").expect("what was denied later ends nothing");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_begins_with_a_user_id_that_the_broker_refuses() {
+    with_definitions(async |broker| {
+        let admin = broker.admin();
+        admin.declare(&queue_of(&service_queue("my.callback"), "quorum")).await.expect("it is declared");
+        let is_told = |refused: &BrokerError, login: &str| {
+            let BrokerError::WrongUser(reason) = refused else { panic!("{refused:?}") };
+            assert!(reason.contains("'somebody'") && reason.contains(&format!("'{login}'")), "{reason}");
+        };
+        let coordinator = |connection| {
+            let config = fanfare_coordinator::Config {
+                accepted_users: Some([].into()),
+                user_id: Some("somebody".to_owned()),
+                ..Default::default()
+            };
+            Coordinator::new(connection, Arc::new(System), config)
+        };
+        match coordinator(broker.of("coordinator")).run_until(std::future::pending()).await {
+            Err(fanfare_coordinator::Error::Broker(refused)) => is_told(&refused, "fanfare-coordinator"),
+            started => panic!("{started:?}"),
+        }
+        let services = [service("my.target", |_: Context, n: u32| async move { Ok(n) })];
+        let worker = publisher(&broker.of("worker"), Some("somebody"));
+        let worker = Worker::new(worker, fanfare_worker::Config::default()).services(services);
+        match worker.run_until(std::future::pending()).await {
+            Err(fanfare_worker::WorkerError::Broker(refused)) => is_told(&refused, "fanfare-worker"),
+            started => panic!("{started:?}"),
+        }
+        let invoke = async |user| {
+            let publisher = publisher(&broker.of("publisher"), Some(user));
+            publisher.fanout("my.source").target("my.target", 1).on_final("my.callback").invoke().await
+        };
+        match invoke("somebody").await {
+            Err(InvokeError::NotAccepted {
+                requests_sent: false, source: Failure::Broker(refused), ..
+            }) => {
+                is_told(&refused, "fanfare-publisher");
+            }
+            invoked => panic!("{invoked:?}"),
+        }
+        broker.until_queue_holds(&service_queue("my.target"), 0).await;
+
+        // An impersonator may be anybody, from its next connection on. This one takes nobody else's manifests.
+        broker.operator.control(&["set_user_tags", "fanfare-coordinator", "impersonator"]).await;
+        let connection = broker.client("fanfare-coordinator", PASSWORD);
+        let stop = CancellationToken::new();
+        let running = coordinator(Arc::clone(&connection)).run_until(stop.clone().cancelled_owned());
+        let running = tokio::spawn(running);
+        invoke("fanfare-publisher").await.expect("the broker takes it");
+        broker.until_queue_holds("fanfare.parked", 1).await;
+        let parked = operator(&broker.of("operator")).parked(&ParkedQuery::default(), 10).await;
+        let parked = parked.expect("it can be looked at").messages;
+        assert!(parked[0].reason.contains("user_id `fanfare-publisher` is not among"), "{parked:?}");
+        stop.cancel();
+        running.await.expect("it does not panic").expect("it is refused nothing");
+        connection.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_may_not_look_at_what_is_parked_is_told_so_though_nothing_is() {
+    with_definitions(async |broker| {
+        let names = QueueNames::default();
+        let stop = CancellationToken::new();
+        let config = fanfare_coordinator::Config::default();
+        let coordinator = Coordinator::new(broker.of("coordinator"), Arc::new(System), config);
+        let running = tokio::spawn(coordinator.run_until(stop.clone().cancelled_owned()));
+        let exchange = names.coordinators().name;
+        eventually("it listens", async || {
+            broker.admin().publish_through(&exchange, "", Message::default()).await.is_ok()
+        })
+        .await;
+        let cid = Cid::new("c-1").expect("a proper CID");
+        let advice = async || {
+            let operator = operator(&broker.of("operator"));
+            let explanation = operator.explain(&cid, None, 10).await.expect("it is told");
+            explanation.advice(&names).join("\n")
+        };
+        assert!(advice().await.contains("longer ago than coordinators remember, or it was never accepted"));
+
+        broker.deny("operator", &names.parked().name).await;
+        let lacks = "user 'fanfare-operator' lacks the right to read on queue 'fanfare.parked'";
+        let looked = operator(&broker.of("operator")).parked(&ParkedQuery::default(), 10).await;
+        assert!(matches!(&looked, Err(BrokerError::Denied(why)) if why.contains(lacks)), "{looked:?}");
+        let advice = advice().await;
+        for expected in [lacks, "remember, it was refused, and is parked, or it was never accepted"] {
+            assert!(advice.contains(expected), "{expected}: {advice}");
+        }
+        stop.cancel();
+        running.await.expect("it does not panic").expect("it is refused nothing");
     })
     .await;
 }

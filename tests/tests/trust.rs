@@ -3,11 +3,10 @@
 use std::time::Duration;
 
 use fanfare_publisher::{Fanout, Publisher};
-use fanfare_tests::{Running, Stack, on_both_brokers, services};
+use fanfare_tests::{Mortal, Running, Stack, on_both_brokers, run, services};
 
 on_both_brokers!(
     a_manifest_of_an_accepted_user_ends_through_its_renewals,
-    a_manifest_of_another_user_is_parked_with_the_reason,
     a_manifest_that_does_not_say_whose_it_is_is_parked_with_the_reason,
 );
 
@@ -16,29 +15,36 @@ async fn a_manifest_of_an_accepted_user_ends_through_its_renewals(stack: Stack) 
     let mut parked = stack.record_parked().await;
     let _worker = stack.worker([services::sleep()]).await;
     // The publisher logs in as the coordinator does, so the renewed manifests are of an accepted user too.
-    let coordinator = accepting(&stack, &[], stack.user());
+    let coordinator = stack.coordinator_with(accepting(&stack, &[], stack.user()));
     let accepted = fan_out(&signing(&stack, stack.user())).invoke().await.expect("accepted");
     assert_eq!(done.next_final().await.failures().count(), 0);
     stack.ended([&accepted], coordinator).await;
     assert_eq!(parked.rest().await, []);
 }
 
-async fn a_manifest_of_another_user_is_parked_with_the_reason(stack: Stack) {
-    let reason = refusal_of(&stack, signing(&stack, stack.user())).await;
-    assert!(reason.contains(&format!("user_id `{}` is not among", stack.user())), "{reason}");
+/// For RabbitMQ, the tests of permissions have another user.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_manifest_of_another_user_is_parked_with_the_reason() {
+    run(Stack::in_memory(), |stack| async move {
+        let connection = Mortal::new(stack.connect_as("someone-else"));
+        let coordinator = stack.coordinator_on(connection, accepting(&stack, &["shop"], "someone-else"));
+        let reason = refusal_of(&stack, signing(&stack, stack.user()), coordinator).await;
+        assert!(reason.contains(&format!("user_id `{}` is not among", stack.user())), "{reason}");
+    })
+    .await;
 }
 
 async fn a_manifest_that_does_not_say_whose_it_is_is_parked_with_the_reason(stack: Stack) {
-    let reason = refusal_of(&stack, stack.publisher()).await;
+    let coordinator = stack.coordinator_with(accepting(&stack, &["shop"], stack.user()));
+    let reason = refusal_of(&stack, stack.publisher(), coordinator).await;
     assert!(reason.contains("it has no user_id"), "{reason}");
 }
 
 /// Why the manifest of a publisher is parked, which must be the only thing that happens to it.
-async fn refusal_of(stack: &Stack, publisher: Publisher) -> String {
+async fn refusal_of(stack: &Stack, publisher: Publisher, coordinator: Running) -> String {
     let mut done = stack.record("my.done").await;
     let mut parked = stack.record_parked().await;
     let _worker = stack.worker([services::sleep()]).await;
-    let coordinator = accepting(stack, &["shop"], "someone-else");
     let accepted = fan_out(&publisher).invoke().await.expect("the broker takes it");
     let manifest = parked.next().await;
     assert_eq!(manifest.kind(), "fanfare.manifest");
@@ -52,12 +58,12 @@ async fn refusal_of(stack: &Stack, publisher: Publisher) -> String {
     manifest.text("fanfare-reason").expect("a parked message says why").to_owned()
 }
 
-fn accepting(stack: &Stack, users: &[&str], user_id: &str) -> Running {
+fn accepting(stack: &Stack, users: &[&str], user_id: &str) -> fanfare_coordinator::Config {
     let mut config = stack.coordinator_config();
     config.accepted_users = Some(users.iter().map(|&user| user.to_owned()).collect());
     config.user_id = Some(user_id.to_owned());
     config.limits.renewal = Duration::from_millis(500);
-    stack.coordinator_with(config)
+    config
 }
 
 fn signing(stack: &Stack, user: &str) -> Publisher {

@@ -71,6 +71,21 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
         if self.exists(&queue.name).await? { Ok(()) } else { self.declare(queue).await }
     }
 
+    /// Sees to it that the broker takes this `user_id` from whoever is logged in: of a message to no queue, since only the broker
+    /// knows a login that is not by name, and who may impersonate others.
+    ///
+    /// # Errors
+    /// [`BrokerError::WrongUser`] where it does not.
+    async fn check_user_id(&self, user_id: &str) -> Result<(), BrokerError> {
+        let mut message = Message::default();
+        message.properties.user_id = Some(user_id.to_owned());
+        // No queue has an empty name, so the message comes back.
+        match self.publish("", message).await {
+            Ok(()) | Err(PublishError::Unroutable(_)) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Whether there is a queue of this name. It needs less of a user's rights than [`inspect`](Broker::inspect) may.
     ///
     /// # Errors

@@ -39,7 +39,7 @@ pub enum BrokerError {
     )]
     Denied(String),
     /// A message says under `user_id` that another user than this one publishes it.
-    #[error("the broker refuses a user_id: {0}; set it to the login of the broker's URL, or leave it out")]
+    #[error("the broker refuses a user_id: {0}; set it to this login, or leave it out")]
     WrongUser(String),
     /// This broker handle was closed by its owner.
     #[error("the broker handle is closed")]
@@ -88,6 +88,16 @@ pub enum PublishError {
     /// It was sent, and no answer came: it may be in its queue or not. Publishing it again may repeat it.
     #[error("whether the message was taken is unknown")]
     Unknown(#[source] BrokerError),
+}
+
+impl From<PublishError> for BrokerError {
+    /// For whoever wants to know whether it may publish, and not what became of the message.
+    fn from(error: PublishError) -> Self {
+        match error {
+            PublishError::NotSent(cause) | PublishError::Unknown(cause) => cause,
+            error => Self::Refused(error.to_string()),
+        }
+    }
 }
 
 impl PublishError {

@@ -52,7 +52,7 @@ pub(crate) struct CoordinatorArguments {
     large_payload_bytes: Option<usize>,
 
     /// Accepts manifests of this user only, by the user_id that the broker has checked; repeatable, or divided by commas. The
-    /// others are parked. It needs --user-id, and includes it
+    /// others are parked. It needs --user-id, which is accepted without being listed
     #[arg(
         long = "accept-user",
         env = "FANFARE_COORDINATOR_ACCEPT_USERS",

@@ -81,6 +81,7 @@ async fn examine(
         return Ok(Exit::NoBroker);
     }
     teller.tell_all(examination.permissions().await)?;
+    teller.tell_all(examination.user_id().await)?;
     teller.tell_all(examination.coordinators().await)?;
     teller.tell_all(examination.shards().await)?;
     teller.tell_all(examination.cancelling().await)?;

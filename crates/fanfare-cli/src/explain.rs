@@ -183,6 +183,7 @@ mod tests {
             shard: None,
             retries_waiting: None,
             parked: Vec::new(),
+            parked_unseen: None,
             coordinators: Coordinators { answered: 1, refused: 0, silent: Some(0), heard: BTreeMap::new() },
         }
     }

@@ -34,7 +34,7 @@ Examples:
   fanfare gc --yes --management http://broker.internal:15672
 
 Exit codes: 0 done; 1 it cannot be told whose queues they are, or some were not removed; 2 bad input;
-3 no broker")]
+3 no broker; 5 with --payloads, this user may not look at what is parked")]
 pub(crate) struct GcArguments {
     /// Removes them. Without it, they are listed and nothing is changed
     #[arg(long)]
@@ -214,6 +214,9 @@ fn undecidable(explanation: &Explanation, waiting: Option<u64>, fanin: &str) -> 
     if explanation.coordinators.silent.is_none() {
         return Some("the broker does not tell this user how many coordinators there are".to_owned());
     }
+    if let Some(reason) = &explanation.parked_unseen {
+        return Some(format!("whether their manifests are parked is not known: {reason}"));
+    }
     match waiting.zip(explanation.manifests_waiting) {
         None => Some(format!("whether fan-outs wait in `{fanin}` is not known")),
         Some((0, 0)) => None,
@@ -364,6 +367,10 @@ mod tests {
         assert_eq!(undecidable(&waiting, Some(0), "q"), None);
         assert!(undecidable(&waiting, Some(2), "q").unwrap().contains("2 fan-outs wait in `q`"));
         assert!(undecidable(&waiting, None, "q").unwrap().contains("is not known"));
+        let unseen = Explanation { parked_unseen: Some("denied".to_owned()), ..waiting.clone() };
+        assert!(
+            undecidable(&unseen, Some(0), "q").unwrap().contains("manifests are parked is not known: denied")
+        );
         let mut silent = waiting.clone();
         silent.coordinators.silent = Some(1);
         assert!(undecidable(&silent, Some(0), "q").unwrap().contains("1 of 2 coordinators did not answer"));

@@ -35,7 +35,8 @@ Examples:
   fanfare parked replay --service order.enriched
   fanfare parked purge 1f0c9d2b7a6e5f43
 
-Exit codes: 0 done; 1 some were not put back, or there is none such; 2 bad input; 3 no broker")]
+Exit codes: 0 done; 1 some were not put back, or there is none such; 2 bad input; 3 no broker;
+5 this user may not look at what is parked")]
 pub(crate) struct ParkedArguments {
     #[command(subcommand)]
     command: ParkedCommand,
@@ -304,7 +305,8 @@ pub(crate) async fn reached<T>(fanfare: &Fanfare, answer: Result<T, BrokerError>
         }
         Err(error) => {
             let failure = exit::without_broker(fanfare).await;
-            Err(failure.unwrap_or_else(|| Failure::new(Exit::Failed, error)))
+            let exit = if matches!(error, BrokerError::Denied(_)) { Exit::Unknown } else { Exit::Failed };
+            Err(failure.unwrap_or_else(|| Failure::new(exit, error)))
         }
     }
 }

@@ -35,7 +35,8 @@ pub struct Config {
     /// without one, are parked. So are requests to cancel accepted, and else refused. None, which is the default, accepts all. Publishers must be told to set theirs before.
     pub accepted_users: Option<BTreeSet<String>>,
     /// The login that this coordinator has at the broker, which it puts into the manifests that it publishes again.
-    /// `accepted_users` needs it, and includes it; where coordinators have several logins, list the others' there.
+    /// `accepted_users` needs it, and it is accepted without being listed there; where coordinators have several logins, list those
+    /// of the others. The broker is asked at the start whether it takes it.
     pub user_id: Option<String>,
     /// How long lies between the two looks that prove a queue's absence.
     pub absence_pause: Duration,

@@ -1,7 +1,9 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use fanfare_broker::{Aftercare, Backoff, Broker, Delivery, Environment, Subscription, SubscriptionOptions};
+use fanfare_broker::{
+    Aftercare, Backoff, Broker, BrokerError, Delivery, Environment, Subscription, SubscriptionOptions,
+};
 use fanfare_fanin::{FanIn, Hold};
 use fanfare_protocol::{
     CancelAnswer, CancelRequest, CancelState, Cid, Manifest, Message, Presence, RunId, header,
@@ -112,7 +114,8 @@ impl Coordinator {
     ///
     /// # Errors
     /// [`Error::Setting`] where the configuration is out of range: nothing was done then. [`Error::Broker`] where the broker
-    /// refuses at the start what every coordinator needs, to a user who lacks a right for instance. What it refuses later is tried on.
+    /// refuses at the start what every coordinator needs, to a user who lacks a right for instance, or its
+    /// [`Config::user_id`]. What it refuses later is tried on.
     pub async fn run_until(mut self, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
         self.config.check()?;
         let options =
@@ -121,7 +124,7 @@ impl Coordinator {
         tokio::select! {
             biased;
             () = &mut shutdown => return Ok(()),
-            there = self.ensure_queues() => there?,
+            prepared = self.prepare() => prepared?,
         }
         let names = &self.config.names;
         let broker = Arc::clone(&self.outbox.broker);
@@ -185,21 +188,34 @@ impl Coordinator {
         denial.map_or(Ok(()), |denial| Err(denial.into()))
     }
 
-    /// Sees to it that the queues are there which every coordinator needs, and waits for as long as there is no broker.
-    async fn ensure_queues(&self) -> Result<(), Error> {
+    /// Sees to it that the queues are there which every coordinator needs, and that the broker takes what it is to sign.
+    async fn prepare(&self) -> Result<(), Error> {
+        let broker = &self.outbox.broker;
         let names = &self.config.names;
         let shards = (0..self.config.shards).map(|number| names.shard(number));
         let shards = shards.chain((self.config.shards > 0).then(|| names.full()));
         for queue in [names.fanin(), names.parked(), names.dead()].into_iter().chain(shards) {
-            let mut backoff = Backoff::default();
-            while let Err(error) = self.outbox.broker.ensure(&queue).await {
-                if !error.is_outage() {
-                    return Err(error.into());
-                }
-                self.handle.waits(&error);
-                tracing::warn!(queue = queue.name, %error, "waiting for the broker");
-                backoff.wait(&*self.outbox.environment).await;
+            self.through_outages(&queue.name, || broker.ensure(&queue)).await?;
+        }
+        if let Some(user_id) = &self.config.user_id {
+            self.through_outages("user_id", || broker.check_user_id(user_id)).await?;
+        }
+        Ok(())
+    }
+
+    /// Waits for as long as there is no broker.
+    async fn through_outages<F>(&self, of: &str, attempt: impl Fn() -> F) -> Result<(), Error>
+    where
+        F: Future<Output = Result<(), BrokerError>>,
+    {
+        let mut backoff = Backoff::default();
+        while let Err(error) = attempt().await {
+            if !error.is_outage() {
+                return Err(error.into());
             }
+            self.handle.waits(&error);
+            tracing::warn!(of, %error, "waiting for the broker");
+            backoff.wait(&*self.outbox.environment).await;
         }
         Ok(())
     }
@@ -290,7 +306,9 @@ impl Coordinator {
     fn meet(&mut self, message: &Message) {
         match (self.trust.check(message), Presence::decode(message)) {
             (Ok(()), Ok(presence)) => self.shards.heard(presence),
-            (Err(reason), _) => tracing::warn!(reason, "what another coordinator tells of itself is ignored"),
+            (Err(_), Ok(presence)) => {
+                self.shards.distrust(presence.coordinator, message.properties.user_id.as_deref());
+            }
             (_, Err(reason)) => {
                 tracing::debug!(%reason, "what another coordinator tells of itself is ignored")
             }

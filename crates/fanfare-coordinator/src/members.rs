@@ -22,6 +22,8 @@ pub(crate) struct Members {
     own: RunId,
     shards: u32,
     others: BTreeMap<RunId, Other>,
+    /// Those that are of no accepted user, the first [`MOST`] of them.
+    distrusted: BTreeSet<RunId>,
 }
 
 /// What another has told of itself.
@@ -33,7 +35,7 @@ struct Other {
 
 impl Members {
     pub(crate) const fn new(own: RunId, shards: u32) -> Self {
-        Self { own, shards, others: BTreeMap::new() }
+        Self { own, shards, others: BTreeMap::new(), distrusted: BTreeSet::new() }
     }
 
     /// What the others are told of this one.
@@ -69,6 +71,11 @@ impl Members {
     /// Whether another has another number of shards, and did not say so before.
     fn differs(&self, shards: u32, before: Option<&Other>) -> bool {
         shards != self.shards && before.is_none_or(|before| before.shards != shards)
+    }
+
+    /// A coordinator of no accepted user has told of itself. Returns whether it is new here.
+    pub(crate) fn distrust(&mut self, coordinator: RunId) -> bool {
+        self.distrusted.len() < MOST && self.distrusted.insert(coordinator)
     }
 
     /// Forgets those who were not heard of for long.
@@ -153,6 +160,13 @@ mod tests {
         assert!(!members.differs(SHARDS - 1, Some(&before(SHARDS - 1))));
         assert!(members.differs(SHARDS - 2, Some(&before(SHARDS - 1))));
         assert!(!members.differs(SHARDS, Some(&before(SHARDS - 1))) && !members.differs(SHARDS, None));
+    }
+
+    #[test]
+    fn who_is_not_trusted_is_new_once_and_given_nothing() {
+        let mut members = Members::new(id(0), SHARDS);
+        assert!(members.distrust(id(1)) && members.distrust(id(2)) && !members.distrust(id(1)));
+        assert_eq!(members.own_shards().len(), SHARDS as usize);
     }
 
     #[test]

@@ -100,6 +100,18 @@ impl Shards {
         self.share();
     }
 
+    /// A coordinator has told of itself that is not of an accepted user. That is told of once.
+    pub(crate) fn distrust(&mut self, coordinator: RunId, user_id: Option<&str>) {
+        if self.next_heartbeat.is_some() && self.members.distrust(coordinator) {
+            tracing::warn!(
+                %coordinator,
+                user_id,
+                "no shards are shared with another coordinator, which is of no accepted user: have it set its user_id, and list \
+                 that in accept_users here"
+            );
+        }
+    }
+
     fn beat(&mut self) {
         self.members.expire(Instant::now());
         self.tell(false);

@@ -7,6 +7,10 @@ use fanfare_protocol::{FanOutState, QueueNames, ServiceName, header};
 use crate::explain::{MissingFrom, ServiceQueue, Shard};
 use crate::{Explanation, Told, Whereabouts};
 
+/// Of a queue that nothing is known of.
+const UNSEEN: &str = "cannot be looked at (see that its node runs, and that this user has some right to it, which RabbitMQ 4.3 \
+                      wants for a look)";
+
 impl Explanation {
     /// What stands in the way, a sentence each, with what to do about it. Nothing, where there is nothing to wait for.
     #[must_use]
@@ -17,6 +21,9 @@ impl Explanation {
         }));
         if let Some(reason) = &self.workers_unasked {
             advice.push(format!("what runs at workers is not known here: {reason}"));
+        }
+        if let Some(reason) = &self.parked_unseen {
+            advice.push(format!("whether anything of it is parked is not known here: {reason}"));
         }
         if self.fan_outs.is_empty() {
             advice.extend(self.of_nothing(names));
@@ -44,6 +51,11 @@ impl Explanation {
                 names.fanin().name
             ));
         }
+        let fanin = match self.manifests_waiting {
+            None => format!(", it waits in `{}`, which {UNSEEN}", names.fanin().name),
+            Some(_) => String::new(),
+        };
+        let parked = if self.parked_unseen.is_some() { ", it was refused, and is parked" } else { "" };
         let shard = match &self.shard {
             Some(shard) => of_shard(shard).map_or_else(String::new, |waits| format!("; {waits}")),
             None => {
@@ -52,8 +64,8 @@ impl Explanation {
             }
         };
         Some(format!(
-            "no coordinator knows {cid}: it has ended longer ago than coordinators remember, or it was never accepted; see that CID \
-             and --prefix are right, and that it was invoked with as many --shards as the coordinators have{shard}"
+            "no coordinator knows {cid}: it has ended longer ago than coordinators remember{fanin}{parked}, or it was never accepted; \
+             see that CID and --prefix are right, and that it was invoked with as many --shards as the coordinators have{shard}"
         ))
     }
 
@@ -113,10 +125,7 @@ impl Explanation {
         }
         match count(|at| *at == Whereabouts::Unknown) {
             0 => {}
-            missing => advice.push(format!(
-                "`{name}` cannot be looked at, where {missing} targets may wait: see that its node runs, and that this user has some \
-                 right to it, which RabbitMQ 4.3 wants for a look"
-            )),
+            missing => advice.push(format!("{missing} targets may wait in `{name}`, which {UNSEEN}")),
         }
         match count(|at| matches!(at, Whereabouts::Running { .. })) {
             0 => {}
@@ -148,10 +157,7 @@ impl Explanation {
 fn of_shard(shard: &Shard) -> Option<String> {
     let name = &shard.name;
     Some(match shard.queue {
-        None => format!(
-            "`{name}`, where it would wait, cannot be looked at: see that its node runs, and that this user has some right to it, \
-             which RabbitMQ 4.3 wants for a look"
-        ),
+        None => format!("it would wait in `{name}`, which {UNSEEN}"),
         Some(ServiceQueue { there: false, .. }) => {
             format!("`{name}`, where it would wait, is not there: no coordinator has as many --shards")
         }

@@ -3,7 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use fanfare_broker::PublishError;
+use fanfare_broker::{BrokerError, PublishError};
 use fanfare_protocol::queue::DELAY_STEPS;
 use fanfare_protocol::{
     AtWorker, Cid, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, FanOutState, FanOutStatus,
@@ -40,6 +40,8 @@ pub struct Explanation {
     pub retries_waiting: Option<u64>,
     /// Messages with this CID that are parked.
     pub parked: Vec<Parked>,
+    /// Why what is parked could not be looked at, where it was to be.
+    pub parked_unseen: Option<String>,
     /// Which coordinators have told.
     pub coordinators: Coordinators,
 }
@@ -141,7 +143,7 @@ impl Operator {
     /// What the fan-outs with this CID wait for, or that of this run: `limit` missing targets of each.
     ///
     /// # Errors
-    /// [`AskError`], where no coordinator has told. Where something else could not be looked at, that is left out.
+    /// [`AskError`], where no coordinator has told. Where something else could not be looked at, that is left out, or says so.
     pub async fn explain(
         &self,
         cid: &Cid,
@@ -187,7 +189,11 @@ impl Operator {
             Err(error) => (AtWorkers::new(), Some(with_causes(&error))),
         };
         // After coordinators were asked: what one has let go in between is seen here.
-        let parked = if at_parked { self.parked_of(cid, run).await } else { Vec::new() };
+        let parked = if at_parked { self.parked_of(cid, run).await } else { Ok(Vec::new()) };
+        let (parked, parked_unseen) = match parked {
+            Ok(parked) => (parked, None),
+            Err(error) => (Vec::new(), Some(error.to_string())),
+        };
         let fan_outs: Vec<Told> =
             fan_outs.into_iter().map(|explained| told(explained, &at_workers, &parked, &queues)).collect();
         let is_open = fan_outs.iter().flat_map(|fan_out| &fan_out.missing);
@@ -201,6 +207,7 @@ impl Operator {
             shard: self.shard(cid).await,
             retries_waiting: if nobody_tells { Some(self.retries_waiting().await) } else { None },
             parked,
+            parked_unseen,
             coordinators,
             fan_outs,
         })
@@ -221,13 +228,12 @@ impl Operator {
         Some(Shard { queue: self.queue(&name).await, name })
     }
 
-    /// What is parked of these fan-outs; nothing, where that cannot be looked at.
-    async fn parked_of(&self, cid: &Cid, run: Option<RunId>) -> Vec<Parked> {
+    /// What is parked of these fan-outs.
+    async fn parked_of(&self, cid: &Cid, run: Option<RunId>) -> Result<Vec<Parked>, BrokerError> {
         let query = ParkedQuery { cid: Some(cid.clone()), ..ParkedQuery::default() };
-        let parked = self.parked(&query, MOST_PARKED).await.map(|found| found.messages);
-        let mut parked = parked.unwrap_or_default();
+        let mut parked = self.parked(&query, MOST_PARKED).await?.messages;
         parked.retain(|parked| run.is_none_or(|run| parked.run == Some(run)));
-        parked
+        Ok(parked)
     }
 
     async fn retries_waiting(&self) -> u64 {

@@ -245,7 +245,7 @@ struct Look<'a> {
     now: WireTime,
     /// Chosen by their ID, and seen.
     seen: BTreeSet<String>,
-    /// None where nothing is parked.
+    /// None where there is no such queue.
     open: Option<(Arc<dyn ConsumerChannel>, Consumer)>,
     /// As many as were there at the beginning, and are still to come.
     left: u64,
@@ -258,7 +258,8 @@ impl<'a> Look<'a> {
     async fn begin(operator: &'a Operator, query: &'a ParkedQuery) -> Result<Self, BrokerError> {
         let queue = operator.config.names.parked().name;
         let now = operator.environment.now().into();
-        let there = operator.broker.inspect(&queue).await?.map_or(0, |queue| queue.messages);
+        let state = operator.broker.inspect(&queue).await?;
+        let there = state.map_or(0, |queue| queue.messages);
         let window = u16::try_from(there).unwrap_or(MOST).min(MOST);
         let mut look = Self {
             operator,
@@ -271,10 +272,11 @@ impl<'a> Look<'a> {
             unseen: 0,
         };
         look.unseen = there - look.left;
-        if window > 0 {
+        if state.is_some() {
             let channel = operator.broker.open().await?;
             // One consumer, which is handed all of them and acks what is settled: the broker puts the others back in their order.
-            let consumer = channel.consume(&queue, window).await?;
+            // Where there are none, it shows whether the user may look.
+            let consumer = channel.consume(&queue, window.max(1)).await?;
             look.open = Some((channel, consumer));
         }
         Ok(look)

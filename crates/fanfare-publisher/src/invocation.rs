@@ -45,6 +45,7 @@ pub(crate) async fn invoke(shared: Arc<Shared>, plan: Plan) -> Result<Accepted, 
 
 async fn commit(shared: Arc<Shared>, plan: Plan) -> Result<Accepted, InvokeError> {
     let accepted = Accepted::of(&plan);
+    shared.ensure_user_id().await.map_err(|failure| accepted.not_accepted(failure, false))?;
     shared
         .ensure_room(&plan.manifest, plan.nested)
         .await

@@ -101,6 +101,13 @@ impl Shared {
         }
     }
 
+    /// Sees to it that the broker takes manifests with the login that they are to have. It is asked once.
+    pub(crate) async fn ensure_user_id(&self) -> Result<(), Failure> {
+        let Some(user_id) = &self.config.user_id else { return Ok(()) };
+        let check = || self.through_outages(self.preparation_end(), || self.broker.check_user_id(user_id));
+        self.user_id_taken.get_or_try_init(check).await.copied()
+    }
+
     /// Sees to it that a queue is there, unless it was seen lately.
     pub(crate) async fn ensure_declared(&self, queue: &QueueSpec, until: Instant) -> Result<(), Failure> {
         if !self.known.contains(&queue.name) {

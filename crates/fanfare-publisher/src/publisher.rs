@@ -5,6 +5,7 @@ use std::time::Duration;
 use fanfare_broker::{Aftercare, Broker, Environment};
 use fanfare_protocol::{Cancellation, Cid, QueueNames, QueueSpec, RunId, limits};
 use serde::Serialize;
+use tokio::sync::OnceCell;
 
 use crate::backlog::Backlog;
 use crate::known_queues::KnownQueues;
@@ -61,7 +62,7 @@ pub struct Config {
     /// invoke until it is twice as many, so that what has begun can end. 10,000; [`u64::MAX`] for no limit.
     pub most_waiting: u64,
     /// The login that this program has at the broker, to be put into its manifests and requests to cancel as `user_id`, which the
-    /// broker checks. Coordinators can be told to accept those of certain users only. None, which is the default, puts in nothing.
+    /// broker checks: before the first invocation, so that nothing is sent where it refuses it. Coordinators can be told to accept those of certain users only. None, which is the default, puts in nothing.
     pub user_id: Option<String>,
     /// The type of aggregation queues. Classic.
     pub queue_type: QueueType,
@@ -139,6 +140,8 @@ pub(crate) struct Shared {
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) config: Config,
     pub(crate) known: KnownQueues,
+    /// Set once the broker has taken the `user_id`.
+    pub(crate) user_id_taken: OnceCell<()>,
     pub(crate) backlog: Backlog,
 }
 
@@ -146,9 +149,9 @@ impl Publisher {
     /// A publisher on a broker. Nothing is sent or declared before the first invocation.
     #[must_use]
     pub fn new(broker: Arc<dyn Broker>, environment: Arc<dyn Environment>, config: Config) -> Self {
-        let (known, backlog) = (KnownQueues::default(), Backlog::default());
+        let (known, user_id_taken, backlog) = Default::default();
         let aftercare = Aftercare::new(Arc::clone(&broker));
-        let shared = Shared { broker, aftercare, environment, config, known, backlog };
+        let shared = Shared { broker, aftercare, environment, config, known, user_id_taken, backlog };
         Self { shared: Arc::new(shared) }
     }
 

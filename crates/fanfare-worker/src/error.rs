@@ -136,7 +136,7 @@ pub enum WorkerError {
     #[error("the worker has a concurrency of 0 and would never run anything: give 1 or more")]
     NoConcurrency,
     /// The broker refuses something, and no waiting helps.
-    #[error("the worker cannot consume")]
+    #[error("the worker cannot work")]
     Broker(#[from] BrokerError),
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare_broker::{Backoff, BrokerError, Readiness, consumer_timeout};
-use fanfare_protocol::{QueueSpec, RunId};
+use fanfare_protocol::RunId;
 use fanfare_publisher::Publisher;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -145,7 +145,7 @@ impl Worker {
         tokio::select! {
             biased;
             () = &mut shutdown => return Ok(()),
-            declared = declare_queues(&publisher, &services, &readiness) => declared?,
+            prepared = prepare(&publisher, &services, &readiness) => prepared?,
         }
         tokio::select! {
             biased;
@@ -186,9 +186,9 @@ fn check(services: Vec<Registration>, config: &Config) -> Result<Vec<Registered>
     }
 }
 
-/// Declares the queues of the services, and sees to it that those are there which take what cannot be handled. Waits for as
-/// long as there is no broker.
-async fn declare_queues(
+/// Declares the queues of the services, and sees to it that those are there which take what cannot be handled, and that the broker
+/// takes the manifests of what services invoke. Waits for as long as there is no broker.
+async fn prepare(
     publisher: &Publisher,
     services: &[Registered],
     readiness: &Readiness,
@@ -197,18 +197,21 @@ async fn declare_queues(
     let broker = publisher.broker();
     // They are everyone's: a worker needs no right to declare them, which would be one to delete them.
     for queue in [names.dead(), names.parked()] {
-        through_outages(publisher, &queue, readiness, || broker.ensure(&queue)).await?;
+        through_outages(publisher, &queue.name, readiness, || broker.ensure(&queue)).await?;
     }
     for service in services {
         let queue = names.service(&service.name);
-        through_outages(publisher, &queue, readiness, || broker.declare(&queue)).await?;
+        through_outages(publisher, &queue.name, readiness, || broker.declare(&queue)).await?;
+    }
+    if let Some(user_id) = &publisher.config().user_id {
+        through_outages(publisher, "user_id", readiness, || broker.check_user_id(user_id)).await?;
     }
     Ok(())
 }
 
 async fn through_outages<F: Future<Output = Result<(), BrokerError>>>(
     publisher: &Publisher,
-    queue: &QueueSpec,
+    of: &str,
     readiness: &Readiness,
     attempt: impl Fn() -> F,
 ) -> Result<(), WorkerError> {
@@ -218,7 +221,7 @@ async fn through_outages<F: Future<Output = Result<(), BrokerError>>>(
             return Err(error.into());
         }
         readiness.hinder(QUEUES, error.to_string());
-        tracing::warn!(queue = queue.name, %error, "waiting for the broker");
+        tracing::warn!(of, %error, "waiting for the broker");
         backoff.wait(&**publisher.environment()).await;
     }
     Ok(())

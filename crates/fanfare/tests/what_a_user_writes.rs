@@ -147,6 +147,23 @@ async fn program_as_a_service_is_told_what_it_is_invoked_for() {
     assert_eq!(answer, r#"["c-1","größe","shop","FANOUT_CALL",7]"#);
 }
 
+#[tokio::test]
+async fn program_as_a_service_is_told_the_exact_length_of_its_payload() {
+    let script = r#"printf '[%d,%d]' "$FANFARE_PAYLOAD_BYTES" "$(wc -c)""#;
+    let program = services::ExecService::new(["sh", "-c", script]).unwrap();
+    let kit = TestKit::start([fanfare::Registration::new("a.program", program)]).await;
+    // A character may be more than one byte, and a payload more than a pipe holds.
+    let payloads = [String::new(), "größe".to_owned(), "ü".repeat(100_000)];
+    let mut fanout = kit.fanout("test");
+    for (key, payload) in ["empty", "short", "long"].into_iter().zip(&payloads) {
+        fanout = fanout.add(Target::new("a.program", payload).key(key));
+    }
+    let all = fanout.invoke_and_wait(Duration::from_secs(10)).await.unwrap();
+    let told = all.data.iter().map(|(_, result)| result.response.get());
+    let bytes = payloads.iter().map(|payload| payload.len() + "\"\"".len());
+    assert!(told.eq(bytes.map(|bytes| format!("[{bytes},{bytes}]"))), "{all:?}");
+}
+
 #[test]
 fn what_is_no_broker_is_refused_without_its_password() {
     let error = Fanfare::builder("http://me:hunter2@localhost").build().unwrap_err();

@@ -131,6 +131,12 @@ pub(super) async fn a_user_id_that_is_not_the_publishers_login_is_refused(bench:
     ] {
         assert!(matches!(&outcome, Err(PublishError::NotSent(BrokerError::WrongUser(_)))), "{outcome:?}");
     }
+    let checked = bench.broker.check_user_id(&format!("not-{}", bench.user())).await;
+    assert!(
+        matches!(&checked, Err(BrokerError::WrongUser(reason)) if reason.contains(&bench.user())),
+        "{checked:?}"
+    );
+    bench.broker.check_user_id(&bench.user()).await.unwrap();
     bench.broker.publish(&queue, signed(2, bench.user())).await.unwrap();
     bench.fill(&queue, [3]).await;
     let (_channel, mut consumer) = consume(&bench.broker, &queue, 10).await;

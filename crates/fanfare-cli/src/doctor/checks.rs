@@ -54,11 +54,7 @@ impl Examination<'_> {
         if configure.is_err() {
             return findings;
         }
-        let write = match broker.publish(&queue.name, Message::default()).await {
-            Err(PublishError::NotSent(error) | PublishError::Unknown(error)) => Err(error),
-            Err(error) => Err(BrokerError::Refused(error.to_string())),
-            Ok(()) => Ok(()),
-        };
+        let write = broker.publish(&queue.name, Message::default()).await.map_err(BrokerError::from);
         findings.push(self.permission("write", "publish", write));
         findings.push(self.permission("read", "consume", self.consume(&queue).await));
         findings.push(self.permission("configure", "delete queues", broker.delete(&queue.name).await));
@@ -82,6 +78,21 @@ impl Examination<'_> {
                 "rabbitmqctl set_permissions -p VHOST USER '^{prefix}\\.' '^({prefix}\\..*|amq\\.default)$' '^{prefix}\\.'"
             )),
         }
+    }
+
+    /// Whether the broker takes what is signed with the `user_id`, where there is one.
+    pub(super) async fn user_id(&self) -> Option<Finding> {
+        let user_id = self.fanfare.publisher().config().user_id.as_ref()?;
+        let what = format!("user_id `{user_id}`");
+        Some(match self.fanfare.broker().check_user_id(user_id).await {
+            Ok(()) => Finding::new(Verdict::Ok, what, "the broker takes it"),
+            Err(BrokerError::Denied(reason)) => Finding::denied(what, "try", &reason),
+            Err(BrokerError::WrongUser(reason)) => Finding::new(Verdict::Wrong, what, reason).remedy(
+                "set it to this login, or leave it out: nobody can invoke or coordinate with another",
+            ),
+            Err(error) => Finding::new(Verdict::Wrong, what, error.to_string())
+                .remedy("see that the broker takes messages: rabbitmq-diagnostics alarms"),
+        })
     }
 
     /// The exchanges through which fan-outs are cancelled, and whether anyone listens.

@@ -5,6 +5,7 @@ use std::fs;
 use fanfare::{Cid, Fanfare};
 use fanfare_protocol::Message;
 
+use crate::management::Management;
 use crate::monitor::Asked;
 use crate::support::{broker, eventually};
 
@@ -13,24 +14,9 @@ const SERVICES: &str = r#"
 exec = ["sh", "-c", "while test -e fanfare.toml -a ! -e go; do sleep 0.02; done; cat"]
 "#;
 
-/// The management API of the broker. None where this run is told to do without, which it says.
-fn management() -> Option<String> {
-    if std::env::var_os("FANFARE_TEST_NO_MANAGEMENT").is_some() {
-        #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
-        {
-            println!("left out: FANFARE_TEST_NO_MANAGEMENT is set, so there is no management API to ask");
-        }
-        return None;
-    }
-    let url = std::env::var("FANFARE_TEST_MANAGEMENT");
-    Some(url.expect(
-        "this test asks RabbitMQ's management API: run `cargo xtask test`, or set FANFARE_TEST_NO_MANAGEMENT",
-    ))
-}
-
 #[tokio::test]
 async fn queue_that_no_fan_out_owns_is_told_of_first_and_then_removed_and_no_other() {
-    let Some(management) = management() else { return };
+    let Some(Management { url: management, .. }) = Management::of_the_broker() else { return };
     let asked = Asked::start("gc", SERVICES, "t.waits");
     let open = ["--cid", "open", "--target", "t.waits", "--on-final", "helpers.input-logger"];
     assert_eq!(asked.invoke(&open).exit, 0);

@@ -24,12 +24,17 @@ pub(crate) fn ask(address: &str, method: &str, path: &str, body: &str) -> Answer
 
 /// The same, with another name for the host.
 pub(crate) fn ask_as(host: &str, address: &str, method: &str, path: &str, body: &str) -> Answer {
+    ask_with(&format!("Host: {host}"), address, method, path, body)
+}
+
+/// The same, with other headers.
+pub(crate) fn ask_with(headers: &str, address: &str, method: &str, path: &str, body: &str) -> Answer {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
     let bytes = body.len();
     write!(
         stream,
-        "{method} {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\n\
+        "{method} {path} HTTP/1.1\r\n{headers}\r\nConnection: close\r\nContent-Type: application/json\r\n\
          Content-Length: {bytes}\r\n\r\n{body}"
     )
     .unwrap();
@@ -42,6 +47,8 @@ pub(crate) fn ask_as(host: &str, address: &str, method: &str, path: &str, body: 
     let headers = head.to_ascii_lowercase();
     let length = headers.lines().find_map(|line| line.strip_prefix("content-length:")?.trim().parse().ok());
     let body = match length {
+        // It has none.
+        _ if status == 204 => Vec::new(),
         Some(length) => exactly(&mut stream, length),
         None => std::iter::from_fn(|| Some(chunk(&mut stream)).filter(|chunk| !chunk.is_empty()))
             .flatten()

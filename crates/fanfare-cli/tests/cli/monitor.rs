@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::Value;
@@ -58,9 +59,7 @@ impl Asked {
     }
 
     pub(crate) fn another_coordinator(&self) -> Running {
-        let mut command = fanfare(self.path());
-        command.arg("coordinator").envs(self.variables.clone());
-        Running::spawn(command, "coordinator started")
+        Running::spawn(self.command(&["coordinator"]), "coordinator started")
     }
 
     pub(crate) fn invoke(&self, arguments: &[&str]) -> Ended {
@@ -68,9 +67,13 @@ impl Asked {
     }
 
     pub(crate) fn run(&self, arguments: &[&str]) -> Ended {
+        self.command(arguments).output().unwrap().into()
+    }
+
+    pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = fanfare(self.path());
         command.args(arguments).envs(self.variables.clone());
-        command.output().unwrap().into()
+        command
     }
 }
 

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::support::{Ended, PATIENCE, Running, broker, fanfare, run, split};
+use crate::support::{Ended, PATIENCE, Running, broker, eventually_seen, fanfare, run, split};
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -140,14 +140,7 @@ fn cancel_ends_with_the_exit_codes_that_its_help_promises() {
 
 /// Runs a command until what it prints is as wanted.
 fn until(pool: &Pool, arguments: &[&str], wanted: impl Fn(&Ended) -> bool) -> Ended {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        let ended = run(pool.path(), arguments);
-        if wanted(&ended) {
-            return ended;
-        }
-        assert!(Instant::now() < deadline, "{arguments:?}: {ended:?}");
-    }
+    eventually_seen(&arguments.join(" "), || run(pool.path(), arguments), wanted)
 }
 
 #[test]
@@ -298,6 +291,22 @@ fn wrong_password_and_wrong_virtual_host_are_exit_code_3_of_every_command() {
             assert_eq!(ended.exit, 3, "{command:?}: {ended:?}");
             let said = format!("{}{}", ended.stdout, ended.stderr);
             assert!(said.contains("check user, password and virtual host"), "{command:?}: {said}");
+        }
+    }
+}
+
+#[test]
+fn nobody_begins_with_a_user_id_that_is_not_the_login() {
+    let directory = tempfile::tempdir().unwrap();
+    let prefix = format!("cli-user-{}", std::process::id());
+    let invoke = ["invoke", "--declare-missing", "--target", "helpers.echo", "--on-final", "helpers.echo"];
+    for (command, exit) in [(&["coordinator"][..], 1), (&["worker"], 1), (&invoke, 4), (&["doctor"], 1)] {
+        let settings = ["--broker", &broker(), "--prefix", &prefix, "--user-id", "somebody"];
+        let ended = run(directory.path(), &[command, &settings].concat());
+        assert_eq!(ended.exit, exit, "{command:?}: {ended:?}");
+        let said = format!("{}{}", ended.stdout, ended.stderr);
+        for expected in ["user_id property set to 'somebody' but", "set it to this login, or leave it out"] {
+            assert!(said.contains(expected), "{command:?}: {said}");
         }
     }
 }

@@ -1,5 +1,6 @@
 //! Runs the `fanfare` binary as a user does.
 
+use std::fmt::Debug;
 use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStderr, Command, Output, Stdio};
@@ -141,7 +142,8 @@ impl Running {
         self.child.id()
     }
 
-    fn send(&self, signal: Signal) {
+    /// Sends a signal.
+    pub(crate) fn send(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.id()).unwrap()).unwrap();
         kill_process(pid, signal).unwrap();
     }
@@ -169,10 +171,26 @@ impl Drop for Running {
 }
 
 /// Waits until a condition holds, looking every few milliseconds.
-pub(crate) fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+pub(crate) fn eventually(what: &str, condition: impl FnMut() -> bool) {
+    eventually_seen(what, condition, |&holds| holds);
+}
+
+/// Looks every few milliseconds until what it sees is as wanted, and returns that.
+pub(crate) fn eventually_seen<T: Debug>(
+    what: &str,
+    mut look: impl FnMut() -> T,
+    wanted: impl Fn(&T) -> bool,
+) -> T {
     let deadline = Instant::now() + PATIENCE;
-    while !condition() {
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} for this in vain: {what}");
+    loop {
+        let seen = look();
+        if wanted(&seen) {
+            return seen;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "waited {PATIENCE:?} for this in vain: {what}; seen last: {seen:?}"
+        );
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -45,6 +45,22 @@ async fn permissions_are_tried_and_nothing_is_left_behind() {
 }
 
 #[tokio::test]
+async fn user_id_that_is_not_the_login_is_wrong() {
+    let found = async |user_id: &str| {
+        let broker = Arc::new(MemoryBroker::new());
+        let fanfare = Fanfare::on(broker).user_id(user_id).build().unwrap();
+        examination(&fanfare).user_id().await.expect("there is one").to_string()
+    };
+    assert_eq!(found(MemoryBroker::DEFAULT_USER).await, "ok      user_id `guest`: the broker takes it");
+    let wrong = found("eve").await;
+    assert!(
+        wrong.starts_with("WRONG   user_id `eve`: ") && wrong.contains("-> set it to this login"),
+        "{wrong}"
+    );
+    assert!(examination(&Fanfare::in_memory()).user_id().await.is_none());
+}
+
+#[tokio::test]
 async fn fan_outs_that_wait_for_a_coordinator_are_wrong() {
     let fanfare = Fanfare::in_memory();
     let examination = examination(&fanfare);

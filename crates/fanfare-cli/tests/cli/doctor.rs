@@ -1,0 +1,112 @@
+//! What `fanfare doctor` finds, and whom `fanfare status` misses, on RabbitMQ with its management API.
+
+use rustix::process::Signal;
+
+use crate::management::Management;
+use crate::monitor::Asked;
+use crate::support::{Ended, broker, eventually_seen, run, split};
+
+const SERVICES: &str = "[services.\"t.fine\"]\nexec = [\"cat\"]\n";
+
+#[test]
+fn doctor_ends_with_the_exit_codes_that_its_help_promises() {
+    let Some(management) = Management::of_the_broker() else { return };
+    let asked = Asked::start("doctor", SERVICES, "t.fine");
+    let doctor =
+        |arguments: &[&str]| asked.run(&[&["doctor", "--management", &management.url], arguments].concat());
+    let until = |what: &str, wanted: fn(&Ended) -> bool| eventually_seen(what, || doctor(&[]), wanted);
+    let told = |ended: &Ended, exit: i32, lines: &[&str]| {
+        assert_eq!((ended.exit, ended.stderr.as_str()), (exit, ""), "{ended:?}");
+        for line in lines {
+            assert!(ended.stdout.contains(line), "{line}: {}", ended.stdout);
+        }
+    };
+    // Through a whole fan-out, so that every queue is declared.
+    assert_eq!(asked.invoke(&["--target", "t.fine", "--wait", "1m"]).exit, 0);
+
+    let well = doctor(&[]);
+    told(&well, 0, &["ok      permission to write", "ok      coordinators: there", "ok      policies: none"]);
+    assert!(!well.stdout.contains("WRONG") && !well.stdout.contains("denied"), "{}", well.stdout);
+
+    // RabbitMQ tells of a policy some seconds after it is set.
+    let (name, pattern) = (asked.prefix(), format!("^{}\\\\.fanin$", asked.prefix()));
+    let policy = management.policy(name, &pattern, r#"{"message-ttl":86400000}"#);
+    let losing = until("the policy is found", |ended| ended.stdout.contains("message-ttl"));
+    told(
+        &losing,
+        1,
+        &[
+            &format!("WRONG   policy `{name}` on queue {name}.fanin: message-ttl loses what waits so long\n"),
+            "-> take the setting out of the policy, or narrow the policy's pattern",
+        ],
+    );
+    drop(policy);
+    until("nothing is wrong any more", |ended| ended.exit == 0);
+
+    let elsewhere = format!("{name}-elsewhere");
+    told(
+        &doctor(&["--prefix", &elsewhere]),
+        1,
+        &[
+            &format!("note    queue {elsewhere}.fanin: not there yet"),
+            "WRONG   coordinators: none\n        -> start one, since no fan-out ends without",
+        ],
+    );
+
+    let _user = management.user(name, "of-this-test-only");
+    let url = broker();
+    let (scheme, _, host, path) = split(&url);
+    let stranger = format!("{scheme}://{name}:of-this-test-only@{host}{path}");
+    // In a variable: the doctor warns of a password among the arguments.
+    let as_stranger = |arguments: &[&str]| -> Ended {
+        asked.command(arguments).env("FANFARE_BROKER", &stranger).output().unwrap().into()
+    };
+    let denied = as_stranger(&["doctor", "--management", &management.url]);
+    told(
+        &denied,
+        5,
+        &[
+            "denied  permission to configure (declare queues): could not try: ",
+            &format!("user '{name}' lacks the right to configure on queue '{name}.fanin'"),
+            &format!("denied  exchange {name}.coordinators: could not look: "),
+            "unknown policies: the management API",
+        ],
+    );
+    assert!(!denied.stdout.contains("WRONG"), "{}", denied.stdout);
+    let parked = as_stranger(&["parked", "list"]);
+    assert_eq!((parked.exit, parked.stdout.as_str()), (5, ""), "though nothing is parked: {parked:?}");
+    // Which right, depends on the release: 4.3 wants one for a look already.
+    for expected in [format!("user '{name}' lacks the right to "), format!(" on queue '{name}.parked'")] {
+        assert!(parked.stderr.contains(&expected), "{expected}: {}", parked.stderr);
+    }
+
+    told(&run(asked.path(), &["doctor", "--broker", "amqp://127.0.0.1:9"]), 3, &["WRONG   broker: "]);
+}
+
+#[test]
+fn coordinator_that_does_not_answer_is_named_as_long_as_it_does_not() {
+    let Some(management) = Management::of_the_broker() else { return };
+    let asked = Asked::start("silent", SERVICES, "t.fine");
+    let other = asked.another_coordinator();
+    let status = || asked.run(&["status", "--management", &management.url]);
+    let until = |what: &str, wanted: &dyn Fn(&Ended) -> bool| {
+        let ended = eventually_seen(what, status, wanted);
+        assert_eq!((ended.exit, ended.stdout.lines().count()), (0, 1), "{ended:?}");
+        ended.stderr
+    };
+    let heard = until("both answer", &|ended| ended.stderr.is_empty());
+    assert_eq!(heard, "");
+
+    other.send(Signal::STOP);
+    let silent = format!(":{} did not answer\n", other.id());
+    // RabbitMQ tells of a consumer some seconds after it has come.
+    let warned = until("the one that stands still is named", &|ended| ended.stderr.contains(&silent));
+    assert_eq!(warned.matches("warning: coordinator ").count(), 1, "the other is not: {warned}");
+    assert!(
+        warned.starts_with("warning: ") && warned.contains("what the others hold is missing here"),
+        "{warned}"
+    );
+
+    other.send(Signal::CONT);
+    until("it answers again", &|ended| ended.stderr.is_empty());
+}
