@@ -3,7 +3,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 
-use fanfare_broker::{BrokerError, PublishError};
+use fanfare_broker::PublishError;
 use fanfare_protocol::queue::DELAY_STEPS;
 use fanfare_protocol::{
     AtWorker, Cid, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, FanOutState, FanOutStatus,
@@ -40,7 +40,7 @@ pub struct Explanation {
     pub retries_waiting: Option<u64>,
     /// Messages with this CID that are parked.
     pub parked: Vec<Parked>,
-    /// Why what is parked could not be looked at, where it was to be.
+    /// Why not all that is parked was looked at, where it was to be.
     pub parked_unseen: Option<String>,
     /// Which coordinators have told.
     pub coordinators: Coordinators,
@@ -189,11 +189,8 @@ impl Operator {
             Err(error) => (AtWorkers::new(), Some(with_causes(&error))),
         };
         // After coordinators were asked: what one has let go in between is seen here.
-        let parked = if at_parked { self.parked_of(cid, run).await } else { Ok(Vec::new()) };
-        let (parked, parked_unseen) = match parked {
-            Ok(parked) => (parked, None),
-            Err(error) => (Vec::new(), Some(error.to_string())),
-        };
+        let (parked, parked_unseen) =
+            if at_parked { self.parked_of(cid, run).await } else { (Vec::new(), None) };
         let fan_outs: Vec<Told> =
             fan_outs.into_iter().map(|explained| told(explained, &at_workers, &parked, &queues)).collect();
         let is_open = fan_outs.iter().flat_map(|fan_out| &fan_out.missing);
@@ -228,12 +225,21 @@ impl Operator {
         Some(Shard { queue: self.queue(&name).await, name })
     }
 
-    /// What is parked of these fan-outs.
-    async fn parked_of(&self, cid: &Cid, run: Option<RunId>) -> Result<Vec<Parked>, BrokerError> {
+    /// What is parked of these fan-outs, and why more of it may be that was not looked at.
+    async fn parked_of(&self, cid: &Cid, run: Option<RunId>) -> (Vec<Parked>, Option<String>) {
         let query = ParkedQuery { cid: Some(cid.clone()), ..ParkedQuery::default() };
-        let mut parked = self.parked(&query, MOST_PARKED).await?.messages;
-        parked.retain(|parked| run.is_none_or(|run| parked.run == Some(run)));
-        Ok(parked)
+        let mut found = match self.parked(&query, MOST_PARKED).await {
+            Ok(found) => found,
+            Err(error) => return (Vec::new(), Some(error.to_string())),
+        };
+        found.messages.retain(|parked| run.is_none_or(|run| parked.run == Some(run)));
+        let unseen = (found.unseen > 0).then(|| {
+            format!(
+                "{} parked messages were not looked at: somebody else holds them, or they are too many",
+                found.unseen
+            )
+        });
+        (found.messages, unseen)
     }
 
     async fn retries_waiting(&self) -> u64 {
@@ -373,4 +379,33 @@ fn whereabouts(
 fn with_causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use fanfare_broker::memory::MemoryBroker;
+    use fanfare_broker::{Broker, System};
+    use fanfare_protocol::Message;
+
+    use super::*;
+    use crate::Config;
+
+    #[tokio::test]
+    async fn more_that_is_parked_than_can_be_looked_at_is_told_of() {
+        let broker = Arc::new(MemoryBroker::new());
+        let parked = QueueNames::default().parked();
+        broker.declare(&parked).await.unwrap();
+        let operator = Operator::new(broker.clone(), Arc::new(System::default()), Config::default());
+        let cid = Cid::new("c").unwrap();
+        for unseen in [None, Some("1 parked messages were not looked at")] {
+            for _ in broker.inspect(&parked.name).await.unwrap().unwrap().messages..10_000 {
+                broker.publish(&parked.name, Message::default()).await.unwrap();
+            }
+            let (_, why) = operator.parked_of(&cid, None).await;
+            assert_eq!(why.as_deref().and_then(|why| why.split(':').next()), unseen);
+            broker.publish(&parked.name, Message::default()).await.unwrap();
+        }
+    }
 }
