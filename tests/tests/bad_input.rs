@@ -106,11 +106,11 @@ async fn malformed_messages_of_a_service_are_parked_with_the_reason_and_logged_o
         (without_address(without_header(good(), "fanfare-channel")), "fanfare-channel"),
         (without_address(good().with_header("fanfare-channel", "fan")), "\"fan\" is unknown"),
         (without_address(good().with_header("fanfare-channel", 7)), "fanfare-channel"),
-        (without_header(good(), "fanfare-run"), "reply_to"),
+        (without_header(good(), "fanfare-run"), "header fanfare-run is missing"),
         (nameless, "message_id is missing"),
-        (without_cid, "reply_to"),
+        (without_cid, "correlation_id is missing"),
         (callback, "cannot have channel fanout-call"),
-        (without_address(good()), "reply_to (none)"),
+        (without_address(good()), "reply_to is missing"),
         (body(vec![b'x'; TEN_MEGABYTES]), "it has no type"),
     ];
     all_are_parked(&stack, "service.test.echo", malformed).await;

@@ -244,7 +244,7 @@ async fn malformed_messages_are_parked_once_and_do_not_stop_the_service() {
     assert_eq!(bench.result().await.response::<u32>().unwrap(), 6);
     let parked = bench.take(&bench.names.parked(), 3).await;
     assert_eq!(parked[0].message.body.len(), 10 << 20);
-    for (delivery, reason) in parked.iter().zip(["type", "reply_to (fanfare.fanin)", "message_id"]) {
+    for (delivery, reason) in parked.iter().zip(["type", "reply_to \"fanfare.fanin\"", "message_id"]) {
         let given = delivery.message.text(header::REASON).unwrap();
         assert!(given.contains(reason), "{given}");
     }
