@@ -259,7 +259,9 @@ impl<T: Clone> Checkpoints<T> {
                 .map(|(place, body)| CheckpointEntry {
                     key: manifest.targets[*place].key.clone(),
                     body: body.clone(),
-                    traceparent: gathered.entry(*place).and_then(|entry| entry.answer.traceparent),
+                    traceparent: gathered
+                        .entry(*place)
+                        .and_then(|entry| entry.answer.traceparent.as_deref().copied()),
                 })
                 .collect(),
         };

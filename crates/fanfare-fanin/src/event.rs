@@ -88,8 +88,8 @@ pub struct Answer {
     pub ended_by: Option<EndedBy>,
     /// When the target completed, by its worker's clock.
     pub at: WireTime,
-    /// The target's span, where it is one of those that final callbacks link to.
-    pub traceparent: Option<TraceParent>,
+    /// The target's span, where it is one of those that final callbacks link to: in a box, since of most targets it is not.
+    pub traceparent: Option<Box<TraceParent>>,
 }
 
 impl Answer {

@@ -29,7 +29,7 @@ pub(crate) enum Calls {
     /// Not published in this hold.
     Waiting,
     /// Published, and so many are not confirmed.
-    Open(usize),
+    Open(u16),
     /// All confirmed, or there are none.
     Confirmed,
 }
@@ -183,7 +183,7 @@ impl<T: Clone> Gathered<T> {
     /// The spans of targets that a final callback links to, in the manifest's order.
     pub(crate) fn links(&self) -> Vec<TraceParent> {
         let first = self.entries.iter().take(limits::LINKS).flatten();
-        first.filter_map(|entry| entry.answer.traceparent).collect()
+        first.filter_map(|entry| entry.answer.traceparent.as_deref().copied()).collect()
     }
 
     /// How it ends if no other result counts. It depends on nothing but the results.
@@ -240,7 +240,7 @@ impl<T: Clone> Gathered<T> {
         let CheckpointEntry { body, traceparent, .. } = written;
         let Ok(result) = TargetResult::from_body(&body) else { return None };
         let traceparent = traceparent.filter(|_| place < limits::LINKS);
-        let answer = Answer { traceparent, ..Answer::new(body, &result) };
+        let answer = Answer { traceparent: traceparent.map(Box::new), ..Answer::new(body, &result) };
         let mut released = None;
         match &self.entries[place] {
             None => {
@@ -304,8 +304,19 @@ impl<T: Clone> Gathered<T> {
         held.tag.is_some().then(|| self.checkpoints.remove(&id)).flatten().and_then(|held| held.tag)
     }
 
+    /// A result was read in a checkpoint that this hold wrote. It is kept as a part of that from now on, which takes less memory
+    /// than keeping it by itself.
+    pub(crate) fn read_back(&mut self, place: usize, body: Bytes) {
+        if let Some(Some(entry)) = self.entries.get_mut(place)
+            && entry.answer.body == body
+        {
+            entry.answer.body = body;
+        }
+    }
+
     /// The on-target callbacks of an entry have been published.
     pub(crate) fn begin_calls(&mut self, place: usize, calls: usize) {
+        let calls = u16::try_from(calls).expect("a manifest lists fewer callbacks");
         self.known(place).calls = Calls::Open(calls);
     }
 

@@ -57,25 +57,16 @@ impl Checkpoint {
     /// accepted may be put into one.
     #[must_use]
     pub fn encode(&self, manifest: &Manifest) -> Message {
-        let raw = |entry: &'_ CheckpointEntry| -> Box<RawValue> {
-            serde_json::from_slice(&entry.body).expect("a result that counted is JSON")
-        };
-        let raws: Vec<Box<RawValue>> = self.entries.iter().map(raw).collect();
-        let results = self
-            .entries
-            .iter()
-            .zip(&raws)
-            .map(|(entry, raw)| EntryBody {
-                key: entry.key.clone(),
-                result: raw,
-                traceparent: entry.traceparent,
-            })
-            .collect();
+        let entries = self.entries.iter().map(|entry| EntryBody {
+            key: entry.key.clone(),
+            result: serde_json::from_slice(&entry.body).expect("a result that counted is JSON"),
+            traceparent: entry.traceparent,
+        });
         let body = crate::result::to_json(&CheckpointBody {
             coordinator: self.coordinator,
             number: self.number,
             called: self.called,
-            results,
+            results: entries.collect(),
         });
         let id = format!("{}/checkpoint/{}/{}", manifest.cid, self.coordinator, self.number);
         let mut message = Message::of(header::TYPE_CHECKPOINT, &manifest.cid, id, body);

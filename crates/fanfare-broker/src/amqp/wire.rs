@@ -66,7 +66,9 @@ pub(super) fn properties(message: &Message) -> Result<BasicProperties, BrokerErr
 }
 
 /// A message that the broker delivered, or returned.
-pub(super) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
+pub(super) fn message(properties: &BasicProperties, mut body: Vec<u8>) -> Message {
+    // lapin lets it grow frame by frame. What is held may be held for long.
+    body.shrink_to_fit();
     let text = |text: &Option<ShortString>| text.as_ref().map(|text| text.as_str().to_owned());
     Message {
         properties: Properties {

@@ -104,6 +104,11 @@ impl<T: Clone> FanIn<T> {
     fn read_checkpoint(&mut self, tag: T, checkpoint: Checkpoint, now: Time, out: &mut Vec<Effect<T>>) {
         let id: CheckpointId = (checkpoint.coordinator, checkpoint.number);
         if id.0 == self.hold.token {
+            for entry in checkpoint.entries {
+                if let Some(place) = self.places.find(&self.manifest, entry.key.as_str()) {
+                    self.gathered.read_back(place, entry.body);
+                }
+            }
             out.extend(self.checkpoints.arrived(&mut self.gathered, id, tag).map(Effect::Ack));
             return;
         }
