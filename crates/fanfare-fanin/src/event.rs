@@ -63,8 +63,10 @@ pub enum Item {
         /// What it says.
         answer: Answer,
     },
-    /// Results that a coordinator wrote back, each with whether its target succeeded.
+    /// Results that another hold wrote back, each with whether its target succeeded.
     Checkpoint(Checkpoint),
+    /// Results that this hold wrote back, by the number of their checkpoint: it has them.
+    OwnCheckpoint(u64),
     /// A mark that a coordinator wrote.
     Fence(Fence),
     /// What lies in the queue from before the manifest to its deletion.

@@ -9,7 +9,7 @@ use crate::places::Places;
 use crate::{Answer, Item};
 
 /// Tells what a message of the aggregation queue is to this fan-out. `places` are those of the manifest, and `hold` is what marks
-/// the checkpoints of this hold, whose results were read before.
+/// the checkpoints of this hold.
 ///
 /// A result that can be told to belong to a target but is not of the protocol's form becomes a failed result which says
 /// what is wrong, always the same one for the same message: whichever coordinator reads it, the outcome is the same.
@@ -18,8 +18,10 @@ pub(crate) fn read(message: &Message, manifest: &Manifest, places: &Places, hold
         header::TYPE_RESULT => read_result(message, manifest, places),
         header::TYPE_RESULTS => Item::Garbage(why_no_results(message).0),
         header::TYPE_CHECKPOINT if is_foreign(message, manifest) => Item::Stranger,
+        header::TYPE_CHECKPOINT if let Some(number) = Checkpoint::number_of(message, hold) => {
+            Item::OwnCheckpoint(number)
+        }
         header::TYPE_CHECKPOINT => match Checkpoint::decode(message) {
-            Ok(checkpoint) if checkpoint.coordinator == hold => Item::Checkpoint(checkpoint),
             Ok(checkpoint) => Item::Checkpoint(with_sound_bodies(checkpoint, manifest, places)),
             Err(Malformed(reason)) => Item::Garbage(reason),
         },

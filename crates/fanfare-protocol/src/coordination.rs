@@ -74,6 +74,18 @@ impl Checkpoint {
         message
     }
 
+    /// The number of a checkpoint that this coordinator wrote, which has its results and need not decode them.
+    #[must_use]
+    pub fn number_of(message: &Message, coordinator: RunId) -> Option<u64> {
+        #[derive(Deserialize)]
+        struct Written {
+            coordinator: RunId,
+            number: u64,
+        }
+        let written: Written = crate::result::from_json("checkpoint", &message.body).ok()?;
+        (written.coordinator == coordinator).then_some(written.number)
+    }
+
     /// Decodes the body of a checkpoint.
     ///
     /// # Errors

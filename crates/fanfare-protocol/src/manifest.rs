@@ -116,7 +116,9 @@ impl Manifest {
         if message.kind() != header::TYPE_MANIFEST {
             return Err(Malformed::new(message.mistyped("is not fanfare.manifest")));
         }
-        let manifest: Self = crate::result::from_json("manifest", &message.body)?;
+        let mut manifest: Self = crate::result::from_json("manifest", &message.body)?;
+        // They are held for as long as the fan-out is open, and have grown by doubling.
+        manifest.targets.shrink_to_fit();
         manifest.check(names)?;
         Ok(manifest)
     }
