@@ -96,7 +96,7 @@ fn message(reader: &mut Reader<'_>, manifest: &Manifest) -> Option<Message> {
         _ => {
             let mut message = result_of(id(1), &key, body(&answer));
             message.headers.remove("fanfare-key");
-            message.properties.message_id = Some(format!("c1/{number}/result"));
+            message.properties.message_id = Some(format!("c1/{number}/result").into());
             message
         }
     })

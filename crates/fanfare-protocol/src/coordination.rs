@@ -2,7 +2,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::message::{HeaderValue, Message};
+use crate::message::Message;
 use crate::name::{Cid, RunId, TargetKey};
 use crate::{Malformed, Manifest, TraceParent, header};
 
@@ -70,7 +70,7 @@ impl Checkpoint {
         });
         let id = format!("{}/checkpoint/{}/{}", manifest.cid, self.coordinator, self.number);
         let mut message = Message::of(header::TYPE_CHECKPOINT, &manifest.cid, id, body);
-        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(manifest.run.to_string()));
+        message.headers.insert(header::RUN, manifest.run);
         message
     }
 
@@ -120,7 +120,7 @@ impl Fence {
     pub fn encode(&self, manifest: &Manifest) -> Message {
         let id = format!("{}/fence/{}", manifest.cid, self.token);
         let mut message = Message::of(header::TYPE_FENCE, &manifest.cid, id, crate::result::to_json(self));
-        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(manifest.run.to_string()));
+        message.headers.insert(header::RUN, manifest.run);
         message
     }
 
@@ -153,7 +153,7 @@ impl Sentinel {
     #[must_use]
     pub fn encode(cid: &Cid, run: RunId) -> Message {
         let mut message = Message::of(header::TYPE_SENTINEL, cid, format!("{cid}/sentinel"), "{}");
-        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(run.to_string()));
+        message.headers.insert(header::RUN, run);
         message
     }
 }

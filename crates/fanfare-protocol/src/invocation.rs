@@ -141,7 +141,7 @@ impl Invocation {
 impl ReplyAddress {
     fn of(message: &Message, names: &QueueNames) -> Option<Self> {
         let (cid, run) = (message.cid().ok()?, message.run().ok()?);
-        let queue = message.properties.reply_to.clone()?;
+        let queue = message.properties.reply_to.as_ref()?.to_string();
         if !names.is_reply_queue(&queue, &cid, run) {
             return None;
         }

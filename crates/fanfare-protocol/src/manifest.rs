@@ -71,9 +71,9 @@ impl Manifest {
         let body = crate::result::to_json(self);
         let mut message =
             Message::of(header::TYPE_MANIFEST, &self.cid, format!("{}/manifest", self.cid), body);
-        message.properties.app_id = Some(self.source.to_string());
+        message.properties.app_id = Some((&self.source).into());
         message.properties.timestamp = Some(self.req_ts_utc.timestamp());
-        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(self.run.to_string()));
+        message.headers.insert(header::RUN, self.run);
         message
     }
 

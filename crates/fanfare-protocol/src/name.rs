@@ -115,6 +115,12 @@ macro_rules! name {
             }
         }
 
+        impl From<&$name> for SmolStr {
+            fn from(name: &$name) -> Self {
+                name.0.clone()
+            }
+        }
+
         impl AsRef<str> for $name {
             fn as_ref(&self) -> &str {
                 &self.0
@@ -246,6 +252,12 @@ impl TryFrom<String> for RunId {
 impl From<RunId> for String {
     fn from(run: RunId) -> String {
         run.to_string()
+    }
+}
+
+impl From<RunId> for SmolStr {
+    fn from(run: RunId) -> Self {
+        Self::new(run.0.simple().encode_lower(&mut Uuid::encode_buffer()))
     }
 }
 

@@ -3,7 +3,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::invocation::ReplyAddress;
-use crate::message::{HeaderValue, Message};
+use crate::message::Message;
 use crate::name::Cid;
 use crate::{EndedBy, Malformed, WireTime, header, limits, nesting};
 
@@ -121,9 +121,9 @@ impl TargetResult {
         let mut message =
             Message::of(header::TYPE_RESULT, &to.cid, format!("{}/result", to.message_id), body);
         message.properties.timestamp = Some(at.timestamp());
-        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(to.run.to_string()));
+        message.headers.insert(header::RUN, to.run);
         if let Some(key) = &to.key {
-            message.headers.insert(header::KEY.to_owned(), HeaderValue::Text(key.to_string()));
+            message.headers.insert(header::KEY, key.as_str());
         }
         message
     }
