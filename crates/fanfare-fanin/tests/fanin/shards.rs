@@ -269,6 +269,7 @@ fn early_results_wider_than_the_window_make_way_for_their_manifest() {
     }
     let moved = ["again fanfare.result"; 4];
     story.result(TAGS[11], 1, KEYS[11], "x").check(&moved);
+    story.wait(Duration::from_secs(1)).check(&[]);
     story.confirm("again").check(&["ack t0"]);
     let _ = story.manifest("m1", of_run(1, &KEYS[..12], 0)).lines();
     story.confirm("again").check(&["ack t1"]);
