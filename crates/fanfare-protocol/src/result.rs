@@ -144,7 +144,11 @@ pub(crate) fn null() -> Box<RawValue> {
 }
 
 pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("the protocol's types hold only strings, numbers and JSON")
+    let mut json =
+        serde_json::to_vec(value).expect("the protocol's types hold only strings, numbers and JSON");
+    // It has grown by doubling, and is held until it is confirmed.
+    json.shrink_to_fit();
+    json
 }
 
 /// Reads a field that is of use only where it is a text, and no reason to refuse what has it.
