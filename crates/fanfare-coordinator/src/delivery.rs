@@ -15,11 +15,11 @@ pub(crate) struct Tag {
 }
 
 #[derive(Debug)]
-enum Kept {
-    /// Of a manifest, for as long as its fan-out is open.
-    Manifest { _held: HeldManifest },
+struct Kept {
+    /// Of a manifest, which is held for as long as its fan-out is open.
+    _manifest: Option<HeldManifest>,
     /// Of a message that is to be parked, or may be: the message.
-    Message(Message),
+    message: Option<Message>,
 }
 
 impl Tag {
@@ -30,21 +30,21 @@ impl Tag {
 
     /// Of a message that nobody can use, or nobody here.
     pub(crate) fn of_garbage(delivery: Delivery) -> Self {
-        Self { receipt: delivery.receipt, kept: Some(Arc::new(Kept::Message(delivery.message))) }
+        Self {
+            receipt: delivery.receipt,
+            kept: Some(Arc::new(Kept { _manifest: None, message: Some(delivery.message) })),
+        }
     }
 
     /// Of a manifest.
     pub(crate) fn of_manifest(receipt: Receipt) -> Self {
         let held = HeldManifest { _room: receipt.hold(), receipt: receipt.clone() };
-        Self { receipt, kept: Some(Arc::new(Kept::Manifest { _held: held })) }
+        Self { receipt, kept: Some(Arc::new(Kept { _manifest: Some(held), message: None })) }
     }
 
     /// The message, where this is to be parked.
     pub(crate) fn message(&self) -> Option<Message> {
-        match self.kept.as_deref()? {
-            Kept::Message(message) => Some(message.clone()),
-            Kept::Manifest { .. } => None,
-        }
+        self.kept.as_ref()?.message.clone()
     }
 
     pub(crate) async fn ack(&self) {

@@ -27,8 +27,9 @@ impl<T: Clone> Shard<T> {
         self.next_room = now + PAUSE;
         let excess = self.part(4);
         let mut freed = self.write_results(excess, now, out) + self.again.len();
-        if freed < excess && self.unclaimed.len() > self.part(4) {
-            let messages = (excess - freed).min(self.unclaimed.len() - self.part(4));
+        let moving = self.part(8).max(1);
+        if freed < moving && self.unclaimed.len() > self.part(4) {
+            let messages = (moving - freed).min(self.unclaimed.len() - self.part(4));
             freed += self.move_unclaimed(messages, out);
         }
         if freed == 0 {

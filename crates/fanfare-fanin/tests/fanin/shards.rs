@@ -267,7 +267,7 @@ fn early_results_wider_than_the_window_make_way_for_their_manifest() {
     for n in 0..11 {
         story.result(TAGS[n], 1, KEYS[n], "x").check(&[]);
     }
-    let moved = ["again fanfare.result"; 4];
+    let moved = ["again fanfare.result"; 2];
     story.result(TAGS[11], 1, KEYS[11], "x").check(&moved);
     story.wait(Duration::from_secs(1)).check(&[]);
     story.confirm("again").check(&["ack t0"]);
