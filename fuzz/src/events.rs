@@ -90,13 +90,13 @@ fn message(reader: &mut Reader<'_>, manifest: &Manifest) -> Option<Message> {
             let mut message = result_of(id(1), &key, Bytes::from("{}"));
             let kinds =
                 ["fanfare.checkpoint", "fanfare.fence", "fanfare.novelty", "garbage", "fanfare.sentinel"];
-            message.properties.kind = Some(kinds[usize::from(number) % kinds.len()].to_owned());
+            message.properties.kind = Some(kinds[usize::from(number) % kinds.len()].into());
             message
         }
         _ => {
             let mut message = result_of(id(1), &key, body(&answer));
             message.headers.remove("fanfare-key");
-            message.properties.message_id = Some(format!("c1/{number}/result"));
+            message.properties.message_id = Some(format!("c1/{number}/result").into());
             message
         }
     })

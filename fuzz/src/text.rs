@@ -23,11 +23,11 @@ pub(crate) fn message(data: &[u8]) -> Message {
                 continue;
             }
             _ => {
-                message.headers.insert(name.to_owned(), header(value));
+                message.headers.insert(name, header(value));
                 continue;
             }
         };
-        *property = Some(value.to_owned());
+        *property = Some(value.into());
     }
     message
 }
@@ -38,17 +38,17 @@ fn header(value: &str) -> HeaderValue {
         Some(b'#') => HeaderValue::Int(value[1..].parse().unwrap_or(i64::MIN)),
         Some(b'!') => HeaderValue::Bool(&value[1..] == "true"),
         Some(b'{') => {
-            let table = entries().map(|(name, value)| (name.to_owned(), flat(value)));
+            let table = entries().map(|(name, value)| (name, flat(value)));
             HeaderValue::Table(table.collect::<Headers>())
         }
         Some(b'[') => HeaderValue::List(entries().map(|(value, _)| flat(value)).collect()),
-        _ => HeaderValue::Text(value.to_owned()),
+        _ => HeaderValue::from(value),
     }
 }
 
 fn flat(value: &str) -> HeaderValue {
     match value.strip_prefix('#') {
         Some(number) => HeaderValue::Int(number.parse().unwrap_or(i64::MIN)),
-        None => HeaderValue::Text(value.to_owned()),
+        None => HeaderValue::from(value),
     }
 }

@@ -11,13 +11,13 @@ pub async fn answer(stack: &Stack, request: &Message, response: impl Serialize) 
     let (cid, run) = (request.cid().expect("a CID"), request.run().expect("a run"));
     let text = |name: &str| request.text(name).expect("every request has it").to_owned();
     let at: WireTime = text("fanfare-req-ts").parse().expect("a time");
-    let queue = request.properties.reply_to.clone().expect("a target has one");
+    let queue = request.properties.reply_to.as_ref().expect("a target has one").to_string();
     let to = ReplyAddress {
         queue: queue.clone(),
         cid: cid.clone(),
         run,
         key: Some(TargetKey::new(text("fanfare-key")).expect("a key")),
-        message_id: request.properties.message_id.clone().expect("every request has one"),
+        message_id: request.properties.message_id.as_ref().expect("every request has one").to_string(),
     };
     let result = TargetResult {
         source: text("fanfare-source"),

@@ -339,7 +339,7 @@ impl Held {
         let mut deliveries = self.deliveries();
         deliveries.last_tag += 1;
         let tag = deliveries.last_tag;
-        let message_id = delivery.message.properties.message_id.clone();
+        let message_id = delivery.message.properties.message_id.as_ref().map(ToString::to_string);
         deliveries.open.insert(tag, Open { receipt: delivery.receipt, message_id });
         Delivery { receipt: Receipt::new(Arc::clone(self) as Arc<dyn Acknowledge>, tag), ..delivery }
     }

@@ -84,7 +84,7 @@ impl Recorder {
     pub async fn rest(&mut self) -> Vec<Message> {
         let marker = uuid::Uuid::new_v4().to_string();
         let mut last = Message::default();
-        last.properties.message_id = Some(marker.clone());
+        last.properties.message_id = Some(marker.as_str().into());
         self.broker.publish(&self.queue, last).await.expect("the queue takes a message");
         let mut rest = Vec::new();
         loop {

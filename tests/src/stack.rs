@@ -373,7 +373,7 @@ impl Stack {
             let coordinator = RunId::from(uuid::Uuid::new_v4());
             let mut marker = Ended { coordinator, number: 0, ended: Vec::new() }.encode(&queue);
             let id = coordinator.to_string();
-            marker.properties.message_id = Some(id.clone());
+            marker.properties.message_id = Some(id.as_str().into());
             by.looks_for(&id);
             self.publish(&queue, marker).await;
             crate::eventually("the coordinator reads the shard", async || by.has_acked(&id)).await;

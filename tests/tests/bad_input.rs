@@ -91,13 +91,13 @@ async fn malformed_messages_of_a_service_are_parked_with_the_reason_and_logged_o
     let worker = stack.worker([services::echo()]).await;
     let good = || request(&stack, "test.echo");
     let mut of_another_kind = good();
-    of_another_kind.properties.kind = Some("fanfare.novelty".to_owned());
+    of_another_kind.properties.kind = Some("fanfare.novelty".into());
     let mut nameless = without_address(good());
     nameless.properties.message_id = None;
     let mut without_cid = good();
     without_cid.properties.correlation_id = None;
     let mut callback = good();
-    callback.properties.kind = Some("fanfare.callback".to_owned());
+    callback.properties.kind = Some("fanfare.callback".into());
     callback.properties.reply_to = None;
     let malformed = vec![
         (body(b"\xff\xfe\x00 no JSON".as_slice()), "it has no type"),
@@ -150,7 +150,7 @@ async fn malformed_manifests_are_parked_with_the_reason_and_logged_once(stack: S
         Message { body: manifest.to_string().into(), ..good.clone() }
     };
     let mut of_another_kind = good.clone();
-    of_another_kind.properties.kind = Some("fanfare.novelty".to_owned());
+    of_another_kind.properties.kind = Some("fanfare.novelty".into());
     let target = json!({"key": "k", "service": "s"});
     let of_another_run = stack.names().aggregation(&accepted.cid, RunId::from(uuid::Uuid::nil())).name;
     let malformed = vec![
@@ -208,11 +208,11 @@ impl Played {
         let request = &self.requests[place];
         let mut result = Message { body: body.into().into(), ..Message::default() };
         let id = request.properties.message_id.as_deref().expect("an id");
-        result.properties.kind = Some("fanfare.result".to_owned());
+        result.properties.kind = Some("fanfare.result".into());
         result.properties.correlation_id.clone_from(&request.properties.correlation_id);
-        result.properties.message_id = Some(format!("{id}/result"));
+        result.properties.message_id = Some(format!("{id}/result").into());
         for name in ["fanfare-run", "fanfare-key"] {
-            result.headers.insert(name.to_owned(), request.headers[name].clone());
+            result.headers.insert(name, request.headers[name].clone());
         }
         result
     }
@@ -222,13 +222,13 @@ async fn malformed_messages_among_results_are_parked_and_the_fan_out_ends(stack:
     let coordinator = stack.coordinator();
     let mut played = played(&stack, &["a"]).await;
     let mut checkpoint = played.result(0, "{}");
-    checkpoint.properties.kind = Some("fanfare.checkpoint".to_owned());
+    checkpoint.properties.kind = Some("fanfare.checkpoint".into());
     let mut fence = played.result(0, "no JSON");
-    fence.properties.kind = Some("fanfare.fence".to_owned());
+    fence.properties.kind = Some("fanfare.fence".into());
     let mut bundle = played.result(0, r#"{"a list": "no"}"#);
-    bundle.properties.kind = Some("fanfare.results".to_owned());
+    bundle.properties.kind = Some("fanfare.results".into());
     let mut of_no_target = without_header(played.result(0, "{}"), "fanfare-key");
-    of_no_target.properties.message_id = Some("unheard-of".to_owned());
+    of_no_target.properties.message_id = Some("unheard-of".into());
     let malformed = vec![
         (body(b"\xff\xfe\x00 no JSON".as_slice()), "it has no type"),
         (of_no_target, "neither fanfare-key nor a place"),
@@ -299,9 +299,9 @@ async fn results_of_nobody_are_ignored(stack: Stack) {
     let [of_a, of_b] = [0, 1].map(|place| played.requests[place].clone());
     let another_run = RunId::from(uuid::Uuid::new_v4()).to_string();
     let mut of_another_run = played.result(1, "no JSON").with_header("fanfare-run", another_run);
-    of_another_run.properties.correlation_id = Some("another".to_owned());
+    of_another_run.properties.correlation_id = Some("another".into());
     let mut of_another_cid = played.result(1, "no JSON");
-    of_another_cid.properties.correlation_id = Some("another".to_owned());
+    of_another_cid.properties.correlation_id = Some("another".into());
     for result in [
         of_another_run,
         of_another_cid,
@@ -327,7 +327,7 @@ async fn a_message_of_a_type_to_come_is_neither_parked_nor_in_the_way(stack: Sta
     let coordinator = stack.coordinator();
     let mut played = played(&stack, &["a"]).await;
     let mut novelty = played.result(0, "{}");
-    novelty.properties.kind = Some("fanfare.novelty".to_owned());
+    novelty.properties.kind = Some("fanfare.novelty".into());
     stack.publish(&played.queue, novelty).await;
     answer(&stack, &played.requests[0], 1).await;
     assert_eq!(played.done.next_final().await.get::<u32>("a").expect("it answered"), 1);
@@ -358,7 +358,7 @@ async fn a_request_that_names_a_foreign_queue_is_parked_and_not_answered(stack: 
     let worker = stack.worker([services::echo()]).await;
     let mut greedy = request(&stack, "test.echo");
     let foreign_queue = format!("{}.service.my.foreign", stack.names().prefix());
-    greedy.properties.reply_to = Some(foreign_queue.clone());
+    greedy.properties.reply_to = Some(foreign_queue.as_str().into());
     stack.publish(&format!("{}.service.test.echo", stack.names().prefix()), greedy.clone()).await;
     let copy = parked.next().await;
     assert_eq!(copy.body, greedy.body);
@@ -376,7 +376,7 @@ async fn a_malformed_request_that_says_where_it_belongs_is_answered_with_a_failu
     let _worker = stack.worker([echo]).await;
     let changes = [
         ("fanfare-channel", HeaderValue::from("fan")),
-        ("fanfare-metadata", HeaderValue::Table(Headers::from([("n".to_owned(), HeaderValue::Int(1))]))),
+        ("fanfare-metadata", HeaderValue::Table(Headers::from([("n", HeaderValue::Int(1))]))),
         ("fanfare-key", HeaderValue::from("body")),
         ("fanfare-attempt", HeaderValue::from("second")),
         ("fanfare-key", HeaderValue::from("id")),

@@ -164,7 +164,7 @@ async fn a_callback_whose_queue_is_missing_is_parked_and_the_others_go_on(stack:
     done.next_final().await;
     for (id, name) in [("0/on-target/gone.progress", "gone.progress"), ("on-final/gone.done", "gone.done")] {
         let message = parked.next().await;
-        assert_eq!(message.properties.message_id, Some(format!("{}/{id}", accepted.cid)));
+        assert_eq!(message.properties.message_id, Some(format!("{}/{id}", accepted.cid).into()));
         let queue = format!("{}.service.{name}", stack.names().prefix());
         assert_eq!(message.text("fanfare-parked-from"), Some(queue.as_str()));
         let reason = message.text("fanfare-reason").expect("why");

@@ -16,7 +16,7 @@ async fn expires(stack: &Stack, queue: &str) -> Message {
     let mut service = stack.record_queue(queue).await;
     let mut message = service.next().await;
     drop(service);
-    message.properties.expiration = Some("50".to_owned());
+    message.properties.expiration = Some("50".into());
     stack.publish(queue, message.clone()).await;
     message
 }
@@ -113,9 +113,9 @@ async fn whatever_else_is_among_the_dead_letters_is_parked(stack: Stack) {
     stack.bystander().declare(&dead).await.expect("the queue can be declared");
     let coordinator = stack.coordinator();
     let mut request = Message { body: "1".into(), ..Message::default() };
-    request.properties.kind = Some("fanfare.request".to_owned());
+    request.properties.kind = Some("fanfare.request".into());
     // Nothing that is not the request's own aggregation queue is answered.
-    request.properties.reply_to = Some(stack.names().parked().name);
+    request.properties.reply_to = Some(stack.names().parked().name.into());
     for message in [Message::default(), request] {
         stack.publish(&dead.name, message.clone()).await;
         let copy = parked.next().await;

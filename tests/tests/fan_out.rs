@@ -45,19 +45,19 @@ const CID: &str = "63e7c3a2ba616badecb125ce";
 /// A message with all that the protocol puts on it, and nothing else.
 fn message(kind: &str, id: &str, headers: &[(&str, &str)], body: impl Into<String>) -> Message {
     let properties = Properties {
-        content_type: Some("application/json".to_owned()),
-        correlation_id: Some(CID.to_owned()),
-        message_id: Some(format!("{CID}/{id}")),
-        kind: Some(kind.to_owned()),
+        content_type: Some("application/json".into()),
+        correlation_id: Some(CID.into()),
+        message_id: Some(format!("{CID}/{id}").into()),
+        kind: Some(kind.into()),
         ..Properties::default()
     };
-    let texts = headers.iter().map(|(name, value)| ((*name).to_owned(), HeaderValue::from(*value)));
-    let version = ("fanfare-version".to_owned(), HeaderValue::Int(1));
+    let texts = headers.iter().map(|(name, value)| (*name, HeaderValue::from(*value)));
+    let version = ("fanfare-version", HeaderValue::Int(1));
     Message { properties, headers: texts.chain([version]).collect(), body: body.into().into() }
 }
 
 fn issued_by(source: &str, at: Option<WireTime>, mut message: Message) -> Message {
-    message.properties.app_id = Some(source.to_owned());
+    message.properties.app_id = Some(source.into());
     message.properties.timestamp = at.map(WireTime::timestamp);
     message
 }
@@ -110,7 +110,7 @@ async fn every_message_of_a_fan_out_is_the_protocols_byte_for_byte(stack: Stack)
             ("fanfare-req-ts", &requested),
         ];
         let mut expected = message("fanfare.request", &place.to_string(), &headers, body);
-        expected.properties.reply_to = Some(queue.clone());
+        expected.properties.reply_to = Some(queue.as_str().into());
         assert_eq!(request, issued_by(SOURCE, Some(recent(&requested)), expected));
     }
 
@@ -221,7 +221,7 @@ async fn a_rust_worker_answers_with_the_protocols_bytes(stack: Stack) {
 }
 
 fn by_id(message: Message) -> (String, Message) {
-    (message.properties.message_id.clone().expect("every message has one"), message)
+    (message.properties.message_id.as_ref().expect("every message has one").to_string(), message)
 }
 
 async fn two_targets_and_two_callbacks(stack: Stack) {
@@ -396,7 +396,7 @@ async fn metadata_reaches_every_target_and_callback(stack: Stack) {
     let fanout = stack.publisher().fanout("my.source").metadata("tenant", "ä 7").metadata("attempts", 3);
     let fanout = fanout.target("my.target1", 1).target("my.target2", 2).on_target("my.progress");
     let accepted = fanout.on_final("my.done").invoke().await.expect("accepted");
-    let metadata = Headers::from([("tenant".to_owned(), "ä 7".into()), ("attempts".to_owned(), "3".into())]);
+    let metadata = Headers::from([("tenant", "ä 7".into()), ("attempts", "3".into())]);
     for target in ["0", "1"] {
         let request = recorders[target.parse::<usize>().expect("a place")].next().await;
         assert_eq!(request.headers["fanfare-metadata"], HeaderValue::Table(metadata.clone()));

@@ -173,11 +173,11 @@ fn accepted_queue(stack: &Stack, accepted: &Accepted) -> String {
 fn result_of(request: &Message, body: String) -> Message {
     let mut result = Message { body: body.into(), ..Message::default() };
     let id = request.properties.message_id.as_deref().expect("an id");
-    result.properties.kind = Some("fanfare.result".to_owned());
+    result.properties.kind = Some("fanfare.result".into());
     result.properties.correlation_id.clone_from(&request.properties.correlation_id);
-    result.properties.message_id = Some(format!("{id}/result"));
+    result.properties.message_id = Some(format!("{id}/result").into());
     for name in ["fanfare-run", "fanfare-key"] {
-        result.headers.insert(name.to_owned(), request.headers[name].clone());
+        result.headers.insert(name, request.headers[name].clone());
     }
     result
 }

@@ -132,7 +132,7 @@ async fn a_service_sends_to_another_that_nobody_answers(stack: Stack) {
     assert_eq!((message.properties.reply_to.as_deref(), message.text("fanfare-key")), (None, None));
     assert_eq!(message.body, br#"{"x":null}"#.as_slice());
     let cid: String = payload.get("my.sending").expect("it answered");
-    assert_eq!(message.properties.correlation_id, Some(cid));
+    assert_eq!(message.properties.correlation_id, Some(cid.into()));
     coordinator.stop().await;
     assert_eq!(sent.rest().await, []);
 }

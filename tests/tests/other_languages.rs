@@ -122,8 +122,8 @@ async fn a_python_worker_answers_for_failures_and_malformed_messages(stack: Stac
     let queue = format!("{}.service.python.title", stack.names().prefix());
     let foreign_queue = format!("{}.service.my.foreign", stack.names().prefix());
     let mut greedy = Message { body: "\"x\"".into(), ..Message::default() };
-    greedy.properties.reply_to = Some(foreign_queue.clone());
-    greedy.properties.correlation_id = Some("my-cid".to_owned());
+    greedy.properties.reply_to = Some(foreign_queue.as_str().into());
+    greedy.properties.correlation_id = Some("my-cid".into());
     let greedy = greedy.with_header("fanfare-channel", "fanout-call").with_header("fanfare-run", "r");
     let garbage = Message { body: "no JSON".into(), ..Message::default() };
     for (message, words) in [(greedy, foreign_queue.as_str()), (garbage, "malformed")] {
@@ -203,7 +203,7 @@ async fn a_python_publisher_invokes_rust_and_python_services(stack: Stack) {
         assert_eq!(progress.next_result().await.source, "a.python.program");
     }
     let message = done.next().await;
-    let tenant = [("tenant".to_owned(), HeaderValue::from("7"))].into();
+    let tenant = [("tenant", HeaderValue::from("7"))].into();
     assert_eq!(message.headers["fanfare-metadata"], HeaderValue::Table(tenant));
     assert_eq!((message.cid(), message.run()), (Ok(accepted.cid.clone()), Ok(accepted.run)));
     let payload: fanfare_protocol::FinalPayload =

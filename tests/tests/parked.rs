@@ -24,9 +24,9 @@ on_both_brokers!(
 /// Parks a message from a queue, numbered by its body.
 async fn park(stack: &Stack, from: &str, number: usize) -> Message {
     let mut message = Message { body: number.to_string().into(), ..Message::default() };
-    message.properties.message_id = Some(format!("c/{number}"));
-    message.properties.correlation_id = Some("c".to_owned());
-    message.properties.kind = Some(header::TYPE_CALLBACK.to_owned());
+    message.properties.message_id = Some(format!("c/{number}").into());
+    message.properties.correlation_id = Some("c".into());
+    message.properties.kind = Some(header::TYPE_CALLBACK.into());
     let at = WireTime::from_timestamp(1_000).expect("a time");
     let parked = message.clone().parked(from, &format!("reason {number}"), at);
     stack.bystander().declare(&stack.names().parked()).await.expect("it is declared");
@@ -99,9 +99,11 @@ async fn a_callback_that_failed_is_run_again_when_it_is_put_back(stack: Stack) {
     let replayed = stack.operator(PATIENCE).replay(&query).await.expect("it can be put back");
     assert!(matches!(&replayed[..], [one] if one.outcome.is_ok()), "{replayed:?}");
     let again = mended.next().await;
-    assert_eq!(again.properties.message_id, Some(format!("{}/on-final/my.done", accepted.cid)));
+    assert_eq!(again.properties.message_id, Some(format!("{}/on-final/my.done", accepted.cid).into()));
     assert_eq!(again.run(), Ok(accepted.run));
-    assert!(again.headers.keys().all(|name| !name.starts_with("fanfare-parked") && name != header::REASON));
+    assert!(
+        again.headers.iter().all(|(name, _)| !name.starts_with("fanfare-parked") && name != header::REASON)
+    );
     let payload: fanfare_protocol::FinalPayload =
         serde_json::from_slice(&again.body).expect("a final payload");
     assert_eq!(payload.get::<u32>("test.echo").expect("it has responded"), 7);

@@ -595,10 +595,10 @@ fn late_request() -> Message {
         .with_header("fanfare-source", "my.source")
         .with_header("fanfare-target", "my.target")
         .with_header("fanfare-key", "my.target");
-    request.properties.content_type = Some("application/json".to_owned());
-    request.properties.kind = Some("fanfare.request".to_owned());
-    request.properties.correlation_id = Some("over".to_owned());
-    request.properties.message_id = Some("over/0".to_owned());
-    request.properties.reply_to = Some(format!("fanfare.agg.over.{run}"));
+    request.properties.content_type = Some("application/json".into());
+    request.properties.kind = Some("fanfare.request".into());
+    request.properties.correlation_id = Some("over".into());
+    request.properties.message_id = Some("over/0".into());
+    request.properties.reply_to = Some(format!("fanfare.agg.over.{run}").into());
     request
 }

@@ -180,7 +180,7 @@ async fn what_a_worker_never_acks_ends_by_the_deadline(stack: Stack) {
 
 /// What comes back as unroutable was late.
 async fn answer_late(stack: &Stack, request: &fanfare_protocol::Message) {
-    let queue = request.properties.reply_to.clone().expect("a target has one");
+    let queue = request.properties.reply_to.as_ref().expect("a target has one").to_string();
     let sent = stack.bystander().publish(&queue, fanfare_protocol::Message::default()).await;
     assert!(matches!(sent, Err(fanfare_broker::PublishError::Unroutable(_))), "{sent:?}");
 }

@@ -102,7 +102,7 @@ async fn a_coordinator_killed_after_three_fifths_of_the_on_target_callbacks_repe
     seen.extend(callback.rest().await);
 
     let last = seen.pop().expect("callbacks came");
-    assert_eq!(last.properties.message_id, Some(format!("{}/on-final/my.callback", accepted.cid)));
+    assert_eq!(last.properties.message_id, Some(format!("{}/on-final/my.callback", accepted.cid).into()));
     let payload: FinalPayload = serde_json::from_slice(&last.body).expect("a final payload");
     assert_eq!(payload.data.len(), TARGETS);
     assert_eq!(payload.failures().count(), 0);

@@ -107,7 +107,7 @@ async fn fan_outs_end_once_while_coordinators_come_and_go(stack: Stack) {
     }
     while ended.len() < FAN_OUTS {
         let message = done.next().await;
-        *ended.entry(message.properties.correlation_id.expect("a CID")).or_default() += 1;
+        *ended.entry(message.properties.correlation_id.expect("a CID").to_string()).or_default() += 1;
     }
     stack.ended([], coordinator).await;
     assert!(ended.values().all(|times| *times == 1), "a stop repeats nothing: {ended:?}");

@@ -201,7 +201,7 @@ async fn a_question_of_a_later_version_is_ignored(stack: Stack) {
     for exchange in [stack.names().coordinators(), stack.names().workers()] {
         stack.exchange_is_heard(&exchange).await;
         let mut later = fanfare_protocol::Message::default();
-        later.properties.kind = Some("fanfare.of-a-later-version".to_owned());
+        later.properties.kind = Some("fanfare.of-a-later-version".into());
         let asked = stack.bystander().publish_through(&exchange.name, "", later).await;
         asked.expect("somebody hears it");
     }

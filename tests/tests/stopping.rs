@@ -62,7 +62,7 @@ async fn stopped_in_the_middle(stack: &Stack, stop: impl AsyncFnOnce()) {
     assert_eq!(payload.data.len(), TARGETS);
     let mut called: BTreeMap<String, usize> = BTreeMap::new();
     for message in &seen {
-        *called.entry(message.properties.message_id.clone().expect("an id")).or_default() += 1;
+        *called.entry(message.properties.message_id.as_ref().expect("an id").to_string()).or_default() += 1;
     }
     let once = (0..TARGETS).map(|place| (format!("{}/{place}/on-target/my.callback", accepted.cid), 1));
     assert_eq!(called, once.collect());

@@ -78,7 +78,7 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// [`BrokerError::WrongUser`] where it does not.
     async fn check_user_id(&self, user_id: &str) -> Result<(), BrokerError> {
         let mut message = Message::default();
-        message.properties.user_id = Some(user_id.to_owned());
+        message.properties.user_id = Some(user_id.into());
         // No queue has an empty name, so the message comes back.
         match self.publish("", message).await {
             Ok(()) | Err(PublishError::Unroutable(_)) => Ok(()),

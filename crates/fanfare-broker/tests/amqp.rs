@@ -347,7 +347,7 @@ async fn message_that_amqp_cannot_hold_is_refused_and_hurts_no_other() {
     let broker = broker(config(&url()));
     let queue = declared(&*broker, "classic").await;
     let mut foreign = message("foreign");
-    foreign.properties.app_id = Some("x".repeat(256));
+    foreign.properties.app_id = Some("x".repeat(256).into());
     let error = broker.publish(&queue, foreign).await.unwrap_err();
     assert!(matches!(error, PublishError::NotSent(BrokerError::Refused(_))), "{error:?}");
     broker.publish(&queue, message("other")).await.unwrap();

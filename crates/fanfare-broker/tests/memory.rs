@@ -90,7 +90,7 @@ async fn a_dead_letter_waits_for_its_queue_where_at_least_once_is_asked_for() {
     ];
     broker.declare(&queue("q", &arguments)).await.unwrap();
     let mut short_lived = message("late");
-    short_lived.properties.expiration = Some("5".to_owned());
+    short_lived.properties.expiration = Some("5".into());
     broker.publish("q", short_lived).await.unwrap();
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert_eq!(broker.inspect("q").await.unwrap().unwrap().messages, 0);

@@ -328,8 +328,8 @@ mod tests {
         let (names, broker) = (fanfare.names(), fanfare.broker());
         let mut manifest = fanfare_protocol::Message { body: "{}".into(), ..Default::default() }
             .with_header(header::RUN, "0123456789abcdef0123456789abcdef");
-        manifest.properties.kind = Some(header::TYPE_MANIFEST.to_owned());
-        manifest.properties.correlation_id = Some("parked".to_owned());
+        manifest.properties.kind = Some(header::TYPE_MANIFEST.into());
+        manifest.properties.correlation_id = Some("parked".into());
         let at = fanfare::WireTime::from_timestamp(1_000).unwrap();
         let manifest = manifest.parked(&names.fanin().name, "why", at);
         broker.ensure(&names.parked()).await.unwrap();

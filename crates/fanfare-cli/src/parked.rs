@@ -9,7 +9,7 @@ use fanfare::{
     BrokerError, Cid, Environment, Fanfare, Parked, ParkedMessages, ParkedQuery, Replayed, ServiceName,
     System, WireTime,
 };
-use fanfare_protocol::{HeaderValue, Message};
+use fanfare_protocol::{HeaderValue, Message, Properties};
 use serde_json::{Value, json};
 
 use crate::durations;
@@ -205,7 +205,7 @@ async fn show(fanfare: &Fanfare, id: &str, json: bool) -> Result<Exit, Failure> 
 
 /// Everything, for a program.
 fn whole(parked: &Parked, message: &Message) -> Value {
-    let headers = message.headers.iter().map(|(name, value)| (name.clone(), header(value)));
+    let headers = message.headers.iter().map(|(name, value)| (name.to_owned(), header(value)));
     let headers: serde_json::Map<String, Value> = headers.collect();
     let body = serde_json::from_slice(&message.body)
         .unwrap_or_else(|_| Value::String(String::from_utf8_lossy(&message.body).into_owned()));
@@ -214,11 +214,11 @@ fn whole(parked: &Parked, message: &Message) -> Value {
 
 fn header(value: &HeaderValue) -> Value {
     match value {
-        HeaderValue::Text(text) | HeaderValue::Other(text) => Value::String(text.clone()),
+        HeaderValue::Text(text) | HeaderValue::Other(text) => Value::String(text.to_string()),
         HeaderValue::Int(number) => Value::from(*number),
         HeaderValue::Bool(value) => Value::from(*value),
         HeaderValue::Table(table) => {
-            table.iter().map(|(name, value)| (name.clone(), header(value))).collect()
+            table.iter().map(|(name, value)| (name.to_owned(), header(value))).collect()
         }
         HeaderValue::List(list) => list.iter().map(header).collect(),
     }
@@ -226,23 +226,25 @@ fn header(value: &HeaderValue) -> Value {
 
 fn shown(parked: &Parked, message: &Message) -> String {
     let mut text = format!("reason: {}\n", plain(&parked.reason));
+    let Properties { kind, correlation_id, message_id, app_id, .. } = &message.properties;
+    let parked_at = parked.parked_at.map(|at| at.to_string());
     let properties = [
-        ("from", parked.from.clone()),
-        ("parked at", parked.parked_at.map(|at| at.to_string())),
-        ("type", message.properties.kind.clone()),
-        ("correlation_id", message.properties.correlation_id.clone()),
-        ("message_id", message.properties.message_id.clone()),
-        ("app_id", message.properties.app_id.clone()),
+        ("from", parked.from.as_deref()),
+        ("parked at", parked_at.as_deref()),
+        ("type", kind.as_deref()),
+        ("correlation_id", correlation_id.as_deref()),
+        ("message_id", message_id.as_deref()),
+        ("app_id", app_id.as_deref()),
     ];
     let mut line = |name: &str, value: &str| {
         writeln!(text, "{}: {}", plain(name), plain(value)).expect("a String takes everything");
     };
     for (name, value) in properties {
         if let Some(value) = value {
-            line(name, &value);
+            line(name, value);
         }
     }
-    for (name, value) in &message.headers {
+    for (name, value) in message.headers.iter() {
         let value = header(value);
         line(name, value.as_str().map_or_else(|| value.to_string(), str::to_owned).as_str());
     }

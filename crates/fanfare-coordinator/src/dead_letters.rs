@@ -24,8 +24,8 @@ pub(crate) async fn settle(outbox: Outbox, trust: Trust, delivery: Delivery) {
     let (from, reason) = death(&message, &outbox.names.dead().name);
     tracing::error!(
         queue = from,
-        message_id = message.properties.message_id,
-        correlation_id = message.properties.correlation_id,
+        message_id = message.properties.message_id.as_deref(),
+        correlation_id = message.properties.correlation_id.as_deref(),
         kind = message.kind(),
         reason,
         "the broker has given a message up: look for a policy on this queue"

@@ -7,36 +7,44 @@ use fanfare_protocol::Message;
 /// How long a manifest whose task panicked is kept before it goes back: whatever made it panic may do so again.
 const PANIC_PAUSE: Duration = Duration::from_secs(10);
 
-/// With which the fan-in acks: a receipt, and what must be kept with it.
+/// With which the fan-in acks: a receipt, and what must be kept with it. There is one for each result that is held, so it is small.
 #[derive(Debug, Clone)]
 pub(crate) struct Tag {
     receipt: Receipt,
+    kept: Option<Arc<Kept>>,
+}
+
+#[derive(Debug)]
+struct Kept {
     /// Of a manifest, which is held for as long as its fan-out is open.
-    _manifest: Option<Arc<HeldManifest>>,
+    _manifest: Option<HeldManifest>,
     /// Of a message that is to be parked, or may be: the message.
-    message: Option<Arc<Message>>,
+    message: Option<Message>,
 }
 
 impl Tag {
     /// Of a result, a checkpoint or a fence.
     pub(crate) fn of_result(receipt: Receipt) -> Self {
-        Self { receipt, _manifest: None, message: None }
+        Self { receipt, kept: None }
     }
 
     /// Of a message that nobody can use, or nobody here.
     pub(crate) fn of_garbage(delivery: Delivery) -> Self {
-        Self { receipt: delivery.receipt, _manifest: None, message: Some(Arc::new(delivery.message)) }
+        Self {
+            receipt: delivery.receipt,
+            kept: Some(Arc::new(Kept { _manifest: None, message: Some(delivery.message) })),
+        }
     }
 
     /// Of a manifest.
     pub(crate) fn of_manifest(receipt: Receipt) -> Self {
         let held = HeldManifest { _room: receipt.hold(), receipt: receipt.clone() };
-        Self { receipt, _manifest: Some(Arc::new(held)), message: None }
+        Self { receipt, kept: Some(Arc::new(Kept { _manifest: Some(held), message: None })) }
     }
 
     /// The message, where this is to be parked.
     pub(crate) fn message(&self) -> Option<Message> {
-        self.message.as_deref().cloned()
+        self.kept.as_ref()?.message.clone()
     }
 
     pub(crate) async fn ack(&self) {

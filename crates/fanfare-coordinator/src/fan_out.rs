@@ -294,7 +294,12 @@ impl FanOut {
     fn park(&mut self, tag: Tag, reason: String) {
         let Some(message) = tag.message() else { return };
         let (outbox, queue) = (self.outbox.clone(), self.machine.manifest().reply_to.clone());
-        tracing::warn!(queue, reason, message_id = message.properties.message_id, "message parked");
+        tracing::warn!(
+            queue,
+            reason,
+            message_id = message.properties.message_id.as_deref(),
+            "message parked"
+        );
         self.parking.push(Box::pin(async move {
             outbox.park(message, &queue, &reason).await;
             tag.ack().await;

@@ -62,7 +62,7 @@ impl Outbox {
                 (PublishError::Unroutable(_), Absence::Parks) if self.is_gone(queue).await => {
                     tracing::warn!(
                         queue,
-                        message_id = message.properties.message_id,
+                        message_id = message.properties.message_id.as_deref(),
                         "callback parked: its queue is gone"
                     );
                     let reason = format!(

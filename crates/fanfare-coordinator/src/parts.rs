@@ -2,7 +2,7 @@
 //! to them.
 
 use fanfare_broker::Backoff;
-use fanfare_protocol::{Cid, LargePayload, Part, Parts, RunId};
+use fanfare_protocol::{Cid, LargePayload, Message, Part, Parts, RunId};
 
 use crate::addressing::Letter;
 use crate::outbox::{Absence, Outbox, Outcome};
@@ -10,17 +10,30 @@ use crate::outbox::{Absence, Outbox, Outcome};
 /// Returns when a letter is safe, and the parts that it refers to are, or when it cannot be.
 pub(crate) async fn send(outbox: &Outbox, letter: Letter) -> Outcome {
     let Letter { queue, message, absence, parts } = letter;
-    let Some(parts) = parts else { return outbox.publish(&queue, message, absence).await };
+    match parts {
+        None => outbox.publish(&queue, message, absence).await,
+        // In a box: it is rare, and thousands of letters may be under way.
+        Some(parts) => Box::pin(send_in_parts(outbox, &queue, message, absence, &parts)).await,
+    }
+}
+
+async fn send_in_parts(
+    outbox: &Outbox,
+    queue: &str,
+    message: Message,
+    absence: Absence,
+    parts: &Parts,
+) -> Outcome {
     let (Ok(cid), Ok(run)) = (message.cid(), message.run()) else {
         unreachable!("every callback message names its fan-out")
     };
     loop {
         let writer = RunId::from(outbox.environment.unique());
-        let writing = Writing { outbox, parts: &parts, cid: &cid, run, writer };
+        let writing = Writing { outbox, parts, cid: &cid, run, writer };
         if absence == Absence::Drops {
             // A caller who waits reads the parts from where it reads the message.
-            return match writing.write(&queue, absence).await {
-                Ok(large) => outbox.publish(&queue, large.refer(message), absence).await,
+            return match writing.write(queue, absence).await {
+                Ok(large) => outbox.publish(queue, large.refer(message), absence).await,
                 Err(outcome) => outcome,
             };
         }
@@ -28,7 +41,7 @@ pub(crate) async fn send(outbox: &Outbox, letter: Letter) -> Outcome {
         match writing.write(&own.name, Absence::Late).await {
             Ok(large) => {
                 own.keep();
-                return outbox.publish(&queue, large.refer(message), absence).await;
+                return outbox.publish(queue, large.refer(message), absence).await;
             }
             Err(Outcome::Gone) => {
                 tracing::warn!(

@@ -363,7 +363,12 @@ impl Hold<'_> {
 
     fn park(&mut self, tag: Tag, message: Message, reason: String) {
         let (outbox, queue) = (self.task.messenger.outbox.clone(), self.task.queue.name.clone());
-        tracing::warn!(queue, reason, message_id = message.properties.message_id, "message parked");
+        tracing::warn!(
+            queue,
+            reason,
+            message_id = message.properties.message_id.as_deref(),
+            "message parked"
+        );
         self.parking.push(Box::pin(async move {
             outbox.park(message, &queue, &reason).await;
             tag

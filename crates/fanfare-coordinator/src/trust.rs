@@ -44,7 +44,7 @@ impl Trust {
 
     /// A manifest as this coordinator publishes it.
     pub(crate) fn sign(&self, mut manifest: Message) -> Message {
-        manifest.properties.user_id = self.own.clone();
+        manifest.properties.user_id = self.own.as_deref().map(Into::into);
         manifest
     }
 }
@@ -60,7 +60,7 @@ mod tests {
 
     fn of(user: Option<&str>) -> Message {
         let mut manifest = Message::default();
-        manifest.properties.user_id = user.map(str::to_owned);
+        manifest.properties.user_id = user.map(Into::into);
         manifest
     }
 

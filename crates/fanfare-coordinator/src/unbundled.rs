@@ -65,8 +65,8 @@ mod tests {
 
     fn message(kind: &str, id: &str) -> Message {
         let mut message = Message { body: "{}".into(), ..Message::default() };
-        message.properties.kind = Some(kind.to_owned());
-        message.properties.message_id = Some(id.to_owned());
+        message.properties.kind = Some(kind.into());
+        message.properties.message_id = Some(id.into());
         message
     }
 

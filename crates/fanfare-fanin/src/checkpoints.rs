@@ -11,7 +11,7 @@ use bytes::Bytes;
 use fanfare_protocol::{Checkpoint, CheckpointEntry, Manifest, RunId, limits};
 
 use crate::gathered::{Calls, CheckpointId, Entry, Gathered, HeldCheckpoint, Home};
-use crate::{Limits, Time};
+use crate::{Answer, Limits, Time};
 
 /// Checkpoints of one level that are folded into one of the next: each result is then written again at most once for
 /// every power of ten. Fewer where the window is small, of which checkpoints may take a part only.
@@ -227,42 +227,39 @@ impl<T: Clone> Checkpoints<T> {
     /// Takes as many of the places as fit into one message. The rest is proposed again when that is confirmed.
     fn write(
         &mut self,
-        gathered: &Gathered<T>,
+        gathered: &mut Gathered<T>,
         manifest: &Manifest,
         places: &[usize],
         called: bool,
         level: u32,
     ) -> Option<Checkpoint> {
-        let mut bytes = 0;
-        let mut entries = Vec::new();
+        let (mut bytes, mut taken) = (0, 0);
         for &place in places {
             let body = &gathered.entry(place)?.answer.body;
             // A key's control characters are excluded, so escaping at most doubles it.
             let size = body.len() + 2 * manifest.targets[place].key.as_str().len() + ENTRY_OVERHEAD_BYTES;
-            if bytes + size > self.most_bytes && !entries.is_empty() {
+            if bytes + size > self.most_bytes && taken > 0 {
                 break;
             }
             bytes += size;
-            entries.push((place, body.clone()));
+            taken += 1;
         }
-        if entries.is_empty() {
+        if taken == 0 {
             return None;
         }
+        let places = &places[..taken];
+        gathered.join(places);
         let id = (self.hold, self.next_number);
         self.next_number += 1;
-        let checkpoint = Checkpoint {
-            coordinator: id.0,
-            number: id.1,
-            called,
-            entries: entries
-                .iter()
-                .map(|(place, body)| CheckpointEntry {
-                    key: manifest.targets[*place].key.clone(),
-                    body: body.clone(),
-                    traceparent: gathered.entry(*place).and_then(|entry| entry.answer.traceparent),
-                })
-                .collect(),
+        let answers = || places.iter().filter_map(|place| Some((*place, &gathered.entry(*place)?.answer)));
+        let written = |(place, answer): (usize, &Answer)| CheckpointEntry {
+            key: manifest.targets[place].key.clone(),
+            body: answer.body.clone(),
+            traceparent: answer.traceparent.as_deref().copied(),
         };
+        let checkpoint =
+            Checkpoint { coordinator: id.0, number: id.1, called, entries: answers().map(written).collect() };
+        let entries = answers().map(|(place, answer)| (place, answer.body.clone())).collect();
         self.writing = Some(Writing { id, entries, called, level, bytes, arrived: None });
         Some(checkpoint)
     }

@@ -63,8 +63,10 @@ pub enum Item {
         /// What it says.
         answer: Answer,
     },
-    /// Results that a coordinator wrote back, each with whether its target succeeded.
+    /// Results that another hold wrote back, each with whether its target succeeded.
     Checkpoint(Checkpoint),
+    /// Results that this hold wrote back, by the number of their checkpoint: it has them.
+    OwnCheckpoint(u64),
     /// A mark that a coordinator wrote.
     Fence(Fence),
     /// What lies in the queue from before the manifest to its deletion.
@@ -88,8 +90,8 @@ pub struct Answer {
     pub ended_by: Option<EndedBy>,
     /// When the target completed, by its worker's clock.
     pub at: WireTime,
-    /// The target's span, where it is one of those that final callbacks link to.
-    pub traceparent: Option<TraceParent>,
+    /// The target's span, where it is one of those that final callbacks link to: in a box, since of most targets it is not.
+    pub traceparent: Option<Box<TraceParent>>,
 }
 
 impl Answer {

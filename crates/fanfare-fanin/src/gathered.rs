@@ -29,7 +29,7 @@ pub(crate) enum Calls {
     /// Not published in this hold.
     Waiting,
     /// Published, and so many are not confirmed.
-    Open(usize),
+    Open(u16),
     /// All confirmed, or there are none.
     Confirmed,
 }
@@ -183,7 +183,7 @@ impl<T: Clone> Gathered<T> {
     /// The spans of targets that a final callback links to, in the manifest's order.
     pub(crate) fn links(&self) -> Vec<TraceParent> {
         let first = self.entries.iter().take(limits::LINKS).flatten();
-        first.filter_map(|entry| entry.answer.traceparent).collect()
+        first.filter_map(|entry| entry.answer.traceparent.as_deref().copied()).collect()
     }
 
     /// How it ends if no other result counts. It depends on nothing but the results.
@@ -240,7 +240,7 @@ impl<T: Clone> Gathered<T> {
         let CheckpointEntry { body, traceparent, .. } = written;
         let Ok(result) = TargetResult::from_body(&body) else { return None };
         let traceparent = traceparent.filter(|_| place < limits::LINKS);
-        let answer = Answer { traceparent, ..Answer::new(body, &result) };
+        let answer = Answer { traceparent: traceparent.map(Box::new), ..Answer::new(body, &result) };
         let mut released = None;
         match &self.entries[place] {
             None => {
@@ -304,8 +304,19 @@ impl<T: Clone> Gathered<T> {
         held.tag.is_some().then(|| self.checkpoints.remove(&id)).flatten().and_then(|held| held.tag)
     }
 
+    /// Puts results into one piece of memory, which takes less than each by itself does, and leaves no small gaps when it goes.
+    pub(crate) fn join(&mut self, places: &[usize]) {
+        let bodies = places.iter().filter_map(|place| self.entry(*place)).map(|entry| &entry.answer.body[..]);
+        let mut joined = Bytes::from(bodies.collect::<Vec<_>>().concat());
+        for place in places {
+            let body = &mut self.known(*place).answer.body;
+            *body = joined.split_to(body.len());
+        }
+    }
+
     /// The on-target callbacks of an entry have been published.
     pub(crate) fn begin_calls(&mut self, place: usize, calls: usize) {
+        let calls = u16::try_from(calls).expect("a manifest lists fewer callbacks");
         self.known(place).calls = Calls::Open(calls);
     }
 

@@ -297,7 +297,7 @@ impl<T: Clone> FanIn<T> {
     /// Tells what a message of the aggregation queue is to this fan-out.
     #[must_use]
     pub fn read(&self, message: &Message) -> Item {
-        read(message, &self.manifest, &self.places)
+        read(message, &self.manifest, &self.places, self.hold.token)
     }
 
     /// Whether the machine has given [`Effect::End`] or [`Effect::Abandon`].

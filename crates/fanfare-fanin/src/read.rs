@@ -1,6 +1,6 @@
 use bytes::Bytes;
 use fanfare_protocol::{
-    Bundle, Checkpoint, CheckpointEntry, EndedBy, Fence, Malformed, Manifest, Message, TargetResult,
+    Bundle, Checkpoint, CheckpointEntry, EndedBy, Fence, Malformed, Manifest, Message, RunId, TargetResult,
     TraceParent, WireTime, header, limits,
 };
 use fanfare_protocol::{key_of, place_of};
@@ -8,15 +8,19 @@ use fanfare_protocol::{key_of, place_of};
 use crate::places::Places;
 use crate::{Answer, Item};
 
-/// Tells what a message of the aggregation queue is to this fan-out. `places` are those of the manifest.
+/// Tells what a message of the aggregation queue is to this fan-out. `places` are those of the manifest, and `hold` is what marks
+/// the checkpoints of this hold.
 ///
 /// A result that can be told to belong to a target but is not of the protocol's form becomes a failed result which says
 /// what is wrong, always the same one for the same message: whichever coordinator reads it, the outcome is the same.
-pub(crate) fn read(message: &Message, manifest: &Manifest, places: &Places) -> Item {
+pub(crate) fn read(message: &Message, manifest: &Manifest, places: &Places, hold: RunId) -> Item {
     match message.kind() {
         header::TYPE_RESULT => read_result(message, manifest, places),
         header::TYPE_RESULTS => Item::Garbage(why_no_results(message).0),
         header::TYPE_CHECKPOINT if is_foreign(message, manifest) => Item::Stranger,
+        header::TYPE_CHECKPOINT if let Some(number) = Checkpoint::number_of(message, hold) => {
+            Item::OwnCheckpoint(number)
+        }
         header::TYPE_CHECKPOINT => match Checkpoint::decode(message) {
             Ok(checkpoint) => Item::Checkpoint(with_sound_bodies(checkpoint, manifest, places)),
             Err(Malformed(reason)) => Item::Garbage(reason),
@@ -79,7 +83,10 @@ fn read_result(message: &Message, manifest: &Manifest, places: &Places) -> Item 
         }
         Ok(result) => {
             let traceparent = TraceParent::of(message).filter(|_| place < limits::LINKS);
-            let answer = Answer { traceparent, ..Answer::new(trimmed(&message.body), &result) };
+            let answer = Answer {
+                traceparent: traceparent.map(Box::new),
+                ..Answer::new(trimmed(&message.body), &result)
+            };
             return Item::Result { place, answer };
         }
         Err(Malformed(reason)) => reason,

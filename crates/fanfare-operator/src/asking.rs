@@ -28,7 +28,7 @@ impl Operator {
         let queue = self.config.names.wait(RunId::from(self.environment.unique()));
         let mut mailbox = Mailbox::open(&*self.broker, &queue).await.map_err(AskError::NoMailbox)?;
         let mut question = question(queue.name);
-        question.properties.user_id = self.config.user_id.clone();
+        question.properties.user_id = self.config.user_id.as_deref().map(Into::into);
         let until = Instant::now() + self.config.patience;
         let (mut next, mut answers) = (Instant::now(), BTreeMap::new());
         let mut read_so_far = 0;

@@ -110,7 +110,7 @@ impl Parked {
             kind: message.kind().to_owned(),
             cid: message.cid().ok(),
             run: message.run().ok(),
-            message_id: message.properties.message_id.clone(),
+            message_id: message.properties.message_id.as_ref().map(ToString::to_string),
             bytes: message.body.len(),
         }
     }
@@ -232,7 +232,7 @@ impl Operator {
         }
         let mut message = message.unparked();
         if is_manifest {
-            message.properties.user_id = self.config.user_id.clone();
+            message.properties.user_id = self.config.user_id.as_deref().map(Into::into);
         }
         Ok(self.broker.publish(&from, message).await?)
     }

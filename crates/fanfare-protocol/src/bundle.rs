@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
+use smol_str::SmolStr;
 
 use crate::message::{HeaderValue, Message};
 use crate::{Malformed, TraceParent, header, limits};
@@ -28,10 +29,10 @@ struct Label<'a> {
 
 #[derive(Deserialize)]
 struct Bundled<'a> {
-    message_id: String,
-    correlation_id: Option<String>,
-    run: Option<String>,
-    key: Option<String>,
+    message_id: SmolStr,
+    correlation_id: Option<SmolStr>,
+    run: Option<SmolStr>,
+    key: Option<SmolStr>,
     #[serde(default, deserialize_with = "TraceParent::read")]
     traceparent: Option<TraceParent>,
     #[serde(borrow)]
@@ -62,10 +63,10 @@ impl Bundle {
         }
         body.push(b']');
         let mut properties = first.properties.clone();
-        properties.kind = Some(header::TYPE_RESULTS.to_owned());
-        properties.message_id = properties.message_id.map(|id| format!("{id}s"));
+        properties.kind = Some(SmolStr::new_static(header::TYPE_RESULTS));
+        properties.message_id = properties.message_id.map(|id| format!("{id}s").into());
         let shared = [header::VERSION, header::RUN].into_iter();
-        let headers = shared.filter_map(|name| Some((name.to_owned(), first.headers.get(name)?.clone())));
+        let headers = shared.filter_map(|name| Some((name, first.headers.get(name)?.clone())));
         Some(Message { properties, headers: headers.collect(), body: body.into() })
     }
 
@@ -97,14 +98,14 @@ impl Bundle {
                 // A slice would keep all of the bundle in memory for as long as one of its results is held.
                 body: Bytes::copy_from_slice(bundled.result.get().as_bytes()),
             };
-            result.properties.kind = Some(header::TYPE_RESULT.to_owned());
+            result.properties.kind = Some(SmolStr::new_static(header::TYPE_RESULT));
             result.properties.message_id = Some(bundled.message_id);
             if let Some(cid) = bundled.correlation_id {
                 result.properties.correlation_id = Some(cid);
             }
             for (name, text) in [(header::RUN, bundled.run), (header::KEY, bundled.key)] {
                 if let Some(text) = text {
-                    result.headers.insert(name.to_owned(), HeaderValue::Text(text));
+                    result.headers.insert(name, HeaderValue::Text(text));
                 }
             }
             result.traced(bundled.traceparent)

@@ -55,26 +55,23 @@ impl Callback<'_> {
         };
         let mut message = Message::of(header::TYPE_CALLBACK, cid, message_id, self.body.clone())
             .with_header(header::CHANNEL, channel.as_header())
-            .with_header(header::RUN, manifest.run.to_string())
+            .with_header(header::RUN, manifest.run)
             .with_header(header::SOURCE, manifest.source.as_str())
             .with_header(header::REQUESTED_AT, manifest.req_ts_utc.to_string());
-        message.properties.app_id = Some(manifest.source.to_string());
+        message.properties.app_id = Some((&manifest.source).into());
         match self.kind {
             CallbackKind::OnTarget { place, .. } => {
                 let target = &manifest.targets[place];
-                let mut set = |name: &str, value: &str| {
-                    message.headers.insert(name.to_owned(), HeaderValue::from(value))
-                };
-                set(header::KEY, target.key.as_str());
-                set(header::TARGET, target.service.as_str());
+                message.headers.insert(header::KEY, target.key.as_str());
+                message.headers.insert(header::TARGET, target.service.as_str());
             }
             CallbackKind::OnFinal { ending: Ending { failed, missing, by }, .. } => {
                 let number = |n: usize| HeaderValue::Int(i64::try_from(n).unwrap_or(i64::MAX));
-                message.headers.insert(header::TARGETS.to_owned(), number(manifest.targets.len()));
-                message.headers.insert(header::FAILED.to_owned(), number(failed));
+                message.headers.insert(header::TARGETS, number(manifest.targets.len()));
+                message.headers.insert(header::FAILED, number(failed));
                 if let Some(by) = by {
-                    message.headers.insert(header::ENDED_BY.to_owned(), by.as_str().into());
-                    message.headers.insert(header::MISSING.to_owned(), number(missing));
+                    message.headers.insert(header::ENDED_BY, by.as_str());
+                    message.headers.insert(header::MISSING, number(missing));
                 }
             }
         }

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::message::{HeaderValue, Message};
+use crate::message::Message;
 use crate::name::{Cid, RunId};
 use crate::{Cancellation, Malformed, QueueNames, header};
 
@@ -65,7 +65,7 @@ impl CancelRequest {
     #[must_use]
     pub fn encode(&self) -> Message {
         let mut message = Message::of(header::TYPE_CANCEL, &self.cid, format!("{}/cancel", self.cid), EMPTY);
-        message.properties.reply_to = Some(self.reply_to.clone());
+        message.properties.reply_to = Some(self.reply_to.as_str().into());
         match self.run {
             Some(run) => message.with_header(header::RUN, run.to_string()),
             None => message,
@@ -107,7 +107,7 @@ impl Cancelled {
     pub fn encode(&self) -> Message {
         let mut message =
             Message::of(header::TYPE_CANCELLED, &self.cid, format!("{}/cancelled", self.cid), EMPTY);
-        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(self.run.to_string()));
+        message.headers.insert(header::RUN, self.run);
         message
     }
 

@@ -2,7 +2,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use crate::message::{HeaderValue, Message};
+use crate::message::Message;
 use crate::name::{Cid, RunId, TargetKey};
 use crate::{Malformed, Manifest, TraceParent, header};
 
@@ -57,30 +57,33 @@ impl Checkpoint {
     /// accepted may be put into one.
     #[must_use]
     pub fn encode(&self, manifest: &Manifest) -> Message {
-        let raw = |entry: &'_ CheckpointEntry| -> Box<RawValue> {
-            serde_json::from_slice(&entry.body).expect("a result that counted is JSON")
-        };
-        let raws: Vec<Box<RawValue>> = self.entries.iter().map(raw).collect();
-        let results = self
-            .entries
-            .iter()
-            .zip(&raws)
-            .map(|(entry, raw)| EntryBody {
-                key: entry.key.clone(),
-                result: raw,
-                traceparent: entry.traceparent,
-            })
-            .collect();
+        let entries = self.entries.iter().map(|entry| EntryBody {
+            key: entry.key.clone(),
+            result: serde_json::from_slice(&entry.body).expect("a result that counted is JSON"),
+            traceparent: entry.traceparent,
+        });
         let body = crate::result::to_json(&CheckpointBody {
             coordinator: self.coordinator,
             number: self.number,
             called: self.called,
-            results,
+            results: entries.collect(),
         });
         let id = format!("{}/checkpoint/{}/{}", manifest.cid, self.coordinator, self.number);
         let mut message = Message::of(header::TYPE_CHECKPOINT, &manifest.cid, id, body);
-        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(manifest.run.to_string()));
+        message.headers.insert(header::RUN, manifest.run);
         message
+    }
+
+    /// The number of a checkpoint that this coordinator wrote, which has its results and need not decode them.
+    #[must_use]
+    pub fn number_of(message: &Message, coordinator: RunId) -> Option<u64> {
+        #[derive(Deserialize)]
+        struct Written {
+            coordinator: RunId,
+            number: u64,
+        }
+        let written: Written = crate::result::from_json("checkpoint", &message.body).ok()?;
+        (written.coordinator == coordinator).then_some(written.number)
     }
 
     /// Decodes the body of a checkpoint.
@@ -117,7 +120,7 @@ impl Fence {
     pub fn encode(&self, manifest: &Manifest) -> Message {
         let id = format!("{}/fence/{}", manifest.cid, self.token);
         let mut message = Message::of(header::TYPE_FENCE, &manifest.cid, id, crate::result::to_json(self));
-        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(manifest.run.to_string()));
+        message.headers.insert(header::RUN, manifest.run);
         message
     }
 
@@ -150,7 +153,7 @@ impl Sentinel {
     #[must_use]
     pub fn encode(cid: &Cid, run: RunId) -> Message {
         let mut message = Message::of(header::TYPE_SENTINEL, cid, format!("{cid}/sentinel"), "{}");
-        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(run.to_string()));
+        message.headers.insert(header::RUN, run);
         message
     }
 }

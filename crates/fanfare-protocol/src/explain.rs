@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::message::{HeaderValue, Message};
+use crate::message::Message;
 use crate::name::{Cid, RunId, ServiceName, TargetKey};
 use crate::{EndedBy, FanOutStatus, Malformed, QueueNames, WireTime, header};
 
@@ -155,9 +155,9 @@ impl ExplainRequest {
         let id = format!("{}/explain", self.cid);
         let body = crate::result::to_json(&Body { limit: self.limit });
         let mut message = Message::of(header::TYPE_EXPLAIN, &self.cid, id, body);
-        message.properties.reply_to = Some(self.reply_to.clone());
+        message.properties.reply_to = Some(self.reply_to.as_str().into());
         if let Some(run) = self.run {
-            message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(run.to_string()));
+            message.headers.insert(header::RUN, run);
         }
         message
     }

@@ -132,8 +132,9 @@ impl Invocation {
 impl ReplyAddress {
     fn of(message: &Message, names: &QueueNames) -> Result<Self, Malformed> {
         let (cid, run) = (message.cid()?, message.run()?);
-        let queue =
-            message.properties.reply_to.clone().ok_or_else(|| Malformed::new("reply_to is missing"))?;
+        let Some(queue) = message.properties.reply_to.as_ref().map(ToString::to_string) else {
+            return Err(Malformed::new("reply_to is missing"));
+        };
         if !names.is_reply_queue(&queue, &cid, run) {
             return Err(Malformed::new(format!(
                 "reply_to {queue:?} is neither the aggregation queue of this CID and run nor a shard"

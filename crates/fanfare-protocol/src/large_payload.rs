@@ -62,8 +62,8 @@ impl Part {
         let Self { writer, number, body } = self;
         let id = format!("{cid}/payload/{writer}/{number}");
         Message::of(header::TYPE_PAYLOAD_PART, cid, id, body)
-            .with_header(header::RUN, run.to_string())
-            .with_header(header::PAYLOAD, writer.to_string())
+            .with_header(header::RUN, run)
+            .with_header(header::PAYLOAD, writer)
             .with_header(header::PAYLOAD_PART, int(number))
     }
 

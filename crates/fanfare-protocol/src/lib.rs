@@ -28,6 +28,7 @@ mod explain;
 mod final_body;
 mod hash;
 pub mod header;
+mod headers;
 mod invocation;
 mod large_payload;
 mod lately;

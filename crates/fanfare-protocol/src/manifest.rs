@@ -71,9 +71,9 @@ impl Manifest {
         let body = crate::result::to_json(self);
         let mut message =
             Message::of(header::TYPE_MANIFEST, &self.cid, format!("{}/manifest", self.cid), body);
-        message.properties.app_id = Some(self.source.to_string());
+        message.properties.app_id = Some((&self.source).into());
         message.properties.timestamp = Some(self.req_ts_utc.timestamp());
-        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(self.run.to_string()));
+        message.headers.insert(header::RUN, self.run);
         message
     }
 
@@ -116,7 +116,9 @@ impl Manifest {
         if message.kind() != header::TYPE_MANIFEST {
             return Err(Malformed::new(message.mistyped("is not fanfare.manifest")));
         }
-        let manifest: Self = crate::result::from_json("manifest", &message.body)?;
+        let mut manifest: Self = crate::result::from_json("manifest", &message.body)?;
+        // They are held for as long as the fan-out is open, and have grown by doubling.
+        manifest.targets.shrink_to_fit();
         manifest.check(names)?;
         Ok(manifest)
     }

@@ -1,9 +1,9 @@
 //! A message as every broker has it: properties, headers and a body.
 
-use std::collections::BTreeMap;
-
 use bytes::Bytes;
+use smol_str::SmolStr;
 
+pub use crate::headers::Headers;
 use crate::name::{Cid, RunId};
 use crate::{Malformed, QueueNames, WireTime, header, limits};
 
@@ -25,34 +25,31 @@ pub struct Message {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Properties {
     /// `content_type`; `application/json` on every message of Fanfare.
-    pub content_type: Option<String>,
+    pub content_type: Option<SmolStr>,
     /// `correlation_id`: the CID.
-    pub correlation_id: Option<String>,
+    pub correlation_id: Option<SmolStr>,
     /// `reply_to`: the aggregation queue.
-    pub reply_to: Option<String>,
+    pub reply_to: Option<SmolStr>,
     /// `message_id`: the same at every repetition of the message.
-    pub message_id: Option<String>,
+    pub message_id: Option<SmolStr>,
     /// `type`: which message of the protocol this is.
-    pub kind: Option<String>,
+    pub kind: Option<SmolStr>,
     /// `app_id`: the source.
-    pub app_id: Option<String>,
+    pub app_id: Option<SmolStr>,
     /// `timestamp`, in seconds since 1970.
     pub timestamp: Option<u64>,
     /// `user_id`: the login of whoever published the message. The broker refuses one that is not, so a reader may trust it;
     /// for the same reason nobody else can publish the message again as it is: see [`Message::without_user`].
-    pub user_id: Option<String>,
+    pub user_id: Option<SmolStr>,
     /// `expiration`: milliseconds after which a queue drops the message. Fanfare sets none.
-    pub expiration: Option<String>,
+    pub expiration: Option<SmolStr>,
 }
-
-/// Headers by name, in the order of their names.
-pub type Headers = BTreeMap<String, HeaderValue>;
 
 /// The value of a header: the part of AMQP's field types that Fanfare needs.
 #[derive(Debug, Clone, PartialEq)]
 pub enum HeaderValue {
     /// A string.
-    Text(String),
+    Text(SmolStr),
     /// Any of AMQP's integers.
     Int(i64),
     /// A truth value.
@@ -62,18 +59,24 @@ pub enum HeaderValue {
     /// A list of values.
     List(Vec<HeaderValue>),
     /// A value of a type that Fanfare does not use, as text for a person to read.
-    Other(String),
+    Other(SmolStr),
 }
 
 impl From<&str> for HeaderValue {
     fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
+        Self::Text(text.into())
     }
 }
 
 impl From<String> for HeaderValue {
     fn from(text: String) -> Self {
-        Self::Text(text)
+        Self::Text(text.into())
+    }
+}
+
+impl From<RunId> for HeaderValue {
+    fn from(run: RunId) -> Self {
+        Self::Text(run.into())
     }
 }
 
@@ -98,22 +101,22 @@ fn size(value: &HeaderValue) -> usize {
 
 impl Message {
     /// A message of the given type for a CID, with what every message of the protocol carries.
-    pub(crate) fn of(kind: &str, cid: &Cid, message_id: String, body: impl Into<Bytes>) -> Self {
+    pub(crate) fn of(kind: &'static str, cid: &Cid, message_id: String, body: impl Into<Bytes>) -> Self {
         let properties = Properties {
-            content_type: Some("application/json".to_owned()),
-            correlation_id: Some(cid.to_string()),
-            message_id: Some(message_id),
-            kind: Some(kind.to_owned()),
+            content_type: Some(SmolStr::new_static("application/json")),
+            correlation_id: Some(cid.into()),
+            message_id: Some(message_id.into()),
+            kind: Some(SmolStr::new_static(kind)),
             ..Properties::default()
         };
-        let headers = Headers::from([(header::VERSION.to_owned(), HeaderValue::Int(header::VERSION_1))]);
+        let headers = Headers::from([(header::VERSION, HeaderValue::Int(header::VERSION_1))]);
         Self { properties, headers, body: body.into() }
     }
 
     /// Adds or replaces a header.
     #[must_use]
     pub fn with_header(mut self, name: &str, value: impl Into<HeaderValue>) -> Self {
-        self.headers.insert(name.to_owned(), value.into());
+        self.headers.insert(name, value);
         self
     }
 
@@ -138,7 +141,7 @@ impl Message {
         }
         while bytes > limits::PARKED_HEADER_BYTES {
             let largest = self.headers.iter().max_by_key(|(name, value)| name.len() + size(value));
-            let Some(name) = largest.map(|(name, _)| name.clone()) else { break };
+            let Some(name) = largest.map(|(name, _)| name.to_owned()) else { break };
             bytes -= name.len() + self.headers.remove(&name).as_ref().map_or(0, size);
         }
         let user = self.properties.user_id.clone();
@@ -148,7 +151,7 @@ impl Message {
             .with_header(header::PARKED_FROM, from)
             .with_header(header::PARKED_AT, at.to_string());
         match user {
-            Some(user) => parked.with_header(header::PARKED_USER, user),
+            Some(user) => parked.with_header(header::PARKED_USER, user.as_str()),
             None => parked,
         }
     }
@@ -186,7 +189,7 @@ impl Message {
     #[must_use]
     pub fn unparked(mut self) -> Self {
         let added = [header::REASON, header::PARKED_FROM, header::PARKED_AT, header::PARKED_USER];
-        self.headers.retain(|name, _| !added.contains(&name.as_str()) && name != header::ATTEMPT);
+        self.headers.retain(|name, _| !added.contains(&name) && name != header::ATTEMPT);
         self.anew()
     }
 
@@ -253,8 +256,8 @@ impl Message {
 
     /// The queue of whoever waits for an answer.
     pub(crate) fn waiter(&self, names: &QueueNames) -> Result<String, Malformed> {
-        let reply_to = self.properties.reply_to.clone().filter(|queue| names.is_wait(queue));
-        reply_to.ok_or_else(|| Malformed::new("reply_to is not the queue of a waiter"))
+        let reply_to = self.properties.reply_to.as_deref().filter(|queue| names.is_wait(queue));
+        reply_to.map(str::to_owned).ok_or_else(|| Malformed::new("reply_to is not the queue of a waiter"))
     }
 
     pub(crate) fn is_of(&self, kind: &str) -> Result<(), Malformed> {

@@ -90,8 +90,8 @@ impl Metadata {
 
     pub(crate) fn write(&self, headers: &mut Headers) {
         if !self.is_empty() {
-            let table = self.0.iter().map(|(name, value)| (name.clone(), HeaderValue::Text(value.clone())));
-            headers.insert(header::METADATA.to_owned(), HeaderValue::Table(table.collect()));
+            let table = self.0.iter().map(|(name, value)| (name.as_str(), HeaderValue::from(value.as_str())));
+            headers.insert(header::METADATA, HeaderValue::Table(table.collect()));
         }
     }
 
@@ -101,7 +101,7 @@ impl Metadata {
             Some(HeaderValue::Table(table)) => table
                 .iter()
                 .map(|(name, value)| match value {
-                    HeaderValue::Text(value) => Ok((name.clone(), value.clone())),
+                    HeaderValue::Text(value) => Ok((name.to_owned(), value.to_string())),
                     _ => Err(Malformed::new(format!(
                         "entry {name:?} of header fanfare-metadata is not a string"
                     ))),

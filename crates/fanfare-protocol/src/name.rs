@@ -3,7 +3,8 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
+use smol_str::SmolStr;
 use uuid::Uuid;
 
 use crate::limits;
@@ -46,20 +47,17 @@ fn check_name(what: &'static str, value: &str, max: usize) -> Result<(), Invalid
 macro_rules! name {
     ($(#[$doc:meta])* $name:ident, $what:literal, $check:expr) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-        #[serde(try_from = "String", into = "String")]
-        pub struct $name(String);
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+        #[serde(try_from = "SmolStr")]
+        pub struct $name(SmolStr);
 
         impl $name {
             /// Checks the value against the rule for this kind of name.
             ///
             /// # Errors
             /// [`InvalidName`] names the value and the rule that it breaks.
-            pub fn new(value: impl Into<String>) -> Result<Self, InvalidName> {
-                let value = value.into();
-                let check: fn(&'static str, &str) -> Result<(), InvalidName> = $check;
-                check($what, &value)?;
-                Ok(Self(value))
+            pub fn new(value: impl AsRef<str>) -> Result<Self, InvalidName> {
+                Self::try_from(SmolStr::new(value))
             }
 
             /// The name as text.
@@ -82,6 +80,21 @@ macro_rules! name {
             }
         }
 
+        impl Serialize for $name {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&self.0)
+            }
+        }
+
+        impl TryFrom<SmolStr> for $name {
+            type Error = InvalidName;
+            fn try_from(value: SmolStr) -> Result<Self, InvalidName> {
+                let check: fn(&'static str, &str) -> Result<(), InvalidName> = $check;
+                check($what, &value)?;
+                Ok(Self(value))
+            }
+        }
+
         impl TryFrom<String> for $name {
             type Error = InvalidName;
             fn try_from(value: String) -> Result<Self, InvalidName> {
@@ -98,7 +111,13 @@ macro_rules! name {
 
         impl From<$name> for String {
             fn from(name: $name) -> String {
-                name.0
+                name.0.into()
+            }
+        }
+
+        impl From<&$name> for SmolStr {
+            fn from(name: &$name) -> Self {
+                name.0.clone()
             }
         }
 
@@ -158,7 +177,7 @@ name!(
 
 impl Default for Prefix {
     fn default() -> Self {
-        Self("fanfare".to_owned())
+        Self(SmolStr::new_static("fanfare"))
     }
 }
 
@@ -179,7 +198,7 @@ impl From<ServiceName> for Source {
 impl From<Uuid> for Cid {
     /// A drawn CID is the UUID as 32 hexadecimal digits.
     fn from(id: Uuid) -> Self {
-        Self(id.simple().to_string())
+        Self(id.simple().to_string().into())
     }
 }
 
@@ -233,6 +252,12 @@ impl TryFrom<String> for RunId {
 impl From<RunId> for String {
     fn from(run: RunId) -> String {
         run.to_string()
+    }
+}
+
+impl From<RunId> for SmolStr {
+    fn from(run: RunId) -> Self {
+        Self::new(run.0.simple().encode_lower(&mut Uuid::encode_buffer()))
     }
 }
 

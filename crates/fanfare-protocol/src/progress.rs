@@ -1,6 +1,6 @@
 use serde::{Deserialize, Serialize};
 
-use crate::message::{HeaderValue, Message};
+use crate::message::Message;
 use crate::{Malformed, Manifest, header};
 
 /// How far a fan-out has come: what a coordinator tells a waiting caller who wants to know, now and then.
@@ -20,7 +20,7 @@ impl Progress {
     pub fn encode(&self, manifest: &Manifest) -> Message {
         let id = format!("{}/progress", manifest.cid);
         let mut message = Message::of(header::TYPE_PROGRESS, &manifest.cid, id, crate::result::to_json(self));
-        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(manifest.run.to_string()));
+        message.headers.insert(header::RUN, manifest.run);
         message
     }
 

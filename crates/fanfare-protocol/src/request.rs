@@ -52,18 +52,17 @@ impl Request {
             None => (Channel::Invoke, format!("{}/invoke/{}", self.cid, self.run)),
         };
         let mut message = Message::of(header::TYPE_REQUEST, &self.cid, message_id, self.body.clone());
-        message.properties.app_id = Some(self.source.to_string());
+        message.properties.app_id = Some((&self.source).into());
         message.properties.timestamp = Some(self.requested_at.timestamp());
-        let mut set =
-            |name: &str, value: String| message.headers.insert(name.to_owned(), HeaderValue::Text(value));
-        set(header::RUN, self.run.to_string());
-        set(header::CHANNEL, channel.as_header().to_owned());
-        set(header::SOURCE, self.source.to_string());
-        set(header::TARGET, self.service.to_string());
-        set(header::REQUESTED_AT, self.requested_at.to_string());
+        let mut set = |name, value| message.headers.insert(name, HeaderValue::Text(value));
+        set(header::RUN, self.run.into());
+        set(header::CHANNEL, channel.as_header().into());
+        set(header::SOURCE, (&self.source).into());
+        set(header::TARGET, (&self.service).into());
+        set(header::REQUESTED_AT, self.requested_at.to_string().into());
         if let Some(target) = &self.target {
-            set(header::KEY, target.key.to_string());
-            message.properties.reply_to = Some(target.reply_to.clone());
+            set(header::KEY, (&target.key).into());
+            message.properties.reply_to = Some(target.reply_to.as_str().into());
         }
         self.metadata.write(&mut message.headers);
         message.traced(self.traceparent)

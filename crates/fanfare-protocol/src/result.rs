@@ -3,7 +3,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
 
 use crate::invocation::ReplyAddress;
-use crate::message::{HeaderValue, Message};
+use crate::message::Message;
 use crate::name::Cid;
 use crate::{EndedBy, Malformed, WireTime, header, limits, nesting};
 
@@ -121,9 +121,9 @@ impl TargetResult {
         let mut message =
             Message::of(header::TYPE_RESULT, &to.cid, format!("{}/result", to.message_id), body);
         message.properties.timestamp = Some(at.timestamp());
-        message.headers.insert(header::RUN.to_owned(), HeaderValue::Text(to.run.to_string()));
+        message.headers.insert(header::RUN, to.run);
         if let Some(key) = &to.key {
-            message.headers.insert(header::KEY.to_owned(), HeaderValue::Text(key.to_string()));
+            message.headers.insert(header::KEY, key.as_str());
         }
         message
     }
@@ -144,7 +144,11 @@ pub(crate) fn null() -> Box<RawValue> {
 }
 
 pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
-    serde_json::to_vec(value).expect("the protocol's types hold only strings, numbers and JSON")
+    let mut json =
+        serde_json::to_vec(value).expect("the protocol's types hold only strings, numbers and JSON");
+    // It has grown by doubling, and is held until it is confirmed.
+    json.shrink_to_fit();
+    json
 }
 
 /// Reads a field that is of use only where it is a text, and no reason to refuse what has it.

@@ -222,7 +222,7 @@ impl StatusRequest {
     pub fn encode(&self) -> Message {
         let id = format!("{}/status", self.id);
         let mut message = Message::of(header::TYPE_STATUS, &self.id, id, crate::result::to_json(&self.query));
-        message.properties.reply_to = Some(self.reply_to.clone());
+        message.properties.reply_to = Some(self.reply_to.as_str().into());
         message
     }
 

@@ -61,8 +61,8 @@ impl Message {
     #[must_use]
     pub fn linked(mut self, links: &[TraceParent]) -> Self {
         if !links.is_empty() {
-            let links = links.iter().take(limits::LINKS).map(|link| HeaderValue::Text(link.to_string()));
-            self.headers.insert(header::LINKS.to_owned(), HeaderValue::List(links.collect()));
+            let links = links.iter().take(limits::LINKS).map(|link| HeaderValue::from(link.to_string()));
+            self.headers.insert(header::LINKS, HeaderValue::List(links.collect()));
         }
         self
     }

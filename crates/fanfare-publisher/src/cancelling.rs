@@ -35,7 +35,7 @@ pub(crate) async fn cancel_all(
     let queue = shared.config.names.wait(RunId::from(shared.environment.unique()));
     let mut mailbox = open_mailbox(&shared, &queue).await.map_err(CancelError::Unprepared)?;
     let mut request = CancelRequest { cid: cid.clone(), run, reply_to: queue.name }.encode();
-    request.properties.user_id = shared.config.user_id.clone();
+    request.properties.user_id = shared.config.user_id.as_deref().map(Into::into);
     let mut inquiry = Inquiry { shared, cid, run, request, asked: None, heard: Heard::default() };
     inquiry.pursue(&mut mailbox).await
 }

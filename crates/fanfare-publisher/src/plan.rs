@@ -160,7 +160,7 @@ impl Plan {
 
 fn message(manifest: &Manifest, shared: &Shared) -> Message {
     let mut message = manifest.encode();
-    message.properties.user_id = shared.config.user_id.clone();
+    message.properties.user_id = shared.config.user_id.as_deref().map(Into::into);
     message
 }
 

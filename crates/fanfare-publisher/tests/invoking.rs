@@ -34,7 +34,7 @@ fn enrichment(publisher: &Publisher) -> Fanout {
 /// Properties, headers and body, one a line, for golden tests.
 fn shown(message: &Message) -> String {
     let properties = &message.properties;
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
+    let text = |value: &Option<_>| value.as_ref().map(ToString::to_string).unwrap_or_default();
     let mut lines = vec![
         format!("content_type={}", text(&properties.content_type)),
         format!("correlation_id={}", text(&properties.correlation_id)),
@@ -386,7 +386,7 @@ async fn a_queue_whose_declaration_was_cut_off_is_not_used() {
         broker.asked().into_iter().filter(|asked| asked.starts_with("declare fanfare.agg.")).collect();
     assert_eq!(declared.len(), 3);
     for request in broker.messages(STOCK).await {
-        assert_eq!(request.properties.reply_to.as_ref(), Some(&used));
+        assert_eq!(request.properties.reply_to.as_deref(), Some(&*used));
         assert_eq!(request.run().unwrap(), accepted.run);
     }
     let manifest = &broker.messages(FANIN).await[0];

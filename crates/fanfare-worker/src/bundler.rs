@@ -119,8 +119,8 @@ mod tests {
 
     fn result(place: usize, bytes: usize) -> Message {
         let mut result = Message { body: format!("\"{}\"", "x".repeat(bytes)).into(), ..Message::default() };
-        result.properties.kind = Some(header::TYPE_RESULT.to_owned());
-        result.properties.message_id = Some(format!("c/{place}/result"));
+        result.properties.kind = Some(header::TYPE_RESULT.into());
+        result.properties.message_id = Some(format!("c/{place}/result").into());
         result
     }
 

@@ -52,7 +52,7 @@ impl Work {
     pub(crate) fn of(message: &Message) -> Option<Self> {
         Some(Self {
             run: message.text(header::RUN)?.to_owned(),
-            message_id: message.properties.message_id.clone()?,
+            message_id: message.properties.message_id.as_ref()?.to_string(),
             attempt: message.int(header::ATTEMPT).unwrap_or(1),
         })
     }

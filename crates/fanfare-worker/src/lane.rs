@@ -71,7 +71,7 @@ impl Lane {
     fn start_alone(&self, delivery: Delivery, redeliveries: u64) -> bool {
         tracing::warn!(
             queue = self.queue.name,
-            message_id = delivery.message.properties.message_id,
+            message_id = delivery.message.properties.message_id.as_deref(),
             redeliveries,
             "its workers may have died of this message: it runs alone"
         );

@@ -90,8 +90,8 @@ impl Pipeline {
             self.answers.telemetry.ended(Run::GivenUp);
             tracing::error!(
                 service = %self.registered.name,
-                message_id = message.properties.message_id,
-                correlation_id = message.properties.correlation_id,
+                message_id = message.properties.message_id.as_deref(),
+                correlation_id = message.properties.correlation_id.as_deref(),
                 %reason,
                 "a message is given up and parked"
             );
@@ -134,7 +134,7 @@ impl Pipeline {
                 slot.answered();
                 tracing::warn!(
                     queue = self.queue,
-                    message_id = message.properties.message_id,
+                    message_id = message.properties.message_id.as_deref(),
                     "the broker took back a message that is still being run here, as it does at its consumer time-out"
                 );
                 ended.cancelled().await;
@@ -320,7 +320,7 @@ impl Pipeline {
         let MalformedInvocation { reason, reply } = malformed;
         tracing::warn!(
             queue = self.queue,
-            message_id = message.properties.message_id,
+            message_id = message.properties.message_id.as_deref(),
             %reason,
             answered = reply.is_some(),
             "a malformed message"

@@ -102,7 +102,7 @@ mod tests {
     fn whoever_comes_last_comes_first_the_next_time() {
         let message = |id: &str| {
             let mut message = Message::default();
-            message.properties.message_id = Some(id.to_owned());
+            message.properties.message_id = Some(id.into());
             message
         };
         for (one, other) in [(2, 2), (2, 3), (3, 2), (3, 3), (4, 17)] {

@@ -56,9 +56,9 @@ async fn targets_are_told_to_end_and_not_begun_with_and_callbacks_run_all_the_sa
 
     bench.call("deaf", ["2", "3"]).await;
     let mut message = bench.request("callback", 0, "{}");
-    message.properties.kind = Some("fanfare.callback".to_owned());
+    message.properties.kind = Some("fanfare.callback".into());
     message.properties.reply_to = None;
-    message.headers.insert("fanfare-channel".to_owned(), "fanout-on-final".into());
+    message.headers.insert("fanfare-channel", "fanout-on-final");
     bench.send("callback", message).await;
     assert_eq!(within(calls.recv()).await, Some(bench.run));
     let queue = bench.service_queue("deaf");

@@ -31,7 +31,7 @@ async fn refer(bench: &Bench) -> QueueSpec {
         format!("{},\"data\":{{{}}}}}", &HEAD[..HEAD.len() - 1], ["a", "b", "c"].map(entry).join(","));
     let large = LargePayload { writer, parts: 3, bytes: whole.len() };
     let mut message = bench.request("done", 0, HEAD).with_header(header::CHANNEL, "fanout-on-final");
-    message.properties.kind = Some(header::TYPE_CALLBACK.to_owned());
+    message.properties.kind = Some(header::TYPE_CALLBACK.into());
     message.properties.reply_to = None;
     message.headers.remove(header::KEY);
     bench.send("done", large.refer(message)).await;

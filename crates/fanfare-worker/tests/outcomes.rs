@@ -156,7 +156,7 @@ async fn a_context_tells_how_the_service_was_invoked() {
     bench.call("told", []).await;
     let mut request = bench.request("told", 3, "null").with_header(header::ATTEMPT, 2);
     let metadata = [("order".to_owned(), "o-1".into())].into();
-    request.headers.insert(header::METADATA.to_owned(), fanfare_protocol::HeaderValue::Table(metadata));
+    request.headers.insert(header::METADATA, fanfare_protocol::HeaderValue::Table(metadata));
     bench.send("told", request).await;
     let _worker = bench.start([told]).await;
     assert_eq!(
@@ -233,7 +233,7 @@ async fn malformed_messages_are_parked_once_and_do_not_stop_the_service() {
     bench.call("increment", []).await;
     let garbage = Message { body: vec![0xff; 10 << 20].into(), ..Message::default() };
     let mut elsewhere = bench.request("increment", 0, "1");
-    elsewhere.properties.reply_to = Some("fanfare.fanin".to_owned());
+    elsewhere.properties.reply_to = Some("fanfare.fanin".into());
     let mut nameless = bench.request("increment", 0, "1");
     nameless.properties = Properties { message_id: None, ..nameless.properties };
     nameless.headers.remove(header::KEY);

@@ -71,7 +71,7 @@ async fn a_request_at_the_limit_still_runs_and_the_limit_is_the_workers() {
 async fn a_callback_over_the_limit_is_parked() {
     let bench = Bench::new();
     let mut message = bench.request("a", 0, "1").with_header(header::CHANNEL, "fanout-on-final");
-    message.properties.kind = Some("fanfare.callback".to_owned());
+    message.properties.kind = Some("fanfare.callback".into());
     message.properties.reply_to = None;
     bench.send("a", message).await;
     bench.deliver("a", 1, 21).await;

@@ -63,7 +63,7 @@ fn left(queue: &str, message: &Message) -> Event {
         queue: queue.to_owned(),
         kind: message.kind().to_owned(),
         run: message.run().ok().map(|run| run.to_string()),
-        message_id: message.properties.message_id.clone(),
+        message_id: message.properties.message_id.as_ref().map(ToString::to_string),
         reason: message.text(header::REASON).map(str::to_owned),
     }
 }

@@ -67,7 +67,9 @@ impl HandedOut {
         let is_first = self.keys.insert(key.to_owned());
         if !is_first && self.defect == Some(Defect::CountInsteadOfSet) {
             let another = (0..).map(Draft::key).find(|key| self.keys.insert(key.clone()));
-            result.headers.extend(another.map(|key| (header::KEY.to_owned(), key.as_str().into())));
+            if let Some(key) = another {
+                result.headers.insert(header::KEY, key.as_str());
+            }
         }
         is_first
     }

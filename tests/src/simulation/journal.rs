@@ -66,7 +66,7 @@ fn shown(event: &Event) -> String {
 pub(super) fn invocation_of(message: &Message) -> Option<String> {
     let Some(HeaderValue::Table(metadata)) = message.headers.get(header::METADATA) else { return None };
     match metadata.get(INVOCATION) {
-        Some(HeaderValue::Text(name)) => Some(name.clone()),
+        Some(HeaderValue::Text(name)) => Some(name.to_string()),
         _ => None,
     }
 }

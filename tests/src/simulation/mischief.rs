@@ -283,8 +283,8 @@ impl Mischief {
                         .ok()
                         .map(|manifest| manifest.run.to_string())
                 });
-                let (id, reason) = (message.properties.message_id.clone(), message.text(header::REASON));
-                self.left(queue, message.kind(), run, id, reason.map(str::to_owned));
+                let (id, reason) = (message.properties.message_id.as_deref(), message.text(header::REASON));
+                self.left(queue, message.kind(), run, id.map(str::to_owned), reason.map(str::to_owned));
             }
         }
     }

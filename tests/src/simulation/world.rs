@@ -190,7 +190,7 @@ impl Shared {
             header::TYPE_CALLBACK if !queue.starts_with(&self.names.parked().name) => {
                 let Some(invocation) = invocation_of(message) else { return };
                 let run = message.run().map(|run| run.to_string()).unwrap_or_default();
-                let message_id = message.properties.message_id.clone().unwrap_or_default();
+                let message_id = message.properties.message_id.clone().unwrap_or_default().to_string();
                 if message_id.contains("/on-") && !message_id.ends_with("/on-final") {
                     self.journal.record(by, Event::Published { invocation, run, message_id });
                 }

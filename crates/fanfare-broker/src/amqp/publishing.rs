@@ -127,8 +127,14 @@ impl Publishing {
         }
         let patience = Instant::now() + self.send_timeout;
         let latest = latest.map_or(patience, |latest| latest.min(patience));
+        let place = match tokio::time::timeout_at(latest, self.jobs.reserve()).await {
+            Ok(Ok(place)) => place,
+            Ok(Err(_)) => return Err(PublishError::NotSent(BrokerError::Closed)),
+            Err(_) => return Err(PublishError::NotSent(no_room(routing_key))),
+        };
         let (caller, outcome) = oneshot::channel();
-        let job = Job {
+        // Made now, so that what waits for a place takes no more memory than its message.
+        place.send(Job {
             exchange: wire::short("exchange", exchange).map_err(PublishError::NotSent)?,
             routing_key: wire::short("queue", routing_key).map_err(PublishError::NotSent)?,
             properties: wire::properties(&message).map_err(PublishError::NotSent)?,
@@ -136,12 +142,7 @@ impl Publishing {
             body: message.body,
             latest,
             caller,
-        };
-        match tokio::time::timeout_at(latest, self.jobs.send(job)).await {
-            Ok(Ok(())) => {}
-            Ok(Err(_)) => return Err(PublishError::NotSent(BrokerError::Closed)),
-            Err(_) => return Err(PublishError::NotSent(no_room(routing_key))),
-        }
+        });
         outcome.await.unwrap_or(Err(PublishError::Unknown(BrokerError::Closed)))
     }
 }

@@ -5,6 +5,7 @@ use fanfare_protocol::queue::Argument;
 use fanfare_protocol::{HeaderValue, Headers, Message, Properties, QueueSpec};
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
+use smol_str::SmolStr;
 
 use crate::BrokerError;
 
@@ -41,7 +42,7 @@ pub(super) fn properties(message: &Message) -> Result<BasicProperties, BrokerErr
         expiration,
     } = &message.properties;
     let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT);
-    let texts: [(&str, &Option<String>, Setter); 8] = [
+    let texts: [(&str, &Option<SmolStr>, Setter); 8] = [
         ("content_type", content_type, BasicProperties::with_content_type),
         ("correlation_id", correlation_id, BasicProperties::with_correlation_id),
         ("reply_to", reply_to, BasicProperties::with_reply_to),
@@ -66,8 +67,10 @@ pub(super) fn properties(message: &Message) -> Result<BasicProperties, BrokerErr
 }
 
 /// A message that the broker delivered, or returned.
-pub(super) fn message(properties: &BasicProperties, body: Vec<u8>) -> Message {
-    let text = |text: &Option<ShortString>| text.as_ref().map(|text| text.as_str().to_owned());
+pub(super) fn message(properties: &BasicProperties, mut body: Vec<u8>) -> Message {
+    // lapin lets it grow frame by frame. What is held may be held for long.
+    body.shrink_to_fit();
+    let text = |text: &Option<ShortString>| text.as_ref().map(|text| SmolStr::new(text.as_str()));
     Message {
         properties: Properties {
             content_type: text(properties.content_type()),
@@ -101,7 +104,7 @@ pub(super) fn arguments(queue: &QueueSpec) -> FieldTable {
 
 fn table(headers: &Headers) -> Result<FieldTable, BrokerError> {
     let mut table = FieldTable::default();
-    for (name, value) in headers {
+    for (name, value) in headers.iter() {
         table.insert(short("the name of header", name)?, field(value)?);
     }
     Ok(table)
@@ -121,7 +124,7 @@ fn field(value: &HeaderValue) -> Result<AMQPValue, BrokerError> {
 }
 
 fn headers(table: &FieldTable) -> Headers {
-    table.into_iter().map(|(name, value)| (name.as_str().to_owned(), header(value))).collect()
+    table.into_iter().map(|(name, value)| (name.as_str(), header(value))).collect()
 }
 
 fn header(value: &AMQPValue) -> HeaderValue {
@@ -134,21 +137,21 @@ fn header(value: &AMQPValue) -> HeaderValue {
         AMQPValue::LongInt(number) => HeaderValue::Int((*number).into()),
         AMQPValue::LongUInt(number) => HeaderValue::Int((*number).into()),
         AMQPValue::LongLongInt(number) => HeaderValue::Int(*number),
-        AMQPValue::ShortString(text) => HeaderValue::Text(text.as_str().to_owned()),
+        AMQPValue::ShortString(text) => text.as_str().into(),
         AMQPValue::LongString(text) => match std::str::from_utf8(text.as_bytes()) {
-            Ok(text) => HeaderValue::Text(text.to_owned()),
-            Err(_) => HeaderValue::Other(text.to_string()),
+            Ok(text) => text.into(),
+            Err(_) => HeaderValue::Other(text.to_string().into()),
         },
         AMQPValue::FieldTable(table) => HeaderValue::Table(headers(table)),
         AMQPValue::FieldArray(values) => HeaderValue::List(values.as_slice().iter().map(header).collect()),
-        AMQPValue::Float(number) => HeaderValue::Other(number.to_string()),
-        AMQPValue::Double(number) => HeaderValue::Other(number.to_string()),
-        AMQPValue::DecimalValue(number) => HeaderValue::Other(format!("{}e-{}", number.value, number.scale)),
-        AMQPValue::Timestamp(seconds) => HeaderValue::Other(format!("{seconds} s since 1970")),
-        AMQPValue::ByteArray(bytes) => {
-            HeaderValue::Other(String::from_utf8_lossy(bytes.as_slice()).into_owned())
+        AMQPValue::Float(number) => HeaderValue::Other(number.to_string().into()),
+        AMQPValue::Double(number) => HeaderValue::Other(number.to_string().into()),
+        AMQPValue::DecimalValue(number) => {
+            HeaderValue::Other(format!("{}e-{}", number.value, number.scale).into())
         }
-        AMQPValue::Void => HeaderValue::Other(String::new()),
+        AMQPValue::Timestamp(seconds) => HeaderValue::Other(format!("{seconds} s since 1970").into()),
+        AMQPValue::ByteArray(bytes) => HeaderValue::Other(String::from_utf8_lossy(bytes.as_slice()).into()),
+        AMQPValue::Void => HeaderValue::Other(SmolStr::default()),
     }
 }
 
@@ -160,7 +163,7 @@ mod tests {
 
     #[test]
     fn message_msurvives_the_way_there_and_back() {
-        let text = |text: &str| Some(text.to_owned());
+        let text = |text: &str| Some(text.into());
         let original = Message {
             properties: Properties {
                 content_type: text("application/json"),
@@ -174,11 +177,11 @@ mod tests {
                 expiration: text("60000"),
             },
             headers: Headers::from([
-                ("text".to_owned(), "äöü".into()),
-                ("int".to_owned(), (-5).into()),
-                ("bool".to_owned(), HeaderValue::Bool(true)),
-                ("list".to_owned(), HeaderValue::List(vec![1.into(), "two".into()])),
-                ("table".to_owned(), HeaderValue::Table(Headers::from([("inner".to_owned(), 3.into())]))),
+                ("text", "äöü".into()),
+                ("int", (-5).into()),
+                ("bool", HeaderValue::Bool(true)),
+                ("list", HeaderValue::List(vec![1.into(), "two".into()])),
+                ("table", HeaderValue::Table(Headers::from([("inner", 3.into())]))),
             ]),
             body: Bytes::from_static(b"{}"),
         };
@@ -196,18 +199,18 @@ mod tests {
         assert_eq!(read(AMQPValue::ShortUInt(65_535)), HeaderValue::Int(65_535));
         assert_eq!(read(AMQPValue::LongInt(-7)), HeaderValue::Int(-7));
         assert_eq!(read(AMQPValue::LongUInt(4_000_000_000)), HeaderValue::Int(4_000_000_000));
-        assert_eq!(read(AMQPValue::Timestamp(5)), HeaderValue::Other("5 s since 1970".to_owned()));
+        assert_eq!(read(AMQPValue::Timestamp(5)), HeaderValue::Other("5 s since 1970".into()));
         let decimal = AMQPValue::DecimalValue(DecimalValue { scale: 2, value: 314 });
-        assert_eq!(read(decimal), HeaderValue::Other("314e-2".to_owned()));
+        assert_eq!(read(decimal), HeaderValue::Other("314e-2".into()));
         let broken = AMQPValue::LongString(LongString::from(vec![0xff]));
-        assert_eq!(read(broken), HeaderValue::Other("\u{fffd}".to_owned()));
+        assert_eq!(read(broken), HeaderValue::Other("\u{fffd}".into()));
     }
 
     #[test]
     fn string_that_amqp_cannot_hold_is_refused_by_name() {
         let long = "x".repeat(256);
         let mut foreign = Message::default();
-        foreign.properties.message_id = Some(long.clone());
+        foreign.properties.message_id = Some(long.as_str().into());
         let error = properties(&foreign).unwrap_err().to_string();
         assert!(error.contains("message_id") && error.contains("256 bytes"), "{error}");
         let named = Message::default().with_header(&long, "value");

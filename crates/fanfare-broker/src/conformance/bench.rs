@@ -154,7 +154,7 @@ pub(super) async fn consume(
 /// A message that holds a number.
 pub(super) fn message(number: usize) -> Message {
     let mut message = Message { body: number.to_string().into(), ..Message::default() };
-    message.properties.message_id = Some(format!("message/{number}"));
+    message.properties.message_id = Some(format!("message/{number}").into());
     message
 }
 

@@ -23,7 +23,7 @@ pub(super) async fn a_message_expires_by_its_own_expiration(bench: &Bench<'_>) {
     let dead = bench.declare("dead", "classic", &[]).await;
     let queue = bench.declare("q", "classic", &dead_lettering_to(&dead)).await;
     let mut short_lived = message(1);
-    short_lived.properties.expiration = Some("50".to_owned());
+    short_lived.properties.expiration = Some("50".into());
     bench.broker.publish(&queue, short_lived).await.unwrap();
     bench.fill(&queue, [2]).await;
     let (_channel, mut consumer) = consume(&bench.broker, &dead, 10).await;

@@ -9,25 +9,25 @@ use super::bench::{Bench, PATIENCE, consume, message, next, number, numbers, tak
 use crate::{BrokerError, PublishError};
 
 pub(super) async fn a_message_arrives_as_it_was_published(bench: &Bench<'_>) {
-    let table = Headers::from([("κλειδί".to_owned(), "τιμή".into()), ("n".to_owned(), 1.into())]);
+    let table = Headers::from([("κλειδί", "τιμή".into()), ("n", 1.into())]);
     let properties = Properties {
-        content_type: Some("application/json".to_owned()),
-        correlation_id: Some("cid".to_owned()),
-        reply_to: Some("fanfare.agg.cid.run".to_owned()),
-        message_id: Some("cid/0".to_owned()),
-        kind: Some("fanfare.request".to_owned()),
-        app_id: Some("source".to_owned()),
+        content_type: Some("application/json".into()),
+        correlation_id: Some("cid".into()),
+        reply_to: Some("fanfare.agg.cid.run".into()),
+        message_id: Some("cid/0".into()),
+        kind: Some("fanfare.request".into()),
+        app_id: Some("source".into()),
         timestamp: Some(1_737_316_545),
-        user_id: Some(bench.user()),
+        user_id: Some(bench.user().into()),
         expiration: None,
     };
     let headers = Headers::from([
-        ("text".to_owned(), "żółw 亀 🐢".into()),
-        ("least".to_owned(), i64::MIN.into()),
-        ("most".to_owned(), i64::MAX.into()),
-        ("yes".to_owned(), HeaderValue::Bool(true)),
-        ("table".to_owned(), HeaderValue::Table(table)),
-        ("list".to_owned(), HeaderValue::List(vec!["a".into(), 2.into()])),
+        ("text", "żółw 亀 🐢".into()),
+        ("least", i64::MIN.into()),
+        ("most", i64::MAX.into()),
+        ("yes", HeaderValue::Bool(true)),
+        ("table", HeaderValue::Table(table)),
+        ("list", HeaderValue::List(vec!["a".into(), 2.into()])),
     ]);
     let sent = Message { properties, headers, body: (0..=255).collect::<Vec<u8>>().into() };
     let queue = bench.declare("q", "classic", &[]).await;
@@ -121,7 +121,7 @@ pub(super) async fn a_user_id_that_is_not_the_publishers_login_is_refused(bench:
     bench.broker.bind(&queue, &exchange).await.unwrap();
     let signed = |number: usize, user: String| {
         let mut message = message(number);
-        message.properties.user_id = Some(user);
+        message.properties.user_id = Some(user.into());
         message
     };
     let another = signed(1, format!("not-{}", bench.user()));
@@ -142,8 +142,9 @@ pub(super) async fn a_user_id_that_is_not_the_publishers_login_is_refused(bench:
     let (_channel, mut consumer) = consume(&bench.broker, &queue, 10).await;
     let arrived = take(&mut consumer, 2).await;
     assert_eq!(numbers(&arrived), [2, 3]);
-    let users: Vec<_> = arrived.iter().map(|delivery| delivery.message.properties.user_id.clone()).collect();
-    assert_eq!(users, [Some(bench.user()), None]);
+    let users: Vec<_> =
+        arrived.iter().map(|delivery| delivery.message.properties.user_id.as_deref()).collect();
+    assert_eq!(users, [Some(&*bench.user()), None]);
 }
 
 pub(super) async fn a_full_queue_refuses_messages(bench: &Bench<'_>) {

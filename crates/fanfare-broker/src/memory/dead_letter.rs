@@ -33,18 +33,20 @@ pub(super) fn died(mut message: Message, queue: &str, route: &Route, death: Deat
         _ => 1,
     };
     let entry = Headers::from([
-        ("count".to_owned(), HeaderValue::Int(count)),
-        ("exchange".to_owned(), route.exchange.as_str().into()),
-        ("queue".to_owned(), queue.into()),
-        ("reason".to_owned(), reason.into()),
-        ("routing-keys".to_owned(), HeaderValue::List(vec![route.key.as_str().into()])),
+        ("count", HeaderValue::Int(count)),
+        ("exchange", route.exchange.as_str().into()),
+        ("queue", queue.into()),
+        ("reason", reason.into()),
+        ("routing-keys", HeaderValue::List(vec![route.key.as_str().into()])),
     ]);
     deaths.insert(0, HeaderValue::Table(entry));
-    message.headers.insert(DEATHS.to_owned(), HeaderValue::List(deaths));
+    message.headers.insert(DEATHS, HeaderValue::List(deaths));
     let first =
         [(FIRST_DEATH_REASON, reason), (FIRST_DEATH_QUEUE, queue), (FIRST_EXCHANGE, route.exchange.as_str())];
     for (name, value) in first {
-        message.headers.entry(name.to_owned()).or_insert_with(|| value.into());
+        if !message.headers.contains_key(name) {
+            message.headers.insert(name, value);
+        }
     }
     message
 }

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use fanfare_protocol::{HeaderValue, Message, QueueSpec, header};
+use fanfare_protocol::{Message, QueueSpec, header};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -220,7 +220,7 @@ impl Waiting {
         let mut message = self.message.clone();
         if quorum && self.returns > 0 {
             let returns = i64::try_from(self.returns).unwrap_or(i64::MAX);
-            message.headers.insert(header::DELIVERY_COUNT.to_owned(), HeaderValue::Int(returns));
+            message.headers.insert(header::DELIVERY_COUNT, returns);
         }
         Handed { tag, message, redelivered: self.returns > 0 }
     }

@@ -58,7 +58,7 @@ pub(crate) async fn declared(broker: &dyn Broker, kind: &'static str) -> String 
 
 pub(crate) fn message(id: impl ToString) -> Message {
     let mut message = Message::default();
-    message.properties.message_id = Some(id.to_string());
+    message.properties.message_id = Some(id.to_string().into());
     message.body = b"{}".as_slice().into();
     message
 }

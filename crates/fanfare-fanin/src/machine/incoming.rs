@@ -49,6 +49,10 @@ impl<T: Clone> FanIn<T> {
                 }
             }
             Item::Checkpoint(checkpoint) => self.read_checkpoint(tag, checkpoint, now, out),
+            Item::OwnCheckpoint(number) => {
+                let id = (self.hold.token, number);
+                out.extend(self.checkpoints.arrived(&mut self.gathered, id, tag).map(Effect::Ack));
+            }
             Item::Fence(fence) => {
                 if fence.token == self.hold.token {
                     self.fence = FenceState::Passed;
@@ -72,7 +76,7 @@ impl<T: Clone> FanIn<T> {
 
     fn is_of_another(&self, item: &Item) -> bool {
         match item {
-            Item::Checkpoint(checkpoint) => checkpoint.coordinator != self.hold.token,
+            Item::Checkpoint(_) => true,
             // That of its run is nobody's.
             Item::Fence(fence) => ![self.hold.token, self.manifest.run].contains(&fence.token),
             _ => false,
@@ -103,10 +107,6 @@ impl<T: Clone> FanIn<T> {
 
     fn read_checkpoint(&mut self, tag: T, checkpoint: Checkpoint, now: Time, out: &mut Vec<Effect<T>>) {
         let id: CheckpointId = (checkpoint.coordinator, checkpoint.number);
-        if id.0 == self.hold.token {
-            out.extend(self.checkpoints.arrived(&mut self.gathered, id, tag).map(Effect::Ack));
-            return;
-        }
         // What a final payload was made of is not overridden any more, and lives in messages that were read before.
         if matches!(self.phase, Phase::Finalizing(_)) || self.gathered.checkpoints.contains_key(&id) {
             out.push(Effect::Ack(tag));

@@ -18,16 +18,18 @@ impl<T: Clone> Shard<T> {
     }
 
     /// Makes room, in this order: results go into checkpoints, those first of which there are most; what has waited longest for a
-    /// manifest goes to the shard's end, so that one ack will do for all of it; and so do the manifests that were held longest.
+    /// manifest goes to the shard's end, so that one ack will do for all of it; and so do the manifests that were held longest. What is
+    /// on its way there is waited for: it takes memory twice until then, and gains nothing by being overtaken.
     pub(super) fn make_room(&mut self, now: Time, out: &mut Vec<ShardEffect<T>>) {
         if !self.needs_room() || now < self.next_room {
             return;
         }
         self.next_room = now + PAUSE;
         let excess = self.part(4);
-        let mut freed = self.write_results(excess, now, out);
-        if freed < excess && self.unclaimed.len() > self.part(4) {
-            let messages = (excess - freed).min(self.unclaimed.len() - self.part(4));
+        let mut freed = self.write_results(excess, now, out) + self.again.len();
+        let moving = self.part(8).max(1);
+        if freed < moving && self.unclaimed.len() > self.part(4) {
+            let messages = (moving - freed).min(self.unclaimed.len() - self.part(4));
             freed += self.move_unclaimed(messages, out);
         }
         if freed == 0 {

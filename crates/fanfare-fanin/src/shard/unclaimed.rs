@@ -20,8 +20,8 @@ pub(super) struct Unclaimed<T> {
 #[derive(Debug)]
 struct Claim<T> {
     since: Time,
-    /// By their numbers, which tell their order among those of all runs.
-    messages: VecDeque<(u64, Held<T>)>,
+    /// By their numbers, which tell their order among those of all runs. In boxes, since the list grows by doubling.
+    messages: VecDeque<(u64, Box<Held<T>>)>,
 }
 
 /// A message as it was delivered.
@@ -47,7 +47,7 @@ impl<T> Unclaimed<T> {
             by_age.push_back((now, run));
             Claim { since: now, messages: VecDeque::new() }
         });
-        claim.messages.push_back((self.arrived, held));
+        claim.messages.push_back((self.arrived, Box::new(held)));
         self.arrived += 1;
         self.messages += 1;
     }
@@ -56,7 +56,7 @@ impl<T> Unclaimed<T> {
     pub(super) fn claim(&mut self, run: &RunId) -> VecDeque<Held<T>> {
         let messages = self.runs.remove(run).map(|claim| claim.messages).unwrap_or_default();
         self.messages -= messages.len();
-        messages.into_iter().map(|(_, held)| held).collect()
+        messages.into_iter().map(|(_, held)| *held).collect()
     }
 
     /// When the oldest run will have waited so long.
@@ -92,7 +92,7 @@ impl<T> Unclaimed<T> {
             && let Some(Reverse((_, run))) = fronts.pop()
             && let Some(claim) = self.runs.get_mut(&run)
         {
-            taken.extend(claim.messages.pop_front().map(|(_, held)| held));
+            taken.extend(claim.messages.pop_front().map(|(_, held)| *held));
             fronts.extend(front(claim).map(|number| Reverse((number, run))));
         }
         self.messages -= taken.len();

@@ -224,3 +224,12 @@ fn in_a_small_window_fewer_checkpoints_are_folded() {
     story.own_checkpoint("c2", 1).check(&["checkpoint of called [a=x b=x]"]);
     story.confirm("checkpoint").check(&["ack c1", "ack c2"]);
 }
+
+#[test]
+fn results_of_a_checkpoint_lie_in_one_piece_of_memory() {
+    let mut story = writing();
+    let _ = story.result("r3", "c", "three").lines();
+    let [a, b, c] = [0, 1, 2].map(|place| story.body(place).as_ptr_range());
+    assert_eq!(b.end, a.start, "in the order in which their callbacks were confirmed");
+    assert_ne!(a.end, c.start);
+}

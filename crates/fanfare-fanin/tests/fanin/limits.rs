@@ -174,7 +174,7 @@ fn messages_of_unknown_types_leave_room_for_results_in_the_window() {
     let mut story = Story::with(manifest(["a"], 0, 1), false, limits);
     story.opened().check(&[]);
     let mut novelty = result_of(id(1), "a", body("x"));
-    novelty.properties.kind = Some("fanfare.novelty".to_owned());
+    novelty.properties.kind = Some("fanfare.novelty".into());
     for _ in 0..10 {
         story.message("held", false, &novelty).check(&[]);
     }

@@ -15,7 +15,7 @@ fn machine() -> FanIn<u32> {
 
 fn without_key(mut message: Message, message_id: &str) -> Message {
     message.headers.remove(header::KEY);
-    message.properties.message_id = Some(message_id.to_owned());
+    message.properties.message_id = Some(message_id.into());
     message
 }
 
@@ -110,13 +110,13 @@ fn garbage_is_parked_and_nothing_else_comes_of_it() {
     let mut story = Story::fresh(manifest(["a"], 0, 1));
     story.opened().check(&[]);
     let mut garbage = result_of(id(1), "a", Bytes::from_static(b"\0\xff"));
-    garbage.properties.kind = Some("something.else".to_owned());
+    garbage.properties.kind = Some("something.else".into());
     story.message("g1", false, &garbage).check(&["park g1"]);
     garbage.properties.kind = None;
     story.message("g2", false, &garbage).check(&["park g2"]);
-    garbage.properties.kind = Some(header::TYPE_CHECKPOINT.to_owned());
+    garbage.properties.kind = Some(header::TYPE_CHECKPOINT.into());
     story.message("g3", false, &garbage).check(&["park g3"]);
-    garbage.properties.kind = Some(header::TYPE_FENCE.to_owned());
+    garbage.properties.kind = Some(header::TYPE_FENCE.into());
     story.message("g4", false, &garbage).check(&["park g4"]);
     story.result("r1", "a", "one").check(&["final 0 with [a=one]"]);
 }
@@ -126,7 +126,7 @@ fn a_message_of_an_unknown_type_is_held_until_the_end() {
     let mut story = Story::fresh(manifest(["a"], 0, 1));
     story.opened().check(&[]);
     let mut unknown = result_of(id(1), "a", Bytes::from_static(b"{}"));
-    unknown.properties.kind = Some("fanfare.novelty".to_owned());
+    unknown.properties.kind = Some("fanfare.novelty".into());
     story.message("u1", false, &unknown).check(&[]);
     story.result("r1", "a", "one").check(&["final 0 with [a=one]"]);
     story.confirm("final 0").check(&["delete"]);
@@ -138,7 +138,7 @@ fn a_message_of_an_unknown_type_is_parked_once_no_newer_version_has_read_it_for_
     let mut story = Story::fresh(manifest(["a"], 0, 1));
     story.opened().check(&[]);
     let mut unknown = result_of(id(1), "a", Bytes::from_static(b"{}"));
-    unknown.properties.kind = Some("fanfare.novelty".to_owned());
+    unknown.properties.kind = Some("fanfare.novelty".into());
     let renewal = Limits::default().renewal;
     story.message("u1", false, &unknown).check(&[]);
     story.wait(renewal / 2).check(&[]);
@@ -162,7 +162,7 @@ fn a_result_that_names_another_fan_out_in_any_place_is_a_strangers() {
     let verdict_of_cid =
         TargetResult { ended_by: Some(EndedBy::Cancel), cid: Cid::new("c2").unwrap(), ..sound }.to_body();
     let mut correlated = result_of(id(1), "a", body("one"));
-    correlated.properties.correlation_id = Some("c2".to_owned());
+    correlated.properties.correlation_id = Some("c2".into());
     for message in [
         correlated,
         result_of(id(1), "a", of_cid),

@@ -181,6 +181,12 @@ impl Story {
         &self.checkpoints
     }
 
+    pub(crate) fn body(&self, place: usize) -> &[u8] {
+        let (_, answer) =
+            self.machine.answers().find(|(of, _)| *of == place).expect("the target has a result");
+        &answer.body
+    }
+
     pub(crate) fn is_done(&self) -> bool {
         self.machine.is_done()
     }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    Bundle, Checkpoint, Fence, FinalPayload, HeaderValue, Headers, Invocation, Manifest, Message, Properties,
+    Bundle, Checkpoint, Fence, FinalPayload, HeaderValue, Invocation, Manifest, Message, Properties,
     QueueNames, TargetResult, key_of, place_of,
 };
 use proptest::prelude::*;
@@ -11,14 +11,15 @@ use crate::samples::{cid, manifest, request, result};
 
 fn value() -> impl Strategy<Value = HeaderValue> {
     let leaf = prop_oneof![
-        any::<String>().prop_map(HeaderValue::Text),
+        any::<String>().prop_map(HeaderValue::from),
         any::<i64>().prop_map(HeaderValue::Int),
         any::<bool>().prop_map(HeaderValue::Bool),
-        any::<String>().prop_map(HeaderValue::Other),
+        any::<String>().prop_map(|text| HeaderValue::Other(text.into())),
     ];
     leaf.prop_recursive(2, 8, 4, |inner| {
         prop_oneof![
-            proptest::collection::btree_map(".{0,8}", inner.clone(), 0..4).prop_map(HeaderValue::Table),
+            proptest::collection::vec((".{0,8}", inner.clone()), 0..4)
+                .prop_map(|table| HeaderValue::Table(table.into_iter().collect())),
             proptest::collection::vec(inner, 0..4).prop_map(HeaderValue::List),
         ]
     })
@@ -52,7 +53,7 @@ fn message() -> impl Strategy<Value = Message> {
     (good, headers, bytes, properties, any::<bool>()).prop_map(
         |(mut good, headers, bytes, properties, cut)| {
             for (name, value) in headers {
-                good.headers.insert(name.to_owned(), value);
+                good.headers.insert(name, value);
             }
             let mut body = good.body.to_vec();
             for (at, byte) in bytes {
@@ -64,6 +65,7 @@ fn message() -> impl Strategy<Value = Message> {
             }
             good.body = body.into();
             if let Some((message_id, reply_to, timestamp)) = properties {
+                let (message_id, reply_to) = (message_id.map(Into::into), reply_to.map(Into::into));
                 good.properties = Properties { message_id, reply_to, timestamp, ..good.properties };
             }
             good
@@ -108,11 +110,11 @@ proptest! {
     #[test]
     fn no_bytes_make_decoding_panic(
         body in proptest::collection::vec(any::<u8>(), 0..100),
-        headers in proptest::collection::btree_map(".{0,12}", value(), 0..4),
+        headers in proptest::collection::vec((".{0,12}", value()), 0..4),
         kind in proptest::option::of("fanfare\\.(request|callback|manifest|result|fence)"),
     ) {
-        let properties = Properties { kind, ..Properties::default() };
-        decode_all(&Message { properties, headers: Headers::from(headers), body: Bytes::from(body) });
+        let properties = Properties { kind: kind.map(Into::into), ..Properties::default() };
+        decode_all(&Message { properties, headers: headers.into_iter().collect(), body: Bytes::from(body) });
     }
 
     #[test]

@@ -599,7 +599,7 @@ fn a_parked_message_keeps_everything_and_says_why() {
 #[test]
 fn a_parked_message_tells_in_a_header_whose_it_was_and_claims_to_be_nobody_s() {
     let mut message = request().encode();
-    message.properties.user_id = Some("shop".to_owned());
+    message.properties.user_id = Some("shop".into());
     let parked = message.clone().parked("fanfare.service.x", "because", time("2025-01-19 19:55:45"));
     assert_eq!(parked.text("fanfare-parked-user"), Some("shop"));
     assert_eq!(parked.properties, request().encode().properties);
@@ -609,7 +609,7 @@ fn a_parked_message_tells_in_a_header_whose_it_was_and_claims_to_be_nobody_s() {
 #[test]
 fn a_parked_message_is_published_again_as_it_was_before_its_attempts() {
     let mut failed = request().encode().retried(3);
-    failed.properties.user_id = Some("shop".to_owned());
+    failed.properties.user_id = Some("shop".into());
     let parked = failed.parked("fanfare.service.x", "because", time("2025-01-19 19:55:45"));
     assert_eq!(parked.with_header("x-delivery-count", 3).unparked(), request().encode());
 }
@@ -635,7 +635,7 @@ fn a_callback_is_read_as_it_was_written_and_answers_nobody() {
     let kind = CallbackKind::OnTarget { callback: &manifest.on_target[0], place: 0 };
     let mut message =
         Callback { manifest: &manifest, kind, body: Bytes::from_static(RESULT.as_bytes()) }.encode();
-    message.properties.reply_to = Some(aggregation());
+    message.properties.reply_to = Some(aggregation().into());
     let invocation = Invocation::decode(&message, &QueueNames::default()).unwrap();
     assert_eq!(invocation.channel, Channel::FanoutOnTarget);
     assert_eq!(invocation.key, Some(key("my.service1")));
@@ -651,7 +651,7 @@ fn a_retry_is_the_request_with_its_attempt_and_without_what_the_broker_added() {
         .with_header("x-death", "a list")
         .with_header("x-first-death-queue", "fanfare.delay.1")
         .with_header("x-last-death-reason", "expired");
-    delivered.properties.expiration = Some("1000".to_owned());
+    delivered.properties.expiration = Some("1000".into());
     let retry = delivered.retried(2);
     check(
         &retry,
@@ -681,7 +681,7 @@ fn a_retry_is_the_request_with_its_attempt_and_without_what_the_broker_added() {
 #[test]
 fn a_trace() {
     let parent: TraceParent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().unwrap();
-    let written = |message: &Message| message.headers["traceparent"] == HeaderValue::Text(parent.to_string());
+    let written = |message: &Message| message.headers["traceparent"] == HeaderValue::from(parent.to_string());
     assert!(written(&Request { traceparent: Some(parent), ..request() }.encode()));
     let manifest = Manifest { traceparent: Some(parent), ..manifest() };
     let encoded = manifest.encode();
@@ -694,7 +694,7 @@ fn a_trace() {
     let callback = Callback { manifest: &manifest, kind, body: Bytes::from_static(b"{}") }.encode();
     assert!(written(&callback));
     let linked = callback.linked(&[parent, parent]);
-    let link = HeaderValue::Text(parent.to_string());
+    let link = HeaderValue::from(parent.to_string());
     assert_eq!(linked.headers["fanfare-links"], HeaderValue::List(vec![link.clone(), link]));
     let decoded = Invocation::decode(&linked, &QueueNames::default()).unwrap();
     assert_eq!((decoded.traceparent, decoded.links), (Some(parent), vec![parent; 2]));

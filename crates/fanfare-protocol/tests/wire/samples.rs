@@ -111,7 +111,7 @@ pub(crate) fn reply() -> ReplyAddress {
 /// All that a message has, a line for each property and header, and the body at the end.
 pub(crate) fn written(message: &Message) -> String {
     let properties = &message.properties;
-    let timestamp = properties.timestamp.map(|seconds| seconds.to_string());
+    let timestamp = properties.timestamp.map(|seconds| seconds.to_string().into());
     let named = [
         ("content_type", &properties.content_type),
         ("correlation_id", &properties.correlation_id),

@@ -71,28 +71,28 @@ pub(super) fn bare() -> BasicProperties {
 pub(super) fn labels(message: &Message) -> BasicProperties {
     type Setter = fn(BasicProperties, ShortString) -> BasicProperties;
     let mut headers = FieldTable::default();
-    for (name, value) in &message.headers {
+    for (name, value) in message.headers.iter() {
         let value = match value {
             HeaderValue::Text(text) => AMQPValue::LongString(text.as_str().into()),
             HeaderValue::Int(number) => AMQPValue::LongLongInt(*number),
             HeaderValue::Bool(value) => AMQPValue::Boolean(*value),
             other => unreachable!("no message of the benchmark has a header such as {other:?}"),
         };
-        headers.insert(name.as_str().into(), value);
+        headers.insert(name.into(), value);
     }
     let Properties { content_type, correlation_id, reply_to, message_id, kind, app_id, timestamp, .. } =
         &message.properties;
-    let texts: [(&Option<String>, Setter); 6] = [
-        (content_type, BasicProperties::with_content_type),
-        (correlation_id, BasicProperties::with_correlation_id),
-        (reply_to, BasicProperties::with_reply_to),
-        (message_id, BasicProperties::with_message_id),
-        (kind, BasicProperties::with_type),
-        (app_id, BasicProperties::with_app_id),
+    let texts: [(Option<&str>, Setter); 6] = [
+        (content_type.as_deref(), BasicProperties::with_content_type),
+        (correlation_id.as_deref(), BasicProperties::with_correlation_id),
+        (reply_to.as_deref(), BasicProperties::with_reply_to),
+        (message_id.as_deref(), BasicProperties::with_message_id),
+        (kind.as_deref(), BasicProperties::with_type),
+        (app_id.as_deref(), BasicProperties::with_app_id),
     ];
     let labels = bare().with_headers(headers).with_timestamp(timestamp.unwrap_or_default());
     texts.into_iter().fold(labels, |labels, (text, set)| match text {
-        Some(text) => set(labels, text.as_str().into()),
+        Some(text) => set(labels, text.into()),
         None => labels,
     })
 }
