@@ -14,6 +14,10 @@ use crate::turn::Place;
 /// of their own; with the prefetch, this bounds how many can wait at the same time.
 const MOST_CHANNELS: usize = 100;
 
+/// Deliveries to hold while what comes may kill the worker: at its start, when nobody knows what the last one died of, and from
+/// a suspect on until the worker holds none.
+const CAUTIOUS: u16 = 1;
+
 /// The consumer of one service's queue: hands each delivery to the pipeline as soon as there is a slot for it.
 pub(crate) struct Lane {
     pub(crate) queue: QueueSpec,
@@ -30,15 +34,16 @@ impl Lane {
     /// Runs until the worker stops. An error where the broker denies the queue at the start.
     pub(crate) async fn run(self) -> Result<(), BrokerError> {
         let answers = &self.pipeline.answers;
-        let options =
-            SubscriptionOptions { prefetch: self.pipeline.registered.prefetch, most_channels: MOST_CHANNELS };
+        let options = SubscriptionOptions { prefetch: CAUTIOUS, most_channels: MOST_CHANNELS };
         let (broker, environment) = (Arc::clone(&answers.broker), Arc::clone(&answers.environment));
         let mut subscription = Subscription::new(broker, environment, self.queue.clone(), options)
             .unless_denied()
             .reporting_to(self.readiness.clone());
         let mut told = false;
         while let Some(delivery) = self.next(&mut subscription).await {
-            let goes_on = match Risk::of(&delivery, self.redelivery_limit) {
+            let risk = Risk::of(&delivery, self.redelivery_limit);
+            subscription.set_prefetch(self.prefetch(risk));
+            let goes_on = match risk {
                 Risk::Poison { redeliveries } => self.give_up(delivery, redeliveries),
                 Risk::Suspect { redeliveries } => self.start_alone(delivery, redeliveries),
                 risk @ (Risk::None | Risk::Uncounted) => {
@@ -58,6 +63,12 @@ impl Lane {
         }
         subscription.stop().await;
         subscription.denial().cloned().map_or(Ok(()), Err)
+    }
+
+    /// Deliveries to hold from now on. What is held when a worker dies is counted as delivered once more, guilty or not.
+    fn prefetch(&self, risk: Risk) -> u16 {
+        let is_safe = matches!(risk, Risk::None | Risk::Uncounted) && !self.slots.holds_suspects();
+        if is_safe { self.pipeline.registered.prefetch } else { CAUTIOUS }
     }
 
     fn give_up(&self, delivery: Delivery, redeliveries: u64) -> bool {

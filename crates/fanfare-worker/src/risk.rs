@@ -1,5 +1,7 @@
+use std::hash::{DefaultHasher, Hash, Hasher};
+
 use fanfare_broker::Delivery;
-use fanfare_protocol::{Message, fnv1a, header};
+use fanfare_protocol::{Message, header};
 
 /// Redeliveries from which on an invocation runs alone: from its third delivery.
 const SUSPECT_FROM: u64 = 2;
@@ -39,14 +41,16 @@ impl Risk {
     }
 }
 
-/// Where a suspect comes among those that are handed out together with it: the least goes first.
+/// Where a suspect comes among those that are held together with it: the least goes first.
 ///
-/// Of any two, the one that comes first at this delivery comes last at the next: the place is mirrored each time. So an innocent
-/// one that shares the worker of the one that kills it, again and again, runs to its end before that at least every other time,
-/// and none reaches the limit for having been in bad company.
+/// They are shuffled at every other delivery, and turned around in between: of any two that were delivered as often, one comes first
+/// now and the other at one of the next two deliveries. So an innocent one that shares the worker of the one that kills it runs to its end
+/// before that soon, and where several kill, more likely each time.
 pub(crate) fn place(message: &Message, redeliveries: u64) -> i64 {
-    let id = message.properties.message_id.as_deref().unwrap_or_default();
-    let place = (fnv1a(id.bytes()) >> 1).cast_signed();
+    let shuffle = redeliveries / 2;
+    let mut hasher = DefaultHasher::new();
+    (&message.properties.message_id, shuffle).hash(&mut hasher);
+    let place = (hasher.finish() >> 1).cast_signed();
     if redeliveries.is_multiple_of(2) { place } else { -place }
 }
 
@@ -105,11 +109,12 @@ mod tests {
             message.properties.message_id = Some(id.into());
             message
         };
-        for (one, other) in [(2, 2), (2, 3), (3, 2), (3, 3), (4, 17)] {
-            let is_first =
-                |round: u64| place(&message("run/1"), one + round) < place(&message("run/2"), other + round);
-            assert_ne!(is_first(0), is_first(1), "{one} {other}");
-            assert_eq!(is_first(0), is_first(2));
+        let is_first =
+            |redeliveries| place(&message("run/1"), redeliveries) < place(&message("run/2"), redeliveries);
+        for redeliveries in [2, 4, 18] {
+            assert_ne!(is_first(redeliveries), is_first(redeliveries + 1));
         }
+        let shuffled = (2..100).step_by(2).filter(|redeliveries| is_first(*redeliveries)).count();
+        assert!((10..40).contains(&shuffled), "{shuffled} of 49");
     }
 }

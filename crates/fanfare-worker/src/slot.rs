@@ -51,6 +51,11 @@ impl Slots {
         Self { alone: Some(place), ..self.clone() }
     }
 
+    /// Whether the worker holds invocations that are to run alone, or runs one.
+    pub(crate) fn holds_suspects(&self) -> bool {
+        self.all.turns.are_wanted()
+    }
+
     /// Waits for a slot. Everyone takes the service's part first, so nobody waits in a circle; who takes all of the worker's needs
     /// no other. The semaphores are fair: whoever waits for all is overtaken by none.
     pub(crate) async fn take(&self) -> Permits {

@@ -74,6 +74,11 @@ impl Turns {
         }
     }
 
+    /// Whether somebody has the worker, or waits for it.
+    pub(crate) fn are_wanted(&self) -> bool {
+        self.next.try_lock().is_err() || !self.waiting().is_empty()
+    }
+
     /// Takes the worker where it is empty.
     pub(crate) fn try_take(&self) -> Option<Turn> {
         let next = Arc::clone(&self.next).try_lock_owned().ok()?;

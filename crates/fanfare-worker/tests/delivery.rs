@@ -80,18 +80,19 @@ async fn a_slot_is_free_when_its_service_returns_and_the_prefetch_bounds_what_is
         signal.add_permits(1);
         async { Ok(()) }
     });
-    bench.call("counted", ["null"; 5]).await;
+    bench.call("counted", ["null"; 6]).await;
     let worker = bench.start([counted.concurrency(1).prefetch(3)]).await;
-    within(ran.acquire_many(3)).await.unwrap().forget();
+    // The first is held beside the prefetch: it shows that more can be held.
+    within(ran.acquire_many(4)).await.unwrap().forget();
     within(async {
         while bench.worker.failures_left() > 9_900 {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
     .await;
-    assert_eq!(ran.available_permits(), 0, "three are not confirmed, and others wait in the broker");
+    assert_eq!(ran.available_permits(), 0, "four are not confirmed, and others wait in the broker");
     worker.stop().await;
-    assert_eq!(bench.waiting(&bench.service_queue("counted")).await, 5);
+    assert_eq!(bench.waiting(&bench.service_queue("counted")).await, 6);
 }
 
 #[tokio::test(start_paused = true)]

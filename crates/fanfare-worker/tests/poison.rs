@@ -90,12 +90,11 @@ async fn from_the_third_delivery_on_nothing_of_any_service_runs_beside_it() {
     // Two of them are suspect, two are not.
     bench.deliver("a", 2, 2).await;
     bench.call("b", ["5", "6"]).await;
-    let suspects = gauge.clone();
     let worker = bench.start([gauge.service("a"), gauge.service("b")]).await;
     let results = bench.results(6).await;
-    let first: Vec<u32> = results[..4].iter().map(|result| result.response().unwrap()).collect();
-    assert!(first.iter().all(|number| *number >= 3), "the others do not wait for them: {first:?}");
-    assert!(suspects.most.load(Ordering::SeqCst) >= 2, "the others run side by side");
+    let order: Vec<u32> = results.iter().map(|result| result.response().unwrap()).collect();
+    assert_eq!(order, [5, 6, 1, 2, 3, 4], "the suspects run one by one, once the worker is empty");
+    assert_eq!(gauge.most.load(Ordering::SeqCst), 2, "the others run side by side");
     worker.stop().await;
 
     let bench = Bench::new();
@@ -105,6 +104,27 @@ async fn from_the_third_delivery_on_nothing_of_any_service_runs_beside_it() {
     let worker = bench.start([gauge.service("a")]).await;
     bench.results(3).await;
     assert_eq!(gauge.most.load(Ordering::SeqCst), 1, "each runs alone");
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_worker_holds_nothing_beside_a_suspect_that_its_death_would_count_against() {
+    let bench = Bench::new();
+    bench.call("a", ["1", "2", "3", "4", "5"]).await;
+    bench.deliver("a", 3, 2).await;
+    let gauge = Gauge::default();
+    let worker = bench.start([gauge.service("a")]).await;
+    for done in 0..3 {
+        within(async {
+            while gauge.runs.load(Ordering::SeqCst) <= done {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        assert_eq!(bench.waiting(&bench.service_queue("a")).await, 4 - done as u64);
+    }
+    bench.results(5).await;
+    assert_eq!(gauge.most.load(Ordering::SeqCst), 2, "what follows them runs side by side");
     worker.stop().await;
 }
 

@@ -203,6 +203,19 @@ impl Subscription {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
+    /// Hands out so many deliveries for each channel from now on; 0 counts as 1. Its channels make way for one that does so; what they
+    /// have handed out stays answerable, and what they have received is handed out.
+    pub fn set_prefetch(&mut self, prefetch: u16) {
+        let prefetch = prefetch.max(1);
+        if prefetch == self.options.prefetch {
+            return;
+        }
+        self.options.prefetch = prefetch;
+        self.opening = None;
+        let staying = self.channels.iter_mut().filter(|subscribed| subscribed.leaving.is_none());
+        staying.for_each(Subscribed::leave);
+    }
+
     /// Stops consuming, and gives back what was received but not handed out. What was handed out stays answerable.
     /// Stopping twice is harmless.
     ///
