@@ -211,7 +211,6 @@ impl Subscription {
             return;
         }
         self.options.prefetch = prefetch;
-        self.opening = None;
         let staying = self.channels.iter_mut().filter(|subscribed| subscribed.leaving.is_none());
         staying.for_each(Subscribed::leave);
     }
@@ -340,7 +339,11 @@ impl Subscription {
         self.opening = Some(opening.boxed());
     }
 
-    fn opened(&mut self, subscribed: Subscribed) {
+    fn opened(&mut self, mut subscribed: Subscribed) {
+        // What it has received by now would come back as delivered once more if it were just dropped.
+        if subscribed.window.prefetch() != usize::from(self.options.prefetch) {
+            subscribed.leave();
+        }
         self.channels.push(subscribed);
         self.yields = false;
         self.readiness.clear(self.source.name());

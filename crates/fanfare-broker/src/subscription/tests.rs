@@ -69,6 +69,29 @@ impl Fixture {
 }
 
 #[tokio::test(start_paused = true)]
+async fn another_prefetch_holds_from_then_on_and_gives_nothing_back() {
+    let mut fixture = Fixture::with_messages(1, 3, &["a", "b", "c", "d", "e", "f"]).await;
+    let a = fixture.next().await;
+    fixture.idle().await;
+    fixture.subscription.set_prefetch(3);
+    let more = [fixture.next().await, fixture.next().await, fixture.next().await];
+    fixture.idle().await;
+    fixture.subscription.set_prefetch(1);
+    let e = fixture.next().await;
+    fixture.idle().await;
+    for delivery in [a].into_iter().chain(more) {
+        assert!(!delivery.redelivered);
+        delivery.receipt.ack().await;
+    }
+    fixture.idle().await;
+    e.receipt.ack().await;
+    let f = fixture.next().await;
+    assert!(!f.redelivered);
+    f.receipt.ack().await;
+    assert_eq!(fixture.broker.inspect(&fixture.queue.name).await.unwrap().unwrap().messages, 0);
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_published_to_an_exchange_comes_to_all_who_are_connected_and_again_after_a_reconnect() {
     let broker = MemoryBroker::new();
     let exchange = QueueNames::default().workers();
@@ -299,6 +322,8 @@ async fn next_can_be_dropped_at_any_time() {
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_is_logged_when_it_begins_and_when_it_ends() {
+    // Where only one subscriber is there, a test in another thread, which has none, would decide for all what is ever logged.
+    tracing::subscriber::set_global_default(tracing_subscriber::registry()).unwrap();
     let log = Log::default();
     let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(log.clone()).finish();
     let _guard = tracing::subscriber::set_default(subscriber);

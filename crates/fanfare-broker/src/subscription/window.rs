@@ -65,6 +65,11 @@ impl Window {
         self.0.state().channel.clone()
     }
 
+    /// What it may hand out before it waits for answers.
+    pub(super) fn prefetch(&self) -> usize {
+        self.0.prefetch
+    }
+
     /// Whether three quarters or more of what it may hand out are held for long.
     pub(super) fn is_crowded(&self) -> bool {
         self.0.state().held * 4 >= self.0.prefetch * 3
