@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare_broker::{Broker, System};
-use fanfare_publisher::{Fanout, InvokeError, Publisher, Target};
+use fanfare_publisher::{CancelError, Fanout, InvokeError, Publisher, Target};
 use fanfare_tests::{Operator, Stack, eventually, run};
 use fanfare_worker::{Context, service};
 use tokio::sync::Semaphore;
@@ -37,6 +37,10 @@ async fn alarm(stack: Stack, operator: Operator) {
     let coordinator = stack.coordinator();
     let before = stack.publisher();
     let open = fan_out(&before).invoke().await.expect("accepted");
+    stack.declare_service("nobody").await;
+    let hanging = before.fanout("my.source").target("nobody", 1).on_final("my.cancelled");
+    let mut cancelled = stack.record("my.cancelled").await;
+    let hanging = hanging.invoke().await.expect("accepted");
     eventually("the worker holds all requests", async || worker.mortal().held() == TARGETS).await;
 
     operator.control(&["set_vm_memory_high_watermark", "0.0000001"]).await;
@@ -47,6 +51,7 @@ async fn alarm(stack: Stack, operator: Operator) {
     let config = fanfare_publisher::Config {
         names: stack.names().clone(),
         time_limit: Duration::from_secs(2),
+        cancel_limit: Duration::from_secs(2),
         ..Default::default()
     };
     let refused = Publisher::new(stack.connect(), Arc::new(System), config);
@@ -56,13 +61,18 @@ async fn alarm(stack: Stack, operator: Operator) {
     assert!(source.to_string().contains("short of memory or disk"), "{source}");
     stack.queue_is_gone(&stack.names().aggregation(&cid, run).name).await;
 
+    let unknown = refused.cancel(&hanging).await.expect_err("nobody hears of it");
+    assert!(matches!(unknown, CancelError::Unanswered { blocked: true, .. }), "{unknown:?}");
+
     operator.control(&["set_vm_memory_high_watermark", "0.4"]).await;
+    refused.cancel(&hanging).await.expect("it is cancelled, now or by what was asked before");
+    assert_eq!(cancelled.next_final().await.failures().count(), 1);
     assert_eq!(done.next_final().await.failures().count(), 0);
     stack.queue_is_gone(&stack.names().aggregation(&open.cid, open.run).name).await;
     // The publisher that was refused goes on too.
     let after = fan_out(&refused).invoke().await.expect("accepted again");
     assert_eq!(done.next_final().await.data.len(), TARGETS);
-    stack.ended([&open, &after], coordinator).await;
+    stack.ended([&open, &after, &hanging], coordinator).await;
     assert_eq!(done.rest().await, []);
     assert_eq!(parked.rest().await, []);
 }

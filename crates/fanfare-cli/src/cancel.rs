@@ -16,7 +16,8 @@ invoked with what there is. Workers do not begin with them any more, and what ru
 told to end. Says on standard output what it came upon, a line for each run. To cancel again
 changes nothing.
 
-It takes a coordinator that holds the fan-out; where none says so within 5 s, nothing is cancelled.
+It takes a coordinator that holds the fan-out; where all that answer within 5 s know nothing of it, nothing is
+cancelled.
 
 Examples:
   fanfare cancel 01a21a8364fd77369b3971990fa1a5cb
@@ -94,7 +95,9 @@ fn shown(cancellation: &Cancellation) -> String {
 fn not_cancelled(error: CancelError) -> Failure {
     let exit = match &error {
         CancelError::Invalid(_) => Exit::BadInput,
-        CancelError::Unconfirmed { .. } | CancelError::Lost { .. } => Exit::Unknown,
+        CancelError::Unanswered { .. } | CancelError::Unconfirmed { .. } | CancelError::Lost { .. } => {
+            Exit::Unknown
+        }
         _ => Exit::Failed,
     };
     Failure::new(exit, error)

@@ -133,7 +133,9 @@ impl Inquiry {
             (None, Some(Err(PublishError::Unbound(_) | PublishError::NoExchange(_)))) if answered == 0 => {
                 return CancelError::NoCoordinator { prefix: names.prefix().clone() };
             }
-            (None, Some(Err(error))) if answered == 0 => return CancelError::NotSent(error),
+            (None, Some(Err(error))) if answered == 0 && !matches!(error, PublishError::Unknown(_)) => {
+                return CancelError::NotSent(error);
+            }
             _ => {}
         }
         if let (Some(run), Aggregation::PerCid) = (self.run, self.shared.config.aggregation) {
@@ -143,7 +145,10 @@ impl Inquiry {
                 return CancelError::Ended { cid, run };
             }
         }
-        CancelError::Unknown { cid, answered, waited }
+        match answered {
+            0 => CancelError::Unanswered { cid, waited, blocked: self.shared.broker.is_blocked() },
+            answered => CancelError::Unknown { cid, answered, waited },
+        }
     }
 }
 

@@ -362,6 +362,19 @@ pub enum CancelError {
         /// How long they were waited for.
         waited: Duration,
     },
+    /// No coordinator has answered, and one may hear of it yet.
+    #[error(
+        "whether {cid} was cancelled is unknown: no coordinator has answered within {} s, and one may hear of it yet{}; cancel again \
+         to know", waited.as_secs(), pressed(*.blocked)
+    )]
+    Unanswered {
+        /// The correlation ID.
+        cid: Cid,
+        /// How long coordinators were waited for.
+        waited: Duration,
+        /// Whether the broker takes no messages, being short of memory or disk.
+        blocked: bool,
+    },
     /// A coordinator holds the fan-out and is to cancel it, but has not said that it is done.
     #[error(
         "the cancel of {cid} was not confirmed within {waited:?}: it takes effect unless the coordinator that holds the fan-out \
@@ -398,7 +411,6 @@ impl CancelError {
 fn answers(answered: usize, waited: Duration) -> String {
     let seconds = waited.as_secs();
     match answered {
-        0 => format!("none has answered within {seconds} s"),
         1 => format!("one has answered within {seconds} s"),
         more => format!("{more} have answered within {seconds} s"),
     }
