@@ -251,7 +251,7 @@ async fn try_to_consume(
 ) -> Result<(Arc<dyn ConsumerChannel>, Unbundled), BrokerError> {
     let channel = broker.open().await?;
     let consumer = channel.consume(queue, window).await?;
-    Ok((channel, Unbundled::new(consumer, window)))
+    Ok((Arc::clone(&channel), Unbundled::new(channel, consumer, window)))
 }
 
 #[cfg(test)]

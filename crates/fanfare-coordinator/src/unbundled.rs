@@ -1,14 +1,18 @@
 use std::collections::VecDeque;
-use std::future::pending;
+use std::fmt;
+use std::sync::Arc;
 
-use fanfare_broker::{BrokerError, Consumer, Delivery, OpenParts};
+use fanfare_broker::{BrokerError, Consumer, ConsumerChannel, Delivery, OpenParts};
 use fanfare_protocol::{Bundle, header};
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, Fuse};
 
 /// A consumer that hands out the results of a bundle one by one, and of them as few unacked ones as the broker would if each had come
-/// alone.
-#[derive(Debug)]
+/// alone. It ends with its channel, and not only when what it has received before that is read: another is handed it by then.
 pub(crate) struct Unbundled {
     consumer: Consumer,
+    /// The end of its channel.
+    ended: Fuse<BoxFuture<'static, ()>>,
     /// Results of the bundle that was delivered last.
     more: VecDeque<Delivery>,
     /// Results of bundles that are not acked.
@@ -18,22 +22,27 @@ pub(crate) struct Unbundled {
 }
 
 impl Unbundled {
-    pub(crate) fn new(consumer: Consumer, window: u16) -> Self {
-        Self { consumer, more: VecDeque::new(), open: OpenParts::default(), window: window.into() }
+    /// What a consumer of this channel hands out.
+    pub(crate) fn new(channel: Arc<dyn ConsumerChannel>, consumer: Consumer, window: u16) -> Self {
+        let ended = async move { channel.ended().await }.boxed().fuse();
+        Self { consumer, ended, more: VecDeque::new(), open: OpenParts::default(), window: window.into() }
     }
 
-    /// The next delivery, as [`Consumer::next`] has it. Where as many results are unacked as may be there is none: whoever acks some
-    /// asks again then.
+    /// The next delivery, as [`Consumer::next`] has it. Where as many results are unacked as may be there is none, unless the channel
+    /// ends: whoever acks some asks again then.
     pub(crate) async fn next(&mut self) -> Option<Result<Delivery, BrokerError>> {
         loop {
             // Those that are still in line were not handed out.
-            if self.open.count().saturating_sub(self.more.len()) >= self.window {
-                return pending().await;
-            }
-            if let Some(result) = self.more.pop_front() {
+            let is_full = self.open.count().saturating_sub(self.more.len()) >= self.window;
+            if !is_full && let Some(result) = self.more.pop_front() {
                 return Some(Ok(result));
             }
-            match self.consumer.next().await? {
+            let next = tokio::select! {
+                biased;
+                next = self.consumer.next(), if !is_full => next?,
+                () = &mut self.ended => Err(BrokerError::Unreachable("the channel has ended".to_owned())),
+            };
+            match next {
                 Ok(delivery) => self.more = self.unbundle(delivery),
                 Err(error) => return Some(Err(error)),
             }
@@ -53,12 +62,17 @@ impl Unbundled {
     }
 }
 
+impl fmt::Debug for Unbundled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Unbundled").field("consumer", &self.consumer).finish_non_exhaustive()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use fanfare_broker::Broker;
     use fanfare_broker::memory::MemoryBroker;
     use fanfare_protocol::{Message, QueueNames};
-    use futures_util::FutureExt;
     use futures_util::future::join_all;
 
     use super::*;
@@ -68,6 +82,11 @@ mod tests {
         message.properties.kind = Some(kind.into());
         message.properties.message_id = Some(id.into());
         message
+    }
+
+    async fn unbundled(channel: &Arc<dyn ConsumerChannel>, queue: &str, window: u16) -> Unbundled {
+        let consumer = channel.consume(queue, window).await.unwrap();
+        Unbundled::new(Arc::clone(channel), consumer, window)
     }
 
     #[tokio::test(start_paused = true)]
@@ -83,7 +102,7 @@ mod tests {
             broker.publish(&queue.name, message).await.unwrap();
         }
         let channel = broker.open().await.unwrap();
-        let mut consumer = Unbundled::new(channel.consume(&queue.name, 10).await.unwrap(), 10);
+        let mut consumer = unbundled(&channel, &queue.name, 10).await;
         for (kind, id) in [
             ("fanfare.fence", "fence"),
             ("fanfare.result", "c/0/result"),
@@ -107,7 +126,7 @@ mod tests {
             (0..5).map(|n| message("fanfare.result", &format!("c/{n}/result"))).collect();
         broker.publish(&queue.name, Bundle::encode(&results).unwrap()).await.unwrap();
         let channel = broker.open().await.unwrap();
-        let mut consumer = Unbundled::new(channel.consume(&queue.name, 2).await.unwrap(), 2);
+        let mut consumer = unbundled(&channel, &queue.name, 2).await;
         let mut held = Vec::new();
         for left in (0..5).rev() {
             held.push(consumer.next().await.unwrap().unwrap());
@@ -119,5 +138,23 @@ mod tests {
         join_all(held.iter().map(|delivery| delivery.receipt.ack())).await;
         channel.close().await;
         assert_eq!(broker.inspect(&queue.name).await.unwrap().unwrap().messages, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_end_of_the_channel_shows_though_as_many_are_unacked_as_may_be() {
+        let (broker, queue) = (MemoryBroker::new(), QueueNames::default().shard(0));
+        broker.declare(&queue).await.unwrap();
+        let results: Vec<Message> =
+            (0..3).map(|n| message("fanfare.result", &format!("c/{n}/result"))).collect();
+        for _ in 0..2 {
+            broker.publish(&queue.name, Bundle::encode(&results).unwrap()).await.unwrap();
+        }
+        let client = broker.connect();
+        let channel = client.open().await.unwrap();
+        let mut consumer = unbundled(&channel, &queue.name, 2).await;
+        let _held = [consumer.next().await.unwrap().unwrap(), consumer.next().await.unwrap().unwrap()];
+        assert!(consumer.next().now_or_never().is_none());
+        client.isolate();
+        assert!(consumer.next().await.unwrap().is_err());
     }
 }
