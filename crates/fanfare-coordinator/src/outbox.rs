@@ -63,7 +63,7 @@ impl Outbox {
                     tracing::warn!(
                         queue,
                         message_id = message.properties.message_id.as_deref(),
-                        "callback parked: its queue is gone"
+                        "message parked: its queue is gone"
                     );
                     let reason = format!(
                         "queue `{queue}` does not exist: no worker has declared it, or it was deleted"

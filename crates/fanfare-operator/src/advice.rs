@@ -109,8 +109,8 @@ impl Explanation {
         match count(|at| *at == Whereabouts::NoQueue) {
             0 => {}
             missing => advice.push(format!(
-                "`{name}` is gone, and {missing} requests with it: they fail at the deadline; `fanfare cancel` ends the fan-out \
-                 before"
+                "`{name}` is gone, and {missing} requests with it: they fail at the deadline, where there is one; `fanfare cancel` ends \
+                 the fan-out before"
             )),
         }
         match count(|at| *at == Whereabouts::Handed) {
