@@ -23,7 +23,7 @@ const IMPURE: [&str; 8] =
 const LAPIN_HOMES: [&str; 3] = [
     "crates/fanfare-broker/src/amqp/",
     "crates/fanfare-broker/src/amqp.rs",
-    "crates/fanfare-cli/src/bench/raw.rs",
+    "crates/fanfare-cli/src/bench/raw",
 ];
 
 const LAPIN: [&str; 4] = ["lapin::", "deadpool_lapin", "use lapin;", "extern crate lapin"];

@@ -397,7 +397,7 @@ mod tests {
         let broker = Arc::new(MemoryBroker::new());
         let parked = QueueNames::default().parked();
         broker.declare(&parked).await.unwrap();
-        let operator = Operator::new(broker.clone(), Arc::new(System::default()), Config::default());
+        let operator = Operator::new(broker.clone(), Arc::new(System), Config::default());
         let cid = Cid::new("c").unwrap();
         for unseen in [None, Some("1 parked messages were not looked at")] {
             for _ in broker.inspect(&parked.name).await.unwrap().unwrap().messages..10_000 {
