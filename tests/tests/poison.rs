@@ -91,7 +91,7 @@ async fn all_but_the_poison_succeed(
         deaths += supervisor.await.expect("the supervisor does not panic");
     }
     // A death can count twice: what one channel of a connection gives back may be handed to another before the broker has ended that, too.
-    // A worker has two for a moment when it begins to be cautious, which each process does once.
+    // A worker has two for a moment when it begins to be cautious.
     let most = (redelivery_limit + 1) * u32::try_from(poison.len()).expect("a few");
     let least = redelivery_limit + 1 - u32::try_from(workers).expect("a few");
     assert!((least..=most).contains(&deaths), "{deaths} deaths: each runs as often as it is allowed to");

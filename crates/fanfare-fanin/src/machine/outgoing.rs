@@ -138,12 +138,11 @@ impl<T: Clone> FanIn<T> {
 
     /// Parks those: a newer version had its time to read them.
     pub(super) fn park_unknown(&mut self, now: Time, out: &mut Vec<Effect<T>>) {
-        while self.unknown_due().is_some_and(|due| due <= now) {
-            let Some((_, tag)) = self.unknown.pop_front() else { return };
+        let held_for = self.limits.renewal;
+        while let Some((_, tag)) = self.unknown.pop_front_if(|(since, _)| *since + held_for <= now) {
             let reason = format!(
-                "unknown type: it was held for {:?}, and no coordinator that knows it has taken the fan-out over; upgrade the \
-                 coordinators, or find out who sends it",
-                self.limits.renewal
+                "unknown type: it was held for {held_for:?}, and no coordinator that knows it has taken the fan-out over; upgrade the \
+                 coordinators, or find out who sends it"
             );
             out.push(Effect::Park { tag, reason });
         }
