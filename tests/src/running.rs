@@ -67,7 +67,7 @@ impl Doomed {
     pub async fn kill(self) {
         match self {
             Self::Task(running) => running.kill().await,
-            Self::Process(node) => node.kill().await,
+            Self::Process(node) => drop(node.kill().await),
         }
     }
 }
@@ -104,12 +104,13 @@ impl Node {
         Self { child }
     }
 
-    /// Sends SIGKILL, and returns when the process is gone.
+    /// Sends SIGKILL, and returns how the process ended: by that, or by itself before.
     ///
     /// # Panics
-    /// Where it has ended before.
-    pub async fn kill(mut self) {
-        self.child.kill().await.expect("the process was running");
+    /// Where its status cannot be read.
+    pub async fn kill(mut self) -> ExitStatus {
+        self.child.start_kill().expect("its end was not seen before");
+        self.ended().await
     }
 
     /// Returns how the process ended, by itself.

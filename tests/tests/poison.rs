@@ -1,9 +1,12 @@
 //! A request that kills its worker, among many that do not.
 
+use std::os::unix::process::ExitStatusExt;
+
 use fanfare_publisher::Target;
 use fanfare_tests::{Node, Stack, on_rabbitmq};
 use tokio_util::sync::CancellationToken;
 
+const SIGKILL: i32 = 9;
 const NODE: &str = env!("CARGO_BIN_EXE_fanfare-test-node");
 
 on_rabbitmq!(
@@ -21,8 +24,9 @@ async fn supervise(stack: Stack, redelivery_limit: u32, stop: CancellationToken)
         tokio::select! {
             biased;
             () = stop.cancelled() => {
-                node.kill().await;
-                return deaths;
+                // It may have died before that.
+                let died = node.kill().await.signal() != Some(SIGKILL);
+                return deaths + u32::from(died);
             }
             status = node.ended() => {
                 assert!(!status.success(), "nobody has stopped it");
@@ -33,11 +37,11 @@ async fn supervise(stack: Stack, redelivery_limit: u32, stop: CancellationToken)
 }
 
 async fn a_poison_target_among_200_good_ones_fails_and_they_all_succeed(stack: Stack) {
-    all_but_the_poison_succeed(stack, 201, &[10], 3, 8).await;
+    all_but_the_poison_succeed(stack, 201, &[10], 3, 5).await;
 }
 
 async fn several_poison_targets_fail_none_of_those_between_them(stack: Stack) {
-    all_but_the_poison_succeed(stack, 10, &[0, 5, 9], 2, 8).await;
+    all_but_the_poison_succeed(stack, 10, &[0, 5, 9], 2, 5).await;
 }
 
 /// Invokes so many targets, of which those at some places kill whoever runs them.
@@ -64,6 +68,11 @@ async fn all_but_the_poison_succeed(
     let supervised = |_| tokio::spawn(supervise(stack.clone(), redelivery_limit, stop.clone()));
     let supervisors: Vec<_> = (0..workers).map(supervised).collect();
 
+    // Of several, one may be counted again while it waits in the worker that another one kills.
+    let given_up = match poison {
+        [_] => format!("the request is given up: it was delivered {} times", redelivery_limit + 2),
+        _ => "the request is given up: it was delivered".to_owned(),
+    };
     let payload = done.next_final().await;
     assert_eq!(payload.data.len(), targets as usize);
     for number in 0..targets {
@@ -71,7 +80,7 @@ async fn all_but_the_poison_succeed(
         if poison.contains(&number) {
             let exception =
                 payload.data.get(&key).expect("its result").exception.as_deref().expect("it failed");
-            assert!(exception.starts_with("the request is given up: it was delivered"), "{exception}");
+            assert!(exception.starts_with(&given_up), "{exception}");
         } else {
             assert_eq!(payload.get::<u32>(&key).expect("it succeeded"), number);
         }
@@ -90,10 +99,8 @@ async fn all_but_the_poison_succeed(
     for supervisor in supervisors {
         deaths += supervisor.await.expect("the supervisor does not panic");
     }
-    // A death can count twice: what one channel of a connection gives back may be handed to another before the broker has ended that, too.
-    // A worker has two for a moment when it begins to be cautious.
     let most = (redelivery_limit + 1) * u32::try_from(poison.len()).expect("a few");
-    let least = redelivery_limit + 1 - u32::try_from(workers).expect("a few");
+    let least = redelivery_limit + 1;
     assert!((least..=most).contains(&deaths), "{deaths} deaths: each runs as often as it is allowed to");
     assert_eq!(parked.rest().await, []);
 }

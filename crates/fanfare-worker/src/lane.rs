@@ -14,8 +14,8 @@ use crate::turn::Place;
 /// of their own; with the prefetch, this bounds how many can wait at the same time.
 const MOST_CHANNELS: usize = 100;
 
-/// Deliveries to hold while what comes may kill the worker: at its start, when nobody knows what the last one died of, and from
-/// a suspect on until the worker holds none.
+/// Deliveries to hold at the start, until one comes that is no suspect: nobody knows yet what the last worker died of, and what
+/// is held when this one dies, too, counts as delivered once more, guilty or not.
 const CAUTIOUS: u16 = 1;
 
 /// The consumer of one service's queue: hands each delivery to the pipeline as soon as there is a slot for it.
@@ -39,13 +39,17 @@ impl Lane {
         let mut subscription = Subscription::new(broker, environment, self.queue.clone(), options)
             .unless_denied()
             .reporting_to(self.readiness.clone());
-        let mut told = false;
+        let (mut is_cautious, mut told) = (true, false);
         while let Some(delivery) = self.next(&mut subscription).await {
             let risk = Risk::of(&delivery, self.redelivery_limit);
-            subscription.set_prefetch(self.prefetch(risk));
+            let has_company = !is_cautious || !self.invocations.is_empty();
+            if matches!(risk, Risk::None | Risk::Uncounted) && !self.slots.holds_suspects() {
+                is_cautious = false;
+                subscription.set_prefetch(self.pipeline.registered.prefetch);
+            }
             let goes_on = match risk {
                 Risk::Poison { redeliveries } => self.give_up(delivery, redeliveries),
-                Risk::Suspect { redeliveries } => self.start_alone(delivery, redeliveries),
+                Risk::Suspect { redeliveries } => self.start_alone(delivery, redeliveries, has_company),
                 risk @ (Risk::None | Risk::Uncounted) => {
                     if risk == Risk::Uncounted && !std::mem::replace(&mut told, true) {
                         let queue = &self.queue.name;
@@ -65,12 +69,6 @@ impl Lane {
         subscription.denial().cloned().map_or(Ok(()), Err)
     }
 
-    /// Deliveries to hold from now on. What is held when a worker dies is counted as delivered once more, guilty or not.
-    fn prefetch(&self, risk: Risk) -> u16 {
-        let is_safe = matches!(risk, Risk::None | Risk::Uncounted) && !self.slots.holds_suspects();
-        if is_safe { self.pipeline.registered.prefetch } else { CAUTIOUS }
-    }
-
     fn give_up(&self, delivery: Delivery, redeliveries: u64) -> bool {
         let pipeline = Arc::clone(&self.pipeline);
         self.invocations.spawn(async move { pipeline.give_up(delivery, redeliveries).await });
@@ -79,7 +77,7 @@ impl Lane {
 
     /// Processes a delivery in a task of its own once nothing else runs in this worker. Meanwhile it takes up its place among
     /// those that the broker hands out, and no slot.
-    fn start_alone(&self, delivery: Delivery, redeliveries: u64) -> bool {
+    fn start_alone(&self, delivery: Delivery, redeliveries: u64, has_company: bool) -> bool {
         tracing::warn!(
             queue = self.queue.name,
             message_id = delivery.message.properties.message_id.as_deref(),
@@ -87,7 +85,9 @@ impl Lane {
             "its workers may have died of this message: it runs alone"
         );
         let (pipeline, stopping) = (Arc::clone(&self.pipeline), self.stopping.clone());
-        let arrived = self.slots.alone(Place::arrived(risk::place(&delivery.message, redeliveries)));
+        let order = risk::place(&delivery.message, redeliveries);
+        let place = if has_company { Place::among_others(order) } else { Place::alone(order) };
+        let arrived = self.slots.alone(place);
         self.invocations.spawn(async move {
             let permits = tokio::select! {
                 biased;

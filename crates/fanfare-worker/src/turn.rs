@@ -28,8 +28,13 @@ impl Place {
     pub(crate) const BEGUN: Self = Self { order: i64::MIN, settling: Duration::ZERO };
 
     /// That of one which was handed out with others that may all be as suspect as itself.
-    pub(crate) const fn arrived(order: i64) -> Self {
+    pub(crate) const fn among_others(order: i64) -> Self {
         Self { order, settling: SETTLING }
+    }
+
+    /// That of one which was handed out while the worker held nothing else.
+    pub(crate) const fn alone(order: i64) -> Self {
+        Self { order, settling: Duration::ZERO }
     }
 }
 
@@ -266,7 +271,7 @@ mod tests {
         let run = |place| {
             let (turns, ran) = (turns.clone(), ran.clone());
             tokio::spawn(async move {
-                let _turn = turns.take(Place::arrived(place)).await;
+                let _turn = turns.take(Place::among_others(place)).await;
                 ran.send(place).unwrap();
             })
         };

@@ -1,25 +1,26 @@
 //! A consumer of one queue that outlives its channels.
 
 mod source;
+mod subscribed;
 #[cfg(test)]
 mod tests;
 mod window;
 
 use std::fmt;
-use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use fanfare_protocol::{ExchangeSpec, QueueSpec, RunId};
 use futures_util::FutureExt;
-use futures_util::future::{BoxFuture, Fuse};
+use futures_util::future::BoxFuture;
 use futures_util::task::AtomicWaker;
 use tokio::time::Instant;
 
 use self::source::Source;
+use self::subscribed::Subscribed;
 use self::window::Window;
-use crate::{Backoff, Broker, BrokerError, Consumer, Delivery, Environment, Readiness, Reminder};
+use crate::{Backoff, Broker, BrokerError, Delivery, Environment, Readiness, Reminder};
 
 /// How long one attempt to consume may take before it counts as failed.
 const ATTEMPT: Duration = Duration::from_secs(30);
@@ -102,16 +103,6 @@ impl Default for SubscriptionOptions {
     fn default() -> Self {
         Self { prefetch: 10, most_channels: 1 }
     }
-}
-
-/// One channel with one consumer.
-struct Subscribed {
-    // Dropped before the window, which may close the channel.
-    consumer: Consumer,
-    window: Window,
-    since: Instant,
-    /// Set once it is on its way out: its consumer is being cancelled, and what was under way is still handed out.
-    leaving: Option<Fuse<BoxFuture<'static, ()>>>,
 }
 
 /// What the log was told of an outage.
@@ -203,16 +194,18 @@ impl Subscription {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
-    /// Hands out so many deliveries for each channel from now on; 0 counts as 1. Its channels make way for one that does so; what they
-    /// have handed out stays answerable, and what they have received is handed out.
+    /// Hands out so many deliveries for each channel from now on; 0 counts as 1. On each, a new consumer takes the place of the one that
+    /// is there: what that has handed out stays answerable and counts no more, and what it has received is handed out.
+    ///
+    /// What a quorum queue has on its way to a consumer while that is cancelled comes again, counted as delivered once more (RabbitMQ
+    /// 3.10 to 4.3, `handle_delivery` in `rabbit_fifo_client.erl`). Nothing is on its way to one that has handed out its whole prefetch.
     pub fn set_prefetch(&mut self, prefetch: u16) {
         let prefetch = prefetch.max(1);
         if prefetch == self.options.prefetch {
             return;
         }
         self.options.prefetch = prefetch;
-        let staying = self.channels.iter_mut().filter(|subscribed| subscribed.leaving.is_none());
-        staying.for_each(Subscribed::leave);
+        self.channels.iter_mut().for_each(|subscribed| subscribed.set_prefetch(prefetch));
     }
 
     /// Stops consuming, and gives back what was received but not handed out. What was handed out stays answerable.
@@ -228,12 +221,10 @@ impl Subscription {
         let stop = async {
             // First all consumers end, so that none of them receives what another one gives back.
             for subscribed in &mut channels {
-                subscribed.cancel().await;
+                subscribed.stop().await;
             }
             for subscribed in &mut channels {
-                while let Some(Ok(delivery)) = subscribed.consumer.next().await {
-                    delivery.receipt.requeue().await;
-                }
+                subscribed.give_back().await;
             }
         };
         if tokio::time::timeout(STOP, stop).await.is_err() {
@@ -278,22 +269,17 @@ impl Subscription {
         let mut asked = 0;
         while asked < self.channels.len() {
             let at = (self.turn + asked) % self.channels.len();
-            let subscribed = &mut self.channels[at];
-            if let Some(cancelling) = &mut subscribed.leaving {
-                // Its end shows in the stream of deliveries.
-                let _ = cancelling.poll_unpin(context);
-            }
-            let Poll::Ready(next) = pin!(subscribed.consumer.next()).poll(context) else {
+            let Poll::Ready(next) = self.channels[at].poll_next(context) else {
                 asked += 1;
                 continue;
             };
             if let Some(Ok(delivery)) = next {
                 self.turn = at + 1;
-                return Some(subscribed.window.wrap(delivery));
+                return Some(delivery);
             }
             let subscribed = self.channels.remove(at);
             asked = 0;
-            if subscribed.leaving.is_none() {
+            if !subscribed.is_leaving() {
                 self.lost(&subscribed, next.and_then(Result::err));
             }
         }
@@ -312,7 +298,7 @@ impl Subscription {
         if self.active().filter(|subscribed| has_room(subscribed)).count() < 2 {
             return false;
         }
-        let idle = |subscribed: &&mut Subscribed| subscribed.leaving.is_none() && subscribed.window.is_idle();
+        let idle = |subscribed: &&mut Subscribed| subscribed.may_leave() && subscribed.window.is_idle();
         let Some(unneeded) = self.channels.iter_mut().find(idle) else { return false };
         unneeded.leave();
         true
@@ -328,7 +314,7 @@ impl Subscription {
             let (channel, queue) = source.open(&*broker, &*environment).await?;
             let consumer = channel.consume(&queue, prefetch).await?;
             let window = Window::new(channel, prefetch, changed);
-            Ok(Subscribed { consumer, window, since: Instant::now(), leaving: None })
+            Ok(Subscribed::new(consumer, queue, window))
         };
         let opening = async move {
             tokio::time::sleep(wait).await;
@@ -340,9 +326,8 @@ impl Subscription {
     }
 
     fn opened(&mut self, mut subscribed: Subscribed) {
-        // What it has received by now would come back as delivered once more if it were just dropped.
-        if subscribed.window.prefetch() != usize::from(self.options.prefetch) {
-            subscribed.leave();
+        if subscribed.window.prefetch() != self.options.prefetch {
+            subscribed.set_prefetch(self.options.prefetch);
         }
         self.channels.push(subscribed);
         self.yields = false;
@@ -398,24 +383,7 @@ impl Subscription {
     }
 
     fn active(&self) -> impl Iterator<Item = &Subscribed> {
-        self.channels.iter().filter(|subscribed| subscribed.leaving.is_none())
-    }
-}
-
-impl Subscribed {
-    /// Cancels its consumer. Where that fails its channel has ended, which shows in the stream.
-    fn cancel(&self) -> BoxFuture<'static, ()> {
-        let (channel, tag) = (self.window.channel(), self.consumer.tag().to_owned());
-        async move {
-            if let Some(channel) = channel {
-                channel.cancel(&tag).await.ok();
-            }
-        }
-        .boxed()
-    }
-
-    fn leave(&mut self) {
-        self.leaving = Some(self.cancel().fuse());
+        self.channels.iter().filter(|subscribed| !subscribed.is_leaving())
     }
 }
 

@@ -69,8 +69,8 @@ impl Fixture {
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_prefetch_holds_from_then_on_and_gives_nothing_back() {
-    let mut fixture = Fixture::with_messages(1, 3, &["a", "b", "c", "d", "e", "f"]).await;
+async fn another_prefetch_holds_from_then_on_the_same_channel_and_gives_nothing_back() {
+    let mut fixture = Fixture::with_messages(1, 1, &["a", "b", "c", "d", "e", "f"]).await;
     let a = fixture.next().await;
     fixture.idle().await;
     fixture.subscription.set_prefetch(3);

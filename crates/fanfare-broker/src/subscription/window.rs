@@ -13,7 +13,6 @@ pub(super) struct Window(Arc<Shared>);
 
 /// What a window shares with the receipts of its deliveries.
 struct Shared {
-    prefetch: usize,
     changed: Arc<AtomicWaker>,
     state: Mutex<State>,
 }
@@ -21,11 +20,12 @@ struct Shared {
 struct State {
     /// Gone once nothing depends on it any more.
     channel: Option<Arc<dyn ConsumerChannel>>,
+    prefetch: u16,
     /// What was handed out and not answered.
     open: BTreeMap<u64, Open>,
     /// Answers on their way to the broker.
     answering: usize,
-    /// Deliveries of `open` that are held for long.
+    /// Deliveries of `open` that are held for long and count to the prefetch.
     held: usize,
     last_tag: u64,
     /// Set when the subscription has left the channel.
@@ -35,19 +35,22 @@ struct State {
 struct Open {
     receipt: Receipt,
     holds: usize,
+    /// Whether it was handed out under an earlier prefetch.
+    former: bool,
 }
 
 impl Window {
     pub(super) fn new(channel: Arc<dyn ConsumerChannel>, prefetch: u16, changed: Arc<AtomicWaker>) -> Self {
         let state = State {
             channel: Some(channel),
+            prefetch,
             open: BTreeMap::new(),
             answering: 0,
             held: 0,
             last_tag: 0,
             left: false,
         };
-        Self(Arc::new(Shared { prefetch: usize::from(prefetch), changed, state: Mutex::new(state) }))
+        Self(Arc::new(Shared { changed, state: Mutex::new(state) }))
     }
 
     /// Hands out a delivery with a receipt of this window.
@@ -55,7 +58,7 @@ impl Window {
         let mut state = self.0.state();
         state.last_tag += 1;
         let tag = state.last_tag;
-        state.open.insert(tag, Open { receipt: delivery.receipt, holds: 0 });
+        state.open.insert(tag, Open { receipt: delivery.receipt, holds: 0, former: false });
         let receipt = Receipt::new(Arc::clone(&self.0) as Arc<dyn Acknowledge>, tag);
         Delivery { receipt, ..delivery }
     }
@@ -66,18 +69,28 @@ impl Window {
     }
 
     /// What it may hand out before it waits for answers.
-    pub(super) fn prefetch(&self) -> usize {
-        self.0.prefetch
+    pub(super) fn prefetch(&self) -> u16 {
+        self.0.state().prefetch
+    }
+
+    /// What is handed out from now on counts to another prefetch, and what was handed out before to none.
+    pub(super) fn set_prefetch(&self, prefetch: u16) {
+        let mut state = self.0.state();
+        state.prefetch = prefetch;
+        state.held = 0;
+        state.open.values_mut().for_each(|open| open.former = true);
     }
 
     /// Whether three quarters or more of what it may hand out are held for long.
     pub(super) fn is_crowded(&self) -> bool {
-        self.0.state().held * 4 >= self.0.prefetch * 3
+        let state = self.0.state();
+        state.held * 4 >= usize::from(state.prefetch) * 3
     }
 
     /// Whether half or less of what it may hand out is held for long.
     pub(super) fn is_roomy(&self) -> bool {
-        self.0.state().held * 2 <= self.0.prefetch
+        let state = self.0.state();
+        state.held * 2 <= usize::from(state.prefetch)
     }
 
     /// Whether all that it handed out is settled.
@@ -106,7 +119,7 @@ impl Shared {
         let mut state = self.state();
         let open = state.open.remove(&tag)?;
         state.answering += 1;
-        if open.holds > 0 {
+        if open.holds > 0 && !open.former {
             state.held -= 1;
         }
         Some(open.receipt)
@@ -159,7 +172,7 @@ impl Acknowledge for Shared {
         let mut state = self.state();
         let Some(open) = state.open.get_mut(&tag) else { return };
         open.holds += 1;
-        if open.holds == 1 {
+        if open.holds == 1 && !open.former {
             state.held += 1;
             drop(state);
             self.changed.wake();
@@ -170,7 +183,7 @@ impl Acknowledge for Shared {
         let mut state = self.state();
         let Some(open) = state.open.get_mut(&tag) else { return };
         open.holds -= 1;
-        if open.holds == 0 {
+        if open.holds == 0 && !open.former {
             state.held -= 1;
             drop(state);
             self.changed.wake();
