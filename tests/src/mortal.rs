@@ -310,6 +310,10 @@ impl ConsumerChannel for MortalChannel {
         Err(BrokerError::Unreachable("the broker was killed".to_owned()))
     }
 
+    async fn ping(&self) -> Result<(), BrokerError> {
+        self.held.life.take(Step::Prepare, self.inner.ping()).await
+    }
+
     async fn close(&self) {
         self.held.life.take(Step::Settle, self.inner.close()).await;
         self.held.deliveries().open.clear();

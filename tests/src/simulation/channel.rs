@@ -239,6 +239,11 @@ impl ConsumerChannel for SimulatedChannel {
         self.operate(|| format!("delete {queue} on its channel"), delete).await
     }
 
+    async fn ping(&self) -> Result<(), BrokerError> {
+        let inner = self.inner();
+        self.operate(|| "ping".to_owned(), async move { inner.ping().await }).await
+    }
+
     async fn close(&self) {
         let inner = self.inner();
         let close = async move {
