@@ -240,6 +240,9 @@ impl ConsumerChannel for SimulatedChannel {
     }
 
     async fn ping(&self) -> Result<(), BrokerError> {
+        if self.pipe.link.shared.has(Defect::ConfirmIsProof) {
+            return Ok(());
+        }
         let inner = self.inner();
         self.operate(|| "ping".to_owned(), async move { inner.ping().await }).await
     }

@@ -90,6 +90,16 @@ impl Link {
         self.drop_line();
     }
 
+    /// What the process consumes goes to others, which it does not notice. All else goes on.
+    pub(super) fn deafen(&self) {
+        self.shared.disturb(&self.name, self.role, Disturbance::Deafened);
+        self.memory.deafen();
+    }
+
+    pub(super) fn notice(&self) {
+        self.memory.notice();
+    }
+
     fn drop_line(&self) {
         let mut line = self.line.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *line).cancel();

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::processes::Processes;
 use super::random::Random;
-use super::scenario::{CALLBACKS, Scenario, TARGETS};
+use super::scenario::{CALLBACKS, DEAF_MS, Scenario, TARGETS};
 use super::world::{Death, Shared};
 use crate::oracle::{Disturbance, Event, Role};
 
@@ -44,6 +44,7 @@ enum Act {
     BrokerIsBack,
     TakeQueueOut,
     QueueIsBack,
+    Deafen,
     Calm,
 }
 
@@ -66,9 +67,9 @@ impl Mischief {
         }
         self.processes.start_all();
         self.plan(self.scenario.faults.lasts, Act::Calm);
-        for act in [Act::Kill, Act::Stop, Act::DeleteQueue, Act::RestartBroker, Act::TakeQueueOut] {
-            self.plan_again(act);
-        }
+        let again =
+            [Act::Kill, Act::Stop, Act::DeleteQueue, Act::RestartBroker, Act::TakeQueueOut, Act::Deafen];
+        again.into_iter().for_each(|act| self.plan_again(act));
         while self.next().await {}
         self.calm().await;
         let all_returned = self.processes.all_invoked();
@@ -105,6 +106,7 @@ impl Mischief {
             Act::DeleteQueue => faults.delete_queue,
             Act::RestartBroker => faults.broker_restart,
             Act::TakeQueueOut => faults.queue_outage,
+            Act::Deafen => faults.deafen,
             Act::Start(_) | Act::BrokerIsBack | Act::QueueIsBack | Act::Calm => None,
         };
         if let Some(mean) = mean {
@@ -143,6 +145,7 @@ impl Mischief {
             Act::BrokerIsBack => self.processes.isolate(false),
             Act::TakeQueueOut => self.take_queue_out(),
             Act::QueueIsBack => self.shared.take_out(None),
+            Act::Deafen => self.deafen(),
             Act::Calm => return false,
         }
         self.plan_again(act);
@@ -170,6 +173,13 @@ impl Mischief {
         if self.random.chance(0.5) {
             self.processes.kill_all(Role::Coordinator);
         }
+    }
+
+    /// The connection that a coordinator consumes on dies without a word.
+    fn deafen(&self) {
+        let slot = self.any_slot();
+        let lasts = Duration::from_millis(self.random.of(0..=DEAF_MS));
+        self.processes.deafen(slot, lasts);
     }
 
     fn any_slot(&self) -> usize {
@@ -205,8 +215,8 @@ impl Mischief {
         self.shared.take_out(None);
         self.processes.isolate(false);
         let until = Instant::now() + PATIENCE;
-        // What is under way may still be stalled.
-        let stalled = Duration::from_millis(self.scenario.faults.stall_ms);
+        // What is under way may still be stalled, and who is deaf may not have noticed.
+        let late = Duration::from_millis(self.scenario.faults.notice_ms());
         let mut quiet_since = Instant::now();
         let mut steps = 0;
         while Instant::now() < until {
@@ -222,7 +232,7 @@ impl Mischief {
                 std::mem::replace(&mut steps, self.shared.steps()) == steps || self.scenario.shards > 0;
             if !self.has_ended().await || !silent {
                 quiet_since = Instant::now();
-            } else if quiet_since.elapsed() > stalled + LOOK {
+            } else if quiet_since.elapsed() > late + LOOK {
                 return;
             }
         }

@@ -23,6 +23,9 @@ pub(super) const CALLBACKS: [&str; 3] = ["sim.done", "sim.each", STREAMING];
 /// The one that reads the results of a final payload one after the other.
 pub(super) const STREAMING: &str = "sim.audit";
 
+/// How long a coordinator may be deaf.
+pub(super) const DEAF_MS: u64 = 10_000;
+
 /// All that is decided before anything runs.
 #[derive(Debug)]
 pub(super) struct Scenario {
@@ -121,6 +124,8 @@ pub(super) struct Faults {
     pub(super) delete_queue: Option<Duration>,
     /// Pause between outages of one queue.
     pub(super) queue_outage: Option<Duration>,
+    /// Pause between deaths of a connection that a coordinator consumes on, which it does not notice at once.
+    pub(super) deafen: Option<Duration>,
     /// How far a process's clock may be wrong. Two clocks differ by twice that.
     pub(super) skew_ms: u64,
 }
@@ -164,6 +169,9 @@ impl Scenario {
         };
         if random.chance(0.5) {
             scenario.limits.large_payload_bytes = *random.pick(&[300, 2_000]);
+        }
+        if random.chance(0.35) {
+            scenario.faults.deafen = Some(Duration::from_millis(random.of(500..=10_000)));
         }
         scenario
     }
@@ -281,6 +289,12 @@ fn draw_policy(random: &Random, targets: usize) -> Option<CompletionPolicy> {
 }
 
 impl Faults {
+    /// How long it may take until whoever is disturbed notices, in milliseconds. A cut shows at the next delivery, which may be stalled.
+    pub(super) fn notice_ms(&self) -> u64 {
+        let deaf = if self.deafen.is_some() { DEAF_MS } else { 0 };
+        self.stall_ms + deaf + 1_000
+    }
+
     /// Each seed has its own mixture: trouble of few kinds goes further than a little of everything.
     fn draw(random: &Random) -> Self {
         let rate = |most: f64| if random.chance(0.45) { most * random.fraction() } else { 0.0 };
@@ -303,6 +317,7 @@ impl Faults {
             stop: pause(500, 10_000),
             delete_queue: random.chance(0.1).then(|| Duration::from_millis(random.of(2_000..=20_000))),
             queue_outage: pause(2_000, 10_000),
+            deafen: None,
             skew_ms: random.of(0..=2_000),
         }
     }
