@@ -290,6 +290,7 @@ impl Consuming {
             let delivery = next.map(|delivery| pipe.hand_out(delivery));
             wait(shared.latency()).await;
             pipe.step();
+            link.hear();
             Some(delivery)
         })
         .await

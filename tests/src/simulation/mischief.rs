@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::processes::Processes;
 use super::random::Random;
-use super::scenario::{CALLBACKS, DEAF_MS, Scenario, TARGETS};
+use super::scenario::{CALLBACKS, Scenario, TARGETS};
 use super::world::{Death, Shared};
 use crate::oracle::{Disturbance, Event, Role};
 
@@ -44,7 +44,6 @@ enum Act {
     BrokerIsBack,
     TakeQueueOut,
     QueueIsBack,
-    Deafen,
     Calm,
 }
 
@@ -67,9 +66,9 @@ impl Mischief {
         }
         self.processes.start_all();
         self.plan(self.scenario.faults.lasts, Act::Calm);
-        let again =
-            [Act::Kill, Act::Stop, Act::DeleteQueue, Act::RestartBroker, Act::TakeQueueOut, Act::Deafen];
-        again.into_iter().for_each(|act| self.plan_again(act));
+        for act in [Act::Kill, Act::Stop, Act::DeleteQueue, Act::RestartBroker, Act::TakeQueueOut] {
+            self.plan_again(act);
+        }
         while self.next().await {}
         self.calm().await;
         let all_returned = self.processes.all_invoked();
@@ -106,7 +105,6 @@ impl Mischief {
             Act::DeleteQueue => faults.delete_queue,
             Act::RestartBroker => faults.broker_restart,
             Act::TakeQueueOut => faults.queue_outage,
-            Act::Deafen => faults.deafen,
             Act::Start(_) | Act::BrokerIsBack | Act::QueueIsBack | Act::Calm => None,
         };
         if let Some(mean) = mean {
@@ -145,7 +143,6 @@ impl Mischief {
             Act::BrokerIsBack => self.processes.isolate(false),
             Act::TakeQueueOut => self.take_queue_out(),
             Act::QueueIsBack => self.shared.take_out(None),
-            Act::Deafen => self.deafen(),
             Act::Calm => return false,
         }
         self.plan_again(act);
@@ -173,13 +170,6 @@ impl Mischief {
         if self.random.chance(0.5) {
             self.processes.kill_all(Role::Coordinator);
         }
-    }
-
-    /// The connection that a coordinator consumes on dies without a word.
-    fn deafen(&self) {
-        let slot = self.any_slot();
-        let lasts = Duration::from_millis(self.random.of(0..=DEAF_MS));
-        self.processes.deafen(slot, lasts);
     }
 
     fn any_slot(&self) -> usize {

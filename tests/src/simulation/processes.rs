@@ -173,17 +173,6 @@ impl Processes {
         }
     }
 
-    /// The connection that a process consumes on dies without a word, where it is a coordinator. It notices some time later.
-    pub(super) fn deafen(&self, at: usize, lasts: Duration) {
-        let Slot { role: Role::Coordinator, running: Some(process), .. } = &self.slots[at] else { return };
-        let link = Arc::clone(&process.link);
-        tokio::spawn(async move {
-            link.deafen();
-            tokio::time::sleep(lasts).await;
-            link.notice();
-        });
-    }
-
     /// Kills all processes of a role.
     pub(super) fn kill_all(&self, role: Role) {
         let places = (0..self.slots.len()).filter(|at| self.slots[*at].role == role);

@@ -98,6 +98,8 @@ pub(super) struct Faults {
     pub(super) crash: f64,
     /// A process's connection is cut at a step.
     pub(super) cut: f64,
+    /// The connection that a coordinator consumes on dies at a delivery, without a word.
+    pub(super) deafen: f64,
     /// The broker closes a channel at a step on it, as after a consumer time-out.
     pub(super) close_channel: f64,
     /// A message is taken, and who published it is not told.
@@ -124,8 +126,6 @@ pub(super) struct Faults {
     pub(super) delete_queue: Option<Duration>,
     /// Pause between outages of one queue.
     pub(super) queue_outage: Option<Duration>,
-    /// Pause between deaths of a connection that a coordinator consumes on, which it does not notice at once.
-    pub(super) deafen: Option<Duration>,
     /// How far a process's clock may be wrong. Two clocks differ by twice that.
     pub(super) skew_ms: u64,
 }
@@ -171,7 +171,7 @@ impl Scenario {
             scenario.limits.large_payload_bytes = *random.pick(&[300, 2_000]);
         }
         if random.chance(0.35) {
-            scenario.faults.deafen = Some(Duration::from_millis(random.of(500..=10_000)));
+            scenario.faults.deafen = 0.03 * random.fraction();
         }
         scenario
     }
@@ -291,7 +291,7 @@ fn draw_policy(random: &Random, targets: usize) -> Option<CompletionPolicy> {
 impl Faults {
     /// How long it may take until whoever is disturbed notices, in milliseconds. A cut shows at the next delivery, which may be stalled.
     pub(super) fn notice_ms(&self) -> u64 {
-        let deaf = if self.deafen.is_some() { DEAF_MS } else { 0 };
+        let deaf = if self.deafen > 0.0 { DEAF_MS } else { 0 };
         self.stall_ms + deaf + 1_000
     }
 
@@ -304,6 +304,7 @@ impl Faults {
             lasts: Duration::from_millis(random.of(2_000..=40_000)),
             crash: rate(0.02),
             cut: rate(0.01),
+            deafen: 0.0,
             close_channel: rate(0.01),
             lose_confirm: rate(0.05),
             lose_message: rate(0.05),
@@ -317,7 +318,6 @@ impl Faults {
             stop: pause(500, 10_000),
             delete_queue: random.chance(0.1).then(|| Duration::from_millis(random.of(2_000..=20_000))),
             queue_outage: pause(2_000, 10_000),
-            deafen: None,
             skew_ms: random.of(0..=2_000),
         }
     }
