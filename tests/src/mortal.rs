@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 pub enum Step {
     /// A message is published and confirmed.
     Publish,
-    /// A queue or an exchange is declared, a queue looked at, bound or consumed, or a channel opened: nothing that another process would notice.
+    /// A queue or an exchange is declared, a queue looked at, bound or consumed, or a channel opened or asked: nothing that another process would notice.
     Prepare,
     /// A queue or an exchange is deleted.
     Delete,
@@ -308,6 +308,10 @@ impl ConsumerChannel for MortalChannel {
         self.held.life.take(Step::Delete, instead).await;
         self.inner.close().await;
         Err(BrokerError::Unreachable("the broker was killed".to_owned()))
+    }
+
+    async fn ping(&self) -> Result<(), BrokerError> {
+        self.held.life.take(Step::Prepare, self.inner.ping()).await
     }
 
     async fn close(&self) {

@@ -160,6 +160,18 @@ impl Stack {
         broker
     }
 
+    /// Another connection to the broker in this process, with what only that offers.
+    ///
+    /// # Panics
+    /// Where this stack is on RabbitMQ.
+    #[must_use]
+    pub fn connect_in_memory(&self) -> Arc<MemoryBroker> {
+        match &self.on {
+            On::Memory(broker) => Arc::new(broker.connect()),
+            On::RabbitMq(url) => panic!("{url} is not in this process"),
+        }
+    }
+
     /// A connection of another user.
     ///
     /// # Panics

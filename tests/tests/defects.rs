@@ -39,6 +39,11 @@ fn an_ack_before_the_checkpoints_confirm_is_found() {
 }
 
 #[test]
+fn a_confirm_taken_for_proof_is_found() {
+    is_found(Defect::ConfirmIsProof, Kind::Duplicated);
+}
+
+#[test]
 fn the_lack_of_checkpoints_is_found() {
     is_found(Defect::NoCheckpoint, Kind::NeverEnded);
 }

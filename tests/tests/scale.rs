@@ -4,9 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_protocol::{FinalPayload, Message};
+use fanfare_broker::Broker;
+use fanfare_protocol::{FinalPayload, Message, ServiceName};
 use fanfare_publisher::{Accepted, Fanout, Target};
-use fanfare_tests::{Death, Mortal, Node, Stack, Step, on_both_brokers, on_rabbitmq, services};
+use fanfare_tests::{
+    Death, Mortal, Node, Stack, Step, answer, eventually, on_both_brokers, on_rabbitmq, run, services,
+};
 use fanfare_worker::{Context, service};
 use futures_util::future::join_all;
 use serde_json::json;
@@ -145,6 +148,56 @@ async fn a_killed_coordinator_repeats_at_most_as_many_on_target_callbacks_as_it_
     // Each target's, and the final one.
     assert_eq!(called.len(), TARGETS + 1);
     let repeated = calls - called.len();
+    assert!(repeated <= MOST_REPEATED, "{repeated} callbacks were repeated");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_hears_nothing_any_more_calls_as_many_as_a_crash_may_repeat() {
+    run(Stack::in_memory(), calls_of_a_deaf_coordinator).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_coordinator_that_hears_nothing_any_more_of_a_shard_calls_as_many_as_a_crash_may_repeat() {
+    run(Stack::in_memory().sharing(1), calls_of_a_deaf_coordinator).await;
+}
+
+/// The connection that it consumes on dies without a word, while it holds many results and publishes.
+async fn calls_of_a_deaf_coordinator(stack: Stack) {
+    const TARGETS: usize = 400;
+    const MOST_REPEATED: usize = 7;
+    let broker = stack.connect_in_memory();
+    // The callbacks' queue is full at first.
+    stack.note_service("my.callback");
+    let mut full = stack.names().service(&ServiceName::new("my.callback").expect("a name"));
+    full.arguments.extend([("x-max-length", 1.into()), ("x-overflow", "reject-publish".into())]);
+    broker.declare(&full).await.expect("the queue can be declared");
+    stack.publish(&full.name, Message::default()).await;
+
+    let mut target = stack.record("my.target").await;
+    let fanout = many(&stack, "my.target", TARGETS).on_target("my.callback").on_final("my.callback");
+    let accepted = fanout.invoke().await.expect("accepted");
+    for _ in 0..TARGETS {
+        answer(&stack, &target.next().await, ()).await;
+    }
+    let mut config = stack.coordinator_config();
+    config.limits.calls_at_risk = MOST_REPEATED;
+    let first = stack.coordinator_on(Mortal::new(Arc::clone(&broker) as Arc<dyn Broker>), config.clone());
+    eventually("it holds all results", async || first.mortal().held() > TARGETS).await;
+    broker.deafen();
+    let mut callback = stack.record_queue(&full.name).await;
+    assert_eq!(callback.next().await, Message::default());
+    // Longer than any pause between two tries to publish.
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    let mut calls = callback.rest().await;
+    assert_eq!(calls.len(), MOST_REPEATED);
+
+    first.kill().await;
+    stack.ended([&accepted], stack.coordinator_with(config)).await;
+    calls.extend(callback.rest().await);
+    let called: BTreeSet<_> = calls.iter().map(|call| call.properties.message_id.clone()).collect();
+    // Each target's, and the final one.
+    assert_eq!(called.len(), TARGETS + 1);
+    let repeated = calls.len() - called.len();
     assert!(repeated <= MOST_REPEATED, "{repeated} callbacks were repeated");
 }
 

@@ -195,6 +195,13 @@ pub trait ConsumerChannel: Send + Sync + fmt::Debug {
     /// Where the channel ends before the broker has answered: the queue may then be there or not.
     async fn delete(&self, queue: &str) -> Result<(), BrokerError>;
 
+    /// Asks the broker for an answer on this channel, and returns when it has come: when this was called, the broker had not
+    /// given back what the channel has handed out. It tells nothing of any queue. Where the connection has died without a word, no answer comes.
+    ///
+    /// # Errors
+    /// Where the channel has ended, or ends before the answer.
+    async fn ping(&self) -> Result<(), BrokerError>;
+
     /// Closes the channel. What it handed out and was not acked goes back to its queue.
     async fn close(&self);
 

@@ -8,6 +8,7 @@ use fanfare_broker::memory::MemoryBroker;
 use fanfare_broker::{Broker, BrokerError, PublishError};
 use fanfare_protocol::queue::Argument;
 use fanfare_protocol::{Message, QueueSpec};
+use futures_util::FutureExt;
 
 struct Memory(MemoryBroker);
 
@@ -148,4 +149,30 @@ async fn a_client_that_is_dropped_gives_back_what_it_held() {
     drop(client);
     assert_eq!(broker.inspect("q").await.unwrap().unwrap().messages, 1);
     assert!(matches!(consumer.next().await, Some(Err(BrokerError::Closed))));
+}
+
+#[tokio::test]
+async fn a_deaf_client_publishes_and_hears_of_nothing_until_it_notices() {
+    let broker = MemoryBroker::new();
+    let other = broker.connect();
+    broker.declare(&queue("q", &[])).await.unwrap();
+    broker.publish("q", message("1")).await.unwrap();
+    let channel = broker.open().await.unwrap();
+    let mut consumer = channel.consume("q", 1).await.unwrap();
+    let held = consumer.next().await.unwrap().unwrap();
+
+    broker.deafen();
+    assert_eq!(other.inspect("q").await.unwrap().unwrap().messages, 1, "what it held is back");
+    held.receipt.ack().await;
+    broker.publish("q", message("2")).await.unwrap();
+    assert_eq!(other.inspect("q").await.unwrap().unwrap().messages, 2);
+    assert!(consumer.next().now_or_never().is_none());
+    assert!(channel.ping().now_or_never().is_none());
+    assert!(channel.ended().now_or_never().is_none());
+    broker.open().await.unwrap().ping().await.unwrap();
+
+    broker.notice();
+    channel.ended().await;
+    assert!(channel.ping().await.unwrap_err().is_outage());
+    assert!(consumer.next().await.unwrap().unwrap_err().is_outage());
 }

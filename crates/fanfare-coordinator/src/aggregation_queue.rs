@@ -9,6 +9,7 @@ use futures_util::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::outbox::Outbox;
+use crate::proof::Proof;
 use crate::unbundled::Unbundled;
 
 /// How long the broker may take from the end of a queue's members to that of its name.
@@ -118,6 +119,11 @@ impl AggregationQueue {
     fn closed(&mut self, heard: Heard) -> Heard {
         self.state = State::Closed;
         heard
+    }
+
+    /// Proof by the channel that consumes it, once there is one.
+    pub(crate) fn proof(&self) -> Option<Proof> {
+        self.channel.clone().map(Proof::by)
     }
 
     /// Begins to delete the queue. [`Heard::Deleted`] or [`Heard::Lost`] follows; after that, the former.

@@ -24,6 +24,7 @@ use crate::inquiry::Question;
 use crate::messenger::Messenger;
 use crate::outbox::{Outbox, Outcome};
 use crate::parts;
+use crate::proof::needs_proof;
 use crate::telemetry;
 use crate::trust::Trust;
 use crate::view::{FailedResult, Watched};
@@ -279,13 +280,17 @@ impl FanOut {
     }
 
     fn publish(&mut self, id: PublicationId, publication: Publication) {
-        let kind = telemetry::kind_of(&publication);
-        let letter = addressed(self.machine.manifest(), publication, &self.outbox, &self.trust);
+        let (kind, manifest) = (telemetry::kind_of(&publication), self.machine.manifest());
+        let proof = needs_proof(&publication, manifest).then(|| self.queue.proof()).flatten();
+        let letter = addressed(manifest, publication, &self.outbox, &self.trust);
         let outbox = self.outbox.clone();
         self.publishing.push(Box::pin(async move {
             let outcome = parts::send(&outbox, letter).await;
             if outcome == Outcome::Safe {
                 telemetry::published(kind);
+                if let Some(proof) = proof {
+                    proof.given().await;
+                }
             }
             (id, outcome)
         }));

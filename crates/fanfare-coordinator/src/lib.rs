@@ -34,6 +34,7 @@ mod members;
 mod messenger;
 mod outbox;
 mod parts;
+mod proof;
 mod records;
 mod shard;
 mod shards;

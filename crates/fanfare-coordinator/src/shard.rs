@@ -29,6 +29,7 @@ use crate::inquiry::Question;
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
 use crate::parts;
+use crate::proof::{Proof, needs_proof};
 use crate::telemetry;
 use crate::trust::Trust;
 use crate::unbundled::Unbundled;
@@ -101,6 +102,7 @@ struct Hold<'a> {
     task: &'a mut ShardTask,
     machine: Shard<Tag>,
     acks: Acks,
+    proof: Arc<Proof>,
     publishing: FuturesUnordered<BoxFuture<'static, (ShardPublicationId, Outcome)>>,
     parking: FuturesUnordered<BoxFuture<'static, Tag>>,
     effects: Vec<ShardEffect<Tag>>,
@@ -152,6 +154,7 @@ impl ShardTask {
         let mut hold = Hold {
             machine,
             acks: Acks::new(self.limits.window),
+            proof: Arc::new(Proof::by(Arc::clone(&channel))),
             publishing: FuturesUnordered::new(),
             parking: FuturesUnordered::new(),
             effects: Vec::new(),
@@ -342,10 +345,11 @@ impl Hold<'_> {
         let outbox = self.task.messenger.outbox.clone();
         let shard = &self.task.queue.name;
         let to_shard = |message| Letter::new(shard.clone(), message, Absence::Waits);
-        let mut kind = None;
+        let (mut kind, mut proof) = (None, None);
         let letter = match publication {
             ShardPublication::Of(manifest, publication) => {
                 kind = telemetry::kind_of(&publication);
+                proof = needs_proof(&publication, &manifest).then(|| Arc::clone(&self.proof));
                 addressed(&manifest, publication, &outbox, &self.task.trust)
             }
             ShardPublication::Fence(fence) => to_shard(fence.encode_in_shard(shard)),
@@ -356,6 +360,9 @@ impl Hold<'_> {
             let outcome = parts::send(&outbox, letter).await;
             if outcome == Outcome::Safe {
                 telemetry::published(kind);
+                if let Some(proof) = proof {
+                    proof.given().await;
+                }
             }
             (id, outcome)
         }));

@@ -25,7 +25,9 @@ pub enum Event<T> {
         /// With which it is acked.
         tag: T,
     },
-    /// A publication is safe in its queue, or where its queue is gone, safe among the parked messages.
+    /// A publication is safe in its queue, or where its queue is gone, safe among the parked messages. Of a called checkpoint,
+    /// where there are on-target callbacks, it also says that the broker had given this hold's deliveries to nobody else before that was there:
+    /// the confirm alone, which comes over another connection than they do, does not.
     Confirmed(PublicationId),
     /// A publication is in no queue, and never will be: its operator has told the broker to take smaller messages only.
     TooLarge {

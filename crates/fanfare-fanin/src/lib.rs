@@ -11,7 +11,8 @@
 //! - A delivery is acked once nothing lives only in it: its results have been written into a newer checkpoint, or the
 //!   fan-out is over, or it was never needed.
 //! - A final callback is published when all targets have completed and all their on-target callbacks are confirmed.
-//! - At most [`Limits::calls_at_risk`] on-target callbacks are ever published without a confirmed checkpoint.
+//! - At most [`Limits::calls_at_risk`] on-target callbacks are ever published without a checkpoint that is
+//!   [confirmed](Event::Confirmed).
 //! - Whatever ends a fan-out before all targets have responded (a deadline, a completion policy, a cancel) does so by failed
 //!   results that are appended to the queue, and that count when they are read.
 //! - A hold that takes over publishes nothing but checkpoints and a fence until it has read that fence back.

@@ -43,7 +43,7 @@ pub struct Deadline {
 /// Numbers that bound what a fan-in holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// On-target callbacks published without a confirmed checkpoint: what a crash can repeat. 100 is promised.
+    /// On-target callbacks published without a [confirmed](crate::Event::Confirmed) checkpoint: what a crash can repeat. 100 is promised.
     pub calls_at_risk: usize,
     /// Results held unacked before they are written into a checkpoint, in a fan-out without on-target callbacks.
     pub results_held: usize,

@@ -236,7 +236,13 @@ impl Disturbed {
         match (self.role, self.how) {
             (Role::Publisher | Role::Worker, _) => 0,
             (_, Disturbance::Cut | Disturbance::Restarted) => 2,
-            (_, Disturbance::Killed | Disturbance::ConfirmLost | Disturbance::StopCutShort) => 1,
+            (
+                _,
+                Disturbance::Killed
+                | Disturbance::ConfirmLost
+                | Disturbance::StopCutShort
+                | Disturbance::Deafened,
+            ) => 1,
         }
     }
 }

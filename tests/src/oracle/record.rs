@@ -225,6 +225,8 @@ pub enum Disturbance {
     Restarted,
     /// A message was taken, and whoever published it was not told.
     ConfirmLost,
+    /// The connection that it consumes on has died without a word: others are handed what it holds, and it goes on publishing.
+    Deafened,
     /// It was asked to stop, and its time for that ran out.
     StopCutShort,
 }

@@ -239,6 +239,14 @@ impl ConsumerChannel for SimulatedChannel {
         self.operate(|| format!("delete {queue} on its channel"), delete).await
     }
 
+    async fn ping(&self) -> Result<(), BrokerError> {
+        if self.pipe.link.shared.has(Defect::ConfirmIsProof) {
+            return Ok(());
+        }
+        let inner = self.inner();
+        self.operate(|| "ping".to_owned(), async move { inner.ping().await }).await
+    }
+
     async fn close(&self) {
         let inner = self.inner();
         let close = async move {
@@ -282,6 +290,7 @@ impl Consuming {
             let delivery = next.map(|delivery| pipe.hand_out(delivery));
             wait(shared.latency()).await;
             pipe.step();
+            link.hear();
             Some(delivery)
         })
         .await

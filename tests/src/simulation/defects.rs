@@ -22,6 +22,8 @@ pub enum Defect {
     FinalBeforeConfirm,
     /// A coordinator acks results when the checkpoint that holds them is sent, and does not wait until it is confirmed.
     CheckpointUnconfirmed,
+    /// A coordinator takes a checkpoint's confirm for the proof that it is still the one that its queue's messages go to.
+    ConfirmIsProof,
     /// A coordinator writes no checkpoints: results stay unacked until the end, in its window.
     NoCheckpoint,
     /// A coordinator that takes over writes no fence, and acts on the first thing it reads.

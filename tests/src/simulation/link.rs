@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::channel::SimulatedChannel;
 use super::defects::{Remembered, Sending};
+use super::scenario::DEAF_MS;
 use super::world::Shared;
 use crate::oracle::{Disturbance, Role};
 
@@ -139,6 +140,21 @@ impl Link {
             self.kill();
         } else if shared.happens(faults.cut) {
             self.cut();
+        }
+    }
+
+    /// A moment at which the connection that a coordinator consumes on may die without a word, which it notices some time later. What it publishes
+    /// takes another way.
+    pub(super) fn hear(self: &Arc<Self>) {
+        let shared = &self.shared;
+        if self.role == Role::Coordinator && shared.happens(shared.faults.deafen) && !self.is_over() {
+            shared.disturb(&self.name, self.role, Disturbance::Deafened);
+            self.memory.deafen();
+            let (link, lasts) = (Arc::clone(self), Duration::from_millis(shared.random.of(0..=DEAF_MS)));
+            tokio::spawn(async move {
+                tokio::time::sleep(lasts).await;
+                link.memory.notice();
+            });
         }
     }
 

@@ -205,8 +205,8 @@ impl Mischief {
         self.shared.take_out(None);
         self.processes.isolate(false);
         let until = Instant::now() + PATIENCE;
-        // What is under way may still be stalled.
-        let stalled = Duration::from_millis(self.scenario.faults.stall_ms);
+        // What is under way may still be stalled, and who is deaf may not have noticed.
+        let late = Duration::from_millis(self.scenario.faults.notice_ms());
         let mut quiet_since = Instant::now();
         let mut steps = 0;
         while Instant::now() < until {
@@ -222,7 +222,7 @@ impl Mischief {
                 std::mem::replace(&mut steps, self.shared.steps()) == steps || self.scenario.shards > 0;
             if !self.has_ended().await || !silent {
                 quiet_since = Instant::now();
-            } else if quiet_since.elapsed() > stalled + LOOK {
+            } else if quiet_since.elapsed() > late + LOOK {
                 return;
             }
         }

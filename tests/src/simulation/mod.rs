@@ -1,7 +1,7 @@
 //! The real publisher, worker and coordinator on the broker in memory, in one thread, in virtual time and under a seed.
 //!
 //! A seed decides everything: how many processes there are, what they invoke, and what goes wrong when. Processes die
-//! between any two steps, connections are cut, channels closed, confirms lost, messages lost or refused, the broker is
+//! between any two steps, connections are cut or die unnoticed, channels closed, confirms lost, messages lost or refused, the broker is
 //! restarted, single queues are out, steps stall, services fail, panic, run out of time and nest. Then calm comes, every
 //! fan-out has time to end, and the [oracle](crate::oracle) judges what was seen.
 //!
@@ -86,8 +86,7 @@ async fn run(seed: u64, defect: Option<Defect>, trace: Option<Arc<Trace>>) -> Ou
     let (deaths, died) = mpsc::unbounded_channel();
     let faults = scenario.faults.clone();
     let shared = Arc::new(Shared::new(random.fork(), faults, defect, journal, deaths));
-    // A cut shows at the next delivery, which may be stalled.
-    let notice_ms = scenario.faults.stall_ms + 1_000;
+    let notice_ms = scenario.faults.notice_ms();
     let rules = Rules { calls_at_risk: scenario.limits.calls_at_risk, notice_ms };
     let all_returned = Mischief::new(Arc::clone(&shared), scenario, &random, died).run().await;
     let mut verdict = judge(shared.journal.records(), rules);

@@ -23,6 +23,9 @@ pub(super) const CALLBACKS: [&str; 3] = ["sim.done", "sim.each", STREAMING];
 /// The one that reads the results of a final payload one after the other.
 pub(super) const STREAMING: &str = "sim.audit";
 
+/// How long a coordinator may be deaf.
+pub(super) const DEAF_MS: u64 = 10_000;
+
 /// All that is decided before anything runs.
 #[derive(Debug)]
 pub(super) struct Scenario {
@@ -95,6 +98,8 @@ pub(super) struct Faults {
     pub(super) crash: f64,
     /// A process's connection is cut at a step.
     pub(super) cut: f64,
+    /// The connection that a coordinator consumes on dies at a delivery, without a word.
+    pub(super) deafen: f64,
     /// The broker closes a channel at a step on it, as after a consumer time-out.
     pub(super) close_channel: f64,
     /// A message is taken, and who published it is not told.
@@ -164,6 +169,9 @@ impl Scenario {
         };
         if random.chance(0.5) {
             scenario.limits.large_payload_bytes = *random.pick(&[300, 2_000]);
+        }
+        if random.chance(0.35) {
+            scenario.faults.deafen = 0.03 * random.fraction();
         }
         scenario
     }
@@ -281,6 +289,12 @@ fn draw_policy(random: &Random, targets: usize) -> Option<CompletionPolicy> {
 }
 
 impl Faults {
+    /// How long it may take until whoever is disturbed notices, in milliseconds. A cut shows at the next delivery, which may be stalled.
+    pub(super) fn notice_ms(&self) -> u64 {
+        let deaf = if self.deafen > 0.0 { DEAF_MS } else { 0 };
+        self.stall_ms + deaf + 1_000
+    }
+
     /// Each seed has its own mixture: trouble of few kinds goes further than a little of everything.
     fn draw(random: &Random) -> Self {
         let rate = |most: f64| if random.chance(0.45) { most * random.fraction() } else { 0.0 };
@@ -290,6 +304,7 @@ impl Faults {
             lasts: Duration::from_millis(random.of(2_000..=40_000)),
             crash: rate(0.02),
             cut: rate(0.01),
+            deafen: 0.0,
             close_channel: rate(0.01),
             lose_confirm: rate(0.05),
             lose_message: rate(0.05),

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use fanfare_protocol::QueueSpec;
 use futures_util::{Stream, StreamExt};
 use lapin::options::{
-    BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions, QueueBindOptions,
-    QueueDeclareOptions, QueueDeleteOptions,
+    BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicQosOptions, ChannelFlowOptions,
+    QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::FieldTable;
 use tokio::sync::Semaphore;
@@ -206,6 +206,12 @@ impl ConsumerChannel for ConsumingChannel {
         let name = wire::short("queue", queue)?;
         let deleted = self.answers.line.channel.queue_delete(name, QueueDeleteOptions::default());
         self.answer(queue, Right::Configure, deleted).await.map(drop)
+    }
+
+    async fn ping(&self) -> Result<(), BrokerError> {
+        // A channel that is told to go on says that it does (`rabbit_channel:handle_method/3`), and nothing comes of it.
+        let asked = self.answers.line.channel.channel_flow(ChannelFlowOptions { active: true });
+        self.answer_or("any of this channel", lost, asked).await.map(drop)
     }
 
     async fn close(&self) {

@@ -207,6 +207,38 @@ pub(super) async fn deleting_elsewhere_ends_the_stream_and_not_the_channel(bench
     }
 }
 
+pub(super) async fn a_channel_that_lives_answers(bench: &Bench<'_>) {
+    let queue = bench.declare("q", "classic", &[]).await;
+    bench.fill(&queue, 0..5).await;
+    let (channel, mut consumer) = consume(&bench.broker, &queue, 3).await;
+    let mut held = take(&mut consumer, 2).await;
+    for _ in 0..10 {
+        within("an answer", channel.ping()).await.unwrap();
+    }
+    // Nothing has changed, for this consumer and for others on the channel.
+    held.extend(take(&mut consumer, 1).await);
+    bench.until_ready(&queue, 2).await;
+    assert!(consumer.next().now_or_never().is_none());
+    let mut another = channel.consume(&queue, 1).await.unwrap();
+    held.extend(take(&mut another, 1).await);
+    assert_eq!(numbers(&held), [0, 1, 2, 3]);
+    bench.until_ready(&queue, 1).await;
+}
+
+pub(super) async fn a_channel_that_has_ended_does_not_answer(bench: &Bench<'_>) {
+    let closed = bench.broker.open().await.unwrap();
+    closed.close().await;
+    assert!(closed.ping().await.is_err());
+    let refused = bench.broker.open().await.unwrap();
+    refused.consume(&bench.name("missing"), 1).await.unwrap_err();
+    assert!(refused.ping().await.is_err());
+    let (client, kill) = bench.connect_mortal().await;
+    let lost = client.open().await.unwrap();
+    within("an answer", lost.ping()).await.unwrap();
+    kill();
+    assert!(within("the end of the channel", lost.ping()).await.unwrap_err().is_outage());
+}
+
 pub(super) async fn only_the_first_single_active_consumer_is_served(bench: &Bench<'_>) {
     for kind in KINDS {
         let queue = bench.declare(kind, kind, &[("x-single-active-consumer", true.into())]).await;

@@ -133,6 +133,8 @@ suite! { $
         getting_takes_one_message_after_the_other_and_no_prefetch_counts_them
         getting_from_a_missing_queue_ends_the_channel
         deleting_elsewhere_ends_the_stream_and_not_the_channel
+        a_channel_that_lives_answers
+        a_channel_that_has_ended_does_not_answer
         only_the_first_single_active_consumer_is_served
         a_single_active_consumer_may_hold_five_thousand;
     redelivery:

@@ -37,10 +37,18 @@ impl MemoryChannel {
     ) -> Result<T, BrokerError> {
         tokio::task::consume_budget().await;
         let Link { server, id, end } = &*self.link;
-        server.with(|state, now| {
-            let client = state.client_of(*id).ok_or_else(|| end.reason())?;
-            step(state, client, now).inspect_err(|error| state.end(*id, error.clone(), now))
-        })
+        let taken = server.with(|state, now| {
+            let client = state.client_of(*id)?;
+            Some(step(state, client, now).inspect_err(|error| state.end(*id, error.clone(), now)))
+        });
+        match taken {
+            Some(taken) => taken,
+            None => {
+                // A client that is deaf has not heard of it yet.
+                end.token.cancelled().await;
+                Err(end.reason())
+            }
+        }
     }
 
     fn end(&self) {
@@ -89,6 +97,10 @@ impl ConsumerChannel for MemoryChannel {
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         self.step(|state, client, _| state.delete(client, queue)).await
+    }
+
+    async fn ping(&self) -> Result<(), BrokerError> {
+        self.step(|_, _, _| Ok(())).await
     }
 
     async fn close(&self) {

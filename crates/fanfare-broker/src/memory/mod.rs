@@ -98,6 +98,19 @@ impl MemoryBroker {
         self.server.with(|state, _| state.isolate(self.client, false));
     }
 
+    /// Ends this client's channels without its hearing of it until it [notices](MemoryBroker::notice): no delivery and no answer comes
+    /// any more, and what they held goes to others. All else goes on. So it is where a process consumes on one connection and publishes on
+    /// another, and the first dies without a word.
+    pub fn deafen(&self) {
+        self.server.with(|state, now| state.deafen(self.client, now));
+    }
+
+    /// Lets this client hear of the end of the channels on which it was [deaf](MemoryBroker::deafen).
+    pub fn notice(&self) {
+        let reason = BrokerError::Unreachable("the connection has not been heard of for long".to_owned());
+        self.server.with(|state, _| state.notice(self.client, &reason));
+    }
+
     /// Takes no bodies of more than so many bytes from now on, as a broker whose operator has lowered the limit.
     pub fn limit_messages(&self, most_bytes: usize) {
         self.server.with(|state, _| state.most_bytes = most_bytes);

@@ -173,14 +173,13 @@ impl Queue {
         self.consumers.insert(id, subscriber);
     }
 
-    pub(super) fn unsubscribe(&mut self, id: ConsumerId, now: Instant) {
-        if self.consumers.remove(&id).is_none() {
-            return;
-        }
+    pub(super) fn unsubscribe(&mut self, id: ConsumerId, now: Instant) -> Option<Subscriber> {
+        let gone = self.consumers.remove(&id)?;
         self.turns.retain(|turn| *turn != id);
         if self.consumers.is_empty() {
             self.unused_since = Some(now);
         }
+        Some(gone)
     }
 
     /// Whether it was unused for so long that it goes.

@@ -60,6 +60,15 @@ struct Client {
     channels: BTreeSet<ChannelId>,
     exclusive: BTreeSet<QueueId>,
     isolated: bool,
+    /// Channels that have ended, which it has not heard of.
+    deaf: Vec<Deaf>,
+}
+
+#[derive(Debug)]
+struct Deaf {
+    end: Arc<End>,
+    /// Without these, their consumers would hear of it.
+    _consumers: Vec<Subscriber>,
 }
 
 #[derive(Debug)]
@@ -87,6 +96,11 @@ pub(super) struct End {
 }
 
 impl End {
+    fn tell(&self, reason: &BrokerError) {
+        self.reason.set(reason.clone()).ok();
+        self.token.cancel();
+    }
+
     pub(super) fn reason(&self) -> BrokerError {
         self.reason.get().cloned().unwrap_or(BrokerError::Closed)
     }
@@ -132,10 +146,24 @@ impl State {
     pub(super) fn cut(&mut self, client: ClientId, reason: &BrokerError, now: Instant) {
         let Some(gone) = self.clients.get_mut(&client) else { return };
         let (channels, exclusive) = (std::mem::take(&mut gone.channels), std::mem::take(&mut gone.exclusive));
-        self.end_all(channels, reason, now);
+        self.end_all(channels, Some(reason), now);
+        self.notice(client, reason);
         for queue in exclusive {
             self.remove(queue);
         }
+    }
+
+    /// Ends a client's channels without its hearing of it.
+    pub(super) fn deafen(&mut self, client: ClientId, now: Instant) {
+        let Some(deaf) = self.clients.get_mut(&client) else { return };
+        let channels = std::mem::take(&mut deaf.channels);
+        self.end_all(channels, None, now);
+    }
+
+    /// Lets a client hear of the channels that have ended so.
+    pub(super) fn notice(&mut self, client: ClientId, reason: &BrokerError) {
+        let Some(client) = self.clients.get_mut(&client) else { return };
+        client.deaf.drain(..).for_each(|deaf| deaf.end.tell(reason));
     }
 
     pub(super) fn close(&mut self, client: ClientId, now: Instant) {
@@ -392,28 +420,33 @@ impl State {
 
     /// Ends a channel.
     pub(super) fn end(&mut self, id: ChannelId, reason: BrokerError, now: Instant) {
-        self.end_all(BTreeSet::from([id]), &reason, now);
+        self.end_all(BTreeSet::from([id]), Some(&reason), now);
     }
 
     /// Ends channels: first all their consumers go, so that none of them gets what another one held; then what they held
-    /// goes back, in order.
-    fn end_all(&mut self, ids: BTreeSet<ChannelId>, reason: &BrokerError, now: Instant) {
+    /// goes back, in order. Without a reason, their client does not hear of it.
+    fn end_all(&mut self, ids: BTreeSet<ChannelId>, reason: Option<&BrokerError>, now: Instant) {
         let mut touched = BTreeSet::new();
         let mut held = Vec::new();
         for id in ids {
             let Some(channel) = self.channels.remove(&id) else { continue };
-            if let Some(client) = self.clients.get_mut(&channel.client) {
-                client.channels.remove(&id);
+            if let Some(reason) = reason {
+                channel.end.tell(reason);
             }
-            channel.end.reason.set(reason.clone()).ok();
-            channel.end.token.cancel();
+            let mut consumers = Vec::new();
             for (queue_id, consumer) in channel.consumers.into_values() {
                 if let Some(queue) = self.queues.get_mut(&queue_id) {
-                    queue.unsubscribe(consumer, now);
+                    consumers.extend(queue.unsubscribe(consumer, now));
                     touched.insert(queue_id);
                 }
             }
             held.extend(channel.unacked.into_values());
+            if let Some(client) = self.clients.get_mut(&channel.client) {
+                client.channels.remove(&id);
+                if reason.is_none() {
+                    client.deaf.push(Deaf { end: channel.end, _consumers: consumers });
+                }
+            }
         }
         for unacked in held {
             touched.insert(unacked.queue);
