@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display, Write};
 use std::path::{Path, PathBuf};
 
-use fanfare_protocol::ServiceName;
+use fanfare_protocol::{ServiceName, quoted, shortened};
 use serde::{Deserialize, Serialize};
 use toml::de::DeTable;
 
@@ -12,6 +12,7 @@ use crate::durations::{Limit, Written};
 use crate::logging::Format;
 use crate::monitor::Address;
 use crate::numbers;
+use crate::table::{abridged, shown};
 
 /// The whole file.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -238,11 +239,15 @@ impl TryFrom<WrittenService> for Service {
 fn check_variables(env: &BTreeMap<String, String>) -> Result<(), String> {
     for (name, value) in env {
         if name.is_empty() || name.contains(['=', '\0']) {
-            return Err(format!("{name:?} in `env` is no name of a variable: give one without `=` and NUL"));
+            return Err(format!(
+                "{} in `env` is no name of a variable: give one without `=` and NUL",
+                quoted(name)
+            ));
         }
         if value.contains('\0') {
             return Err(format!(
-                "the value of `{name}` in `env` holds NUL, which no variable can: leave it out"
+                "the value of {} in `env` holds NUL, which no variable can: leave it out",
+                quoted(name)
             ));
         }
     }
@@ -252,7 +257,7 @@ fn check_variables(env: &BTreeMap<String, String>) -> Result<(), String> {
 /// A settings file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConfigurationError {
-    #[error("cannot read the settings file {path:?}")]
+    #[error("cannot read the settings file {}", shown(path))]
     Read { path: PathBuf, source: std::io::Error },
     #[error("{}:{line}:{column}: {mistake}", path.display())]
     Mistake { path: PathBuf, line: usize, column: usize, mistake: String },
@@ -321,10 +326,10 @@ fn in_plain_words(message: &str) -> String {
     }
     let mut names = message.split('`').skip(1).step_by(2);
     let (true, Some(unknown)) = (message.starts_with("unknown field"), names.next()) else {
-        return message.to_owned();
+        return abridged(message).into_owned();
     };
     let expected: Vec<&str> = names.collect();
-    let mut mistake = format!("unknown field `{unknown}`");
+    let mut mistake = format!("unknown field `{}`", shortened(unknown));
     match closest(unknown, expected.iter().copied()) {
         Some(meant) => write!(mistake, ", did you mean `{meant}`?").expect("a String takes everything"),
         None => {
@@ -461,7 +466,7 @@ mod tests {
             (
                 "[services.a]\nexec = [\"x\"]\nenv = { A = \"\\u0000\" }",
                 1,
-                "the value of `A` in `env` holds NUL",
+                "the value of \"A\" in `env` holds NUL",
             ),
             ("[services.a]\nexec = [\"x\"]\ntimout = \"5s\"", 3, "did you mean `timeout`?"),
             ("\n[services.\"a b\"]\nexec = [\"x\"]", 2, "service name \"a b\" is not allowed"),

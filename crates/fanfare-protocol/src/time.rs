@@ -63,8 +63,12 @@ impl fmt::Display for WireTime {
 impl FromStr for WireTime {
     type Err = crate::Malformed;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong =
-            || crate::Malformed::new(format!("{text:?} is not a time of the form YYYY-MM-DD HH:MM:SS"));
+        let wrong = || {
+            crate::Malformed::new(format!(
+                "{} is not a time of the form YYYY-MM-DD HH:MM:SS",
+                crate::quoted(text)
+            ))
+        };
         let time = NaiveDateTime::parse_from_str(text, FORMAT).map_err(|_| wrong())?.and_utc();
         // Years beyond would be written with more digits and a sign.
         if (EARLIEST..=LATEST).contains(&time) { Ok(Self(time)) } else { Err(wrong()) }
