@@ -321,7 +321,7 @@ fn in_plain_words(message: &str) -> String {
     let message = message.trim();
     for (name, meant) in numbers.into_iter().chain(others) {
         if let Some(found) = message.strip_suffix(&format!("expected {name}")) {
-            return format!("{found}expected {meant}");
+            return format!("{}expected {meant}", abridged(found));
         }
     }
     let mut names = message.split('`').skip(1).step_by(2);
