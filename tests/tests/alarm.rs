@@ -54,12 +54,18 @@ async fn alarm(stack: Stack, operator: Operator) {
         cancel_limit: Duration::from_secs(2),
         ..Default::default()
     };
-    let refused = Publisher::new(stack.connect(), Arc::new(System), config);
-    let invoked = tokio::time::timeout(fanfare_tests::PATIENCE, fan_out(&refused).invoke()).await;
+    let patience = 2 * config.time_limit;
+    let refused = Publisher::new(stack.connect(), Arc::new(System), config.clone());
+    let invoked = tokio::time::timeout(patience, fan_out(&refused).invoke()).await;
     let error = invoked.expect("the wait has a bound").expect_err("the broker takes nothing");
     let InvokeError::NotAccepted { cid, run, source, .. } = error else { panic!("{error:?}") };
     assert!(source.to_string().contains("short of memory or disk"), "{source}");
     stack.queue_is_gone(&stack.names().aggregation(&cid, run).name).await;
+
+    let leaving = Publisher::new(stack.connect(), Arc::new(System), config);
+    fan_out(&leaving).invoke().await.expect_err("the broker takes nothing");
+    let closed = tokio::time::timeout(patience, leaving.broker().close()).await;
+    closed.expect("it waits for no answer that the broker cannot give");
 
     let unknown = refused.cancel(&hanging).await.expect_err("nobody hears of it");
     assert!(matches!(unknown, CancelError::Unanswered { blocked: true, .. }), "{unknown:?}");

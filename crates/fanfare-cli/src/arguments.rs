@@ -1,11 +1,14 @@
 //! The command line.
 
+use std::borrow::Cow;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::builder::{PossibleValue, Styles};
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use fanfare_broker::amqp::redacted;
+use fanfare_protocol::shortened;
 
 use crate::configuration::{Aggregation, QueueType};
 use crate::exit::EXIT_CODES;
@@ -199,8 +202,28 @@ impl Command {
 pub(crate) fn refusal(error: clap::Error) -> String {
     // Once more without styles, which could not be told from what is to be escaped.
     let error = Arguments::command().styles(Styles::plain()).try_get_matches().err().unwrap_or(error);
-    let text = variables::blamed(error).render().ansi().to_string();
+    let text = cut(variables::blamed(error)).render().ansi().to_string();
     text.trim_end().lines().map(|line| plain(&without_passwords(line))).collect::<Vec<_>>().join("\n")
+}
+
+/// The error without the end of what it repeats, where that is long.
+fn cut(mut error: clap::Error) -> clap::Error {
+    let long = |(kind, value): (ContextKind, &ContextValue)| match value {
+        ContextValue::String(value) => match shortened(value) {
+            Cow::Owned(short) => Some((kind, short)),
+            Cow::Borrowed(_) => None,
+        },
+        _ => None,
+    };
+    let long: Vec<_> = error.context().filter_map(long).collect();
+    if !long.is_empty() {
+        // It repeats the same.
+        error.remove(ContextKind::Suggested);
+    }
+    for (kind, short) in long {
+        error.insert(kind, ContextValue::String(short));
+    }
+    error
 }
 
 /// A line that may quote a URL.
@@ -234,6 +257,25 @@ mod tests {
         let shown = without_passwords(&Arguments::try_parse_from(arguments).unwrap_err().to_string());
         assert!(shown.contains("'ftp://user:***@host/'"), "{shown}");
         assert_eq!(without_passwords("use amqp://host:5672"), "use amqp://host:5672");
+    }
+
+    #[test]
+    fn refusal_repeats_the_start_of_what_is_long_and_says_how_long_it_is() {
+        let long = "x".repeat(100_000);
+        let target = format!("a b={long}");
+        for arguments in
+            [["invoke", &long], ["invoke", &format!("--{long}")], ["gc", &format!("--min-age={long}")]]
+        {
+            let error = Arguments::try_parse_from(["fanfare"].into_iter().chain(arguments)).unwrap_err();
+            let refused = cut(error).to_string();
+            assert!(refused.len() < 1_000 && refused.contains("xxx... (10000"), "{refused}");
+        }
+        let error = Arguments::try_parse_from(["fanfare", "invoke", "--target", &target]).unwrap_err();
+        let refused = cut(error).to_string();
+        assert!(
+            refused.contains("xxx... (100004 bytes)' for '--target <[KEY@]SERVICE[=JSON]>'"),
+            "{refused}"
+        );
     }
 
     #[test]

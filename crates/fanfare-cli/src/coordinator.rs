@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Error, anyhow};
 use clap::Args;
 use fanfare::{CoordinatorConfig, CoordinatorError, CoordinatorLimits};
+use fanfare_protocol::shortened;
 use tokio::time::{Instant, timeout_at};
 
 use crate::durations;
@@ -134,7 +135,7 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
             }
             "limits.large_payload_bytes" => anyhow!("--large-payload-bytes {value} is not allowed: {rule}"),
             "limits.renewal" => anyhow!("--renewal {value} is not allowed: {rule}"),
-            "accepted_users" => anyhow!("--accept-user {value} is not allowed: {rule}"),
+            "accepted_users" => anyhow!("--accept-user {} is not allowed: {rule}", shortened(&value)),
             other => anyhow!("{other} = {value} is not allowed: {rule}"),
         })),
         Err(error) => Err(Failure::bad_input(error)),
@@ -149,5 +150,8 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
 
 /// What is wrong with a setting of the file.
 fn wrong(settings: &Settings, key: &str, value: &str, rule: &str) -> Error {
-    settings.file.mistake(&["coordinator", key], format_args!("{value} is not allowed: {rule}")).into()
+    settings
+        .file
+        .mistake(&["coordinator", key], format_args!("{} is not allowed: {rule}", shortened(value)))
+        .into()
 }

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 use std::time::Duration;
 
+use fanfare_protocol::{quoted, shortened};
 use serde::{Deserialize, Deserializer, de::Error};
 
 /// What anything can be set to: nothing takes no time, and what is to take longer is to have no limit.
@@ -11,12 +12,17 @@ const ALLOWED: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::f
 
 /// Reads a duration such as `500ms`, `30s`, `5m` or `1h 30m`.
 pub(crate) fn parse(text: &str) -> Result<Duration, String> {
-    let duration = humantime::parse_duration(text)
-        .map_err(|error| format!("{text:?} is no duration: {error}; write it as 500ms, 30s, 5m or 1h"))?;
+    let duration = humantime::parse_duration(text).map_err(|error| {
+        format!(
+            "{} is no duration: {}; write it as 500ms, 30s, 5m or 1h",
+            quoted(text),
+            shortened(&error.to_string())
+        )
+    })?;
     if ALLOWED.contains(&duration) {
         Ok(duration)
     } else {
-        Err(format!("{text:?} is not allowed: give 1 ms to 365 days"))
+        Err(format!("{} is not allowed: give 1 ms to 365 days", quoted(text)))
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use clap::Args;
 use fanfare::{Cid, Fanfare, Fanout, FinalPayload, InvokeError, ServiceName, Source, Target, WaitError};
+use fanfare_protocol::quoted;
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing::Instrument;
 
@@ -133,7 +134,7 @@ pub(crate) async fn run(mut arguments: InvokeArguments, settings: &Settings) -> 
 fn check_metadata(metadata: &[(String, String)]) -> anyhow::Result<()> {
     let mut names = BTreeSet::new();
     match metadata.iter().find(|(name, _)| !names.insert(name)) {
-        Some((name, _)) => bail!("two of --metadata have the name {name:?}: give each name once"),
+        Some((name, _)) => bail!("two of --metadata have the name {}: give each name once", quoted(name)),
         None => Ok(()),
     }
 }
@@ -259,8 +260,8 @@ pub(crate) async fn not_invoked(fanfare: &Fanfare, error: InvokeError) -> Failur
 }
 
 fn pair(text: &str) -> anyhow::Result<(String, String)> {
-    let (name, value) = text
-        .split_once('=')
-        .ok_or_else(|| anyhow!("{text:?} is not allowed: write NAME=VALUE, as in --metadata tenant=shop"))?;
+    let (name, value) = text.split_once('=').ok_or_else(|| {
+        anyhow!("{} is not allowed: write NAME=VALUE, as in --metadata tenant=shop", quoted(text))
+    })?;
     Ok((name.to_owned(), value.to_owned()))
 }

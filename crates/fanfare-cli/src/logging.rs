@@ -4,6 +4,7 @@ mod format;
 
 use std::io::{self, IsTerminal};
 
+use fanfare_protocol::quoted;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Layer};
@@ -49,6 +50,9 @@ pub(crate) fn start(given: Option<&str>, default: &str, format: Format) -> Resul
 /// Reads what is to be logged.
 pub(crate) fn filter(text: &str) -> anyhow::Result<EnvFilter> {
     EnvFilter::builder().parse(text).map_err(|error| {
-        anyhow::anyhow!("{text:?} is no log filter: {error}; write it as info or warn,fanfare_worker=debug")
+        anyhow::anyhow!(
+            "{} is no log filter: {error}; write it as info or warn,fanfare_worker=debug",
+            quoted(text)
+        )
     })
 }

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::ops::RangeInclusive;
 
-use fanfare_protocol::limits;
+use fanfare_protocol::{limits, quoted};
 use serde::{Deserialize, Deserializer, de::Error};
 
 /// Shards that a prefix can have.
@@ -54,7 +54,12 @@ where
 pub(crate) fn parse_shards(text: &str) -> Result<u32, String> {
     let shards = text.parse().ok().filter(|shards| SHARDS.contains(shards));
     shards.ok_or_else(|| {
-        format!("{text:?} is not allowed: give a whole number from {} to {}", SHARDS.start(), SHARDS.end())
+        format!(
+            "{} is not allowed: give a whole number from {} to {}",
+            quoted(text),
+            SHARDS.start(),
+            SHARDS.end()
+        )
     })
 }
 
@@ -73,8 +78,10 @@ pub(crate) fn deserialize_shards<'de, D: Deserializer<'de>>(
 fn read<T: Number>(text: &str, least: u8) -> Result<T, String> {
     let number = text.parse::<u64>().ok().and_then(|number| T::try_from(number).ok());
     number.ok_or_else(|| match T::MOST {
-        Some(most) => format!("{text:?} is not allowed: give a whole number from {least} to {most}"),
-        None => format!("{text:?} is not allowed: give a whole number, {least} or more"),
+        Some(most) => {
+            format!("{} is not allowed: give a whole number from {least} to {most}", quoted(text))
+        }
+        None => format!("{} is not allowed: give a whole number, {least} or more", quoted(text)),
     })
 }
 

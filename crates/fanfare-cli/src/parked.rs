@@ -9,7 +9,7 @@ use fanfare::{
     BrokerError, Cid, Environment, Fanfare, Parked, ParkedMessages, ParkedQuery, Replayed, ServiceName,
     System, WireTime,
 };
-use fanfare_protocol::{HeaderValue, Message, Properties};
+use fanfare_protocol::{HeaderValue, Message, Properties, quoted};
 use serde_json::{Value, json};
 
 use crate::durations;
@@ -191,8 +191,10 @@ fn listed(found: &ParkedMessages, now: WireTime) -> Vec<String> {
 async fn show(fanfare: &Fanfare, id: &str, json: bool) -> Result<Exit, Failure> {
     let found = reached(fanfare, fanfare.operator().parked_message(id).await).await?;
     let Some((parked, message)) = found else {
-        let none =
-            anyhow!("no parked message has the ID {id:?}: `fanfare parked list` shows those that there are");
+        let none = anyhow!(
+            "no parked message has the ID {}: `fanfare parked list` shows those that there are",
+            quoted(id)
+        );
         return Err(Failure::new(Exit::Failed, none));
     };
     if json {

@@ -17,6 +17,7 @@ use crate::arguments::Shared;
 use crate::configuration::{self, Broker, Configuration, ConfigurationError};
 use crate::exit::Failure;
 use crate::logging::Format;
+use crate::table::shown;
 use crate::{identity, logging, services};
 
 /// The broker where nothing says another.
@@ -204,11 +205,12 @@ fn read_password(path: &Path) -> Result<Password> {
     const MOST_BYTES: u64 = 4096;
     let mut text = String::new();
     let read = File::open(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_string(&mut text));
-    let read = read.with_context(|| format!("cannot read the broker's password from {path:?}"))?;
+    let read = read.with_context(|| format!("cannot read the broker's password from {}", shown(path)))?;
     let password = text.strip_suffix('\n').map_or(&*text, |line| line.strip_suffix('\r').unwrap_or(line));
     if password.is_empty() || read as u64 > MOST_BYTES {
         bail!(
-            "{path:?} has {read} bytes or more, and a password has 1 to {MOST_BYTES}: name the file that holds it alone"
+            "{} has {read} bytes or more, and a password has 1 to {MOST_BYTES}: name the file that holds it alone",
+            shown(path)
         );
     }
     Ok(Password(password.to_owned()))

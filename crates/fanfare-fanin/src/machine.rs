@@ -182,8 +182,8 @@ enum Leaving {
 
 /// Why a fan-out is given up whose queue has lost what was in it.
 const EMPTIED: &str = "the fan-out's aggregation queue has lost what was in it: the fan-out had ended, and the broker was killed \
-                       over the queue's deletion, or somebody has purged it; no callback was published for this copy of the \
-                       manifest";
+                       over the queue's deletion, or somebody has purged it, or its publisher says in the manifest that it has \
+                       put a sentinel there, and has not; no callback was published for this copy of the manifest";
 
 impl<T: Clone> FanIn<T> {
     /// Takes a fan-out on. `tag` is that of the manifest's delivery.

@@ -31,7 +31,10 @@ pub(crate) fn read(message: &Message, manifest: &Manifest, places: &Places, hold
             Err(Malformed(reason)) => Item::Garbage(reason),
         },
         header::TYPE_SENTINEL if is_foreign(message, manifest) => Item::Stranger,
-        header::TYPE_SENTINEL => Item::Sentinel,
+        header::TYPE_SENTINEL => match message.run().and(message.cid().map(|_| ())) {
+            Ok(()) => Item::Sentinel,
+            Err(Malformed(reason)) => Item::Garbage(reason),
+        },
         kind if kind.starts_with("fanfare.") => Item::Unknown,
         _ => Item::Garbage(message.mistyped("does not belong into an aggregation queue")),
     }

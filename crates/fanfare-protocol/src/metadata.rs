@@ -16,7 +16,7 @@ pub struct Metadata(BTreeMap<String, String>);
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidMetadata {
     /// A name is empty or longer than the 128 bytes that every AMQP client takes.
-    #[error("metadata name {} is not allowed: give 1 to 128 bytes", crate::name::shown(.0))]
+    #[error("metadata name {} is not allowed: give 1 to 128 bytes", crate::quoted(.0))]
     Name(String),
     /// All entries together are too large.
     #[error(
@@ -103,7 +103,8 @@ impl Metadata {
                 .map(|(name, value)| match value {
                     HeaderValue::Text(value) => Ok((name.to_owned(), value.to_string())),
                     _ => Err(Malformed::new(format!(
-                        "entry {name:?} of header fanfare-metadata is not a string"
+                        "entry {} of header fanfare-metadata is not a string",
+                        crate::quoted(name)
                     ))),
                 })
                 .collect::<Result<BTreeMap<_, _>, _>>()

@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize, Serializer};
 use smol_str::SmolStr;
 use uuid::Uuid;
 
-use crate::limits;
+use crate::{limits, quoted};
 
 /// A value is not allowed as a name; says which value, which rule, and what would do.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{what} {} is not allowed: {rule}", shown(.value))]
+#[error("{what} {} is not allowed: {rule}", quoted(.value))]
 pub struct InvalidName {
     /// What the value was meant to be, such as "service name".
     pub what: &'static str,
@@ -19,15 +19,6 @@ pub struct InvalidName {
     pub value: String,
     /// The rule that it breaks.
     pub rule: String,
-}
-
-/// Quotes a value for an error message and cuts it where it is long.
-pub(crate) fn shown(value: &str) -> String {
-    const SHOWN_CHARS: usize = 120;
-    match value.char_indices().nth(SHOWN_CHARS) {
-        None => format!("{value:?}"),
-        Some((end, _)) => format!("{:?}... ({} bytes)", &value[..end], value.len()),
-    }
 }
 
 fn check_name(what: &'static str, value: &str, max: usize) -> Result<(), InvalidName> {

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 
 const FORMAT: &str = "%Y-%m-%d %H:%M:%S";
 
-/// What the four digits of a year can say.
-const YEARS: std::ops::RangeInclusive<i32> = 0..=9999;
+/// What the four digits of a year can say: from 0000-01-01 00:00:00 to 9999-12-31 23:59:59.
+const EARLIEST: DateTime<Utc> = DateTime::from_timestamp(-62_167_219_200, 0).expect("chrono has the year 0");
+const LATEST: DateTime<Utc> = DateTime::from_timestamp(253_402_300_799, 0).expect("chrono has the year 9999");
 
 /// A time as the protocol writes it: `YYYY-MM-DD HH:MM:SS`, UTC, whole seconds.
 ///
@@ -33,7 +34,7 @@ impl WireTime {
     #[must_use]
     pub fn from_timestamp(seconds: u64) -> Option<Self> {
         let time = DateTime::from_timestamp(i64::try_from(seconds).ok()?, 0)?;
-        YEARS.contains(&time.year()).then_some(Self(time))
+        (EARLIEST..=LATEST).contains(&time).then_some(Self(time))
     }
 
     /// Seconds since 1970, as the AMQP property `timestamp` counts them; 0 for earlier times.
@@ -44,9 +45,9 @@ impl WireTime {
 }
 
 impl From<DateTime<Utc>> for WireTime {
-    /// Fractions of a second are dropped.
+    /// Fractions of a second are dropped, and a time that can't be written becomes the nearest that can.
     fn from(time: DateTime<Utc>) -> Self {
-        Self(time.trunc_subsecs(0))
+        Self(time.trunc_subsecs(0).clamp(EARLIEST, LATEST))
     }
 }
 
@@ -62,11 +63,15 @@ impl fmt::Display for WireTime {
 impl FromStr for WireTime {
     type Err = crate::Malformed;
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong =
-            || crate::Malformed::new(format!("{text:?} is not a time of the form YYYY-MM-DD HH:MM:SS"));
+        let wrong = || {
+            crate::Malformed::new(format!(
+                "{} is not a time of the form YYYY-MM-DD HH:MM:SS",
+                crate::quoted(text)
+            ))
+        };
         let time = NaiveDateTime::parse_from_str(text, FORMAT).map_err(|_| wrong())?.and_utc();
         // Years beyond would be written with more digits and a sign.
-        if YEARS.contains(&time.year()) { Ok(Self(time)) } else { Err(wrong()) }
+        if (EARLIEST..=LATEST).contains(&time) { Ok(Self(time)) } else { Err(wrong()) }
     }
 }
 
@@ -80,5 +85,27 @@ impl TryFrom<String> for WireTime {
 impl From<WireTime> for String {
     fn from(time: WireTime) -> String {
         time.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_time_can_be_written_and_read_back() {
+        let (latest, earliest) = ("9999-12-31 23:59:59", "0000-01-01 00:00:00");
+        for (time, written) in [
+            (LATEST, latest),
+            (LATEST + chrono::Duration::seconds(1), latest),
+            (DateTime::<Utc>::MAX_UTC, latest),
+            (EARLIEST, earliest),
+            (EARLIEST - chrono::Duration::milliseconds(1), earliest),
+            (DateTime::<Utc>::MIN_UTC, earliest),
+        ] {
+            let time = WireTime::from(time);
+            assert_eq!(time.to_string(), written);
+            assert_eq!(written.parse(), Ok(time));
+        }
     }
 }

@@ -48,7 +48,12 @@ impl Backlog {
 impl Shared {
     /// Refuses one more fan-out where as many wait already as may. It looks at the queue once a second while there is room, and
     /// each time where there seems to be none.
-    pub(crate) async fn ensure_room(&self, manifest: &Manifest, nested: bool) -> Result<(), Failure> {
+    pub(crate) async fn ensure_room(
+        &self,
+        manifest: &Manifest,
+        nested: bool,
+        until: Instant,
+    ) -> Result<(), Failure> {
         /// What a service invokes belongs to a fan-out that has begun: refused like any other, it would keep that one from its
         /// end when there is most to be ended.
         const NESTED_SHARE: u64 = 2;
@@ -60,8 +65,8 @@ impl Shared {
         if most == u64::MAX || self.backlog.takes(&queue, most) {
             return Ok(());
         }
-        let waiting = self.waiting(&queue).await? / messages;
-        if manifest.is_shared(&self.config.names) && !nested && self.is_full().await? {
+        let waiting = self.waiting(&queue, until).await? / messages;
+        if manifest.is_shared(&self.config.names) && !nested && self.is_full(until).await? {
             return Err(Failure::Full);
         }
         self.backlog.saw(queue.clone(), waiting);
@@ -70,19 +75,19 @@ impl Shared {
 
     /// Whether a coordinator says that as many fan-outs are open in a shard as may be. Those of services are not held to it: others
     /// wait for them.
-    async fn is_full(&self) -> Result<bool, Failure> {
-        let looked = self.look_at(&self.config.names.full().name).await?;
+    async fn is_full(&self, until: Instant) -> Result<bool, Failure> {
+        let looked = self.look_at(&self.config.names.full().name, until).await?;
         Ok(looked.is_some_and(|state| state.consumers > 0))
     }
 
     /// Messages that wait in a queue.
-    async fn waiting(&self, queue: &str) -> Result<u64, Failure> {
-        Ok(self.look_at(queue).await?.map_or(0, |state| state.messages))
+    async fn waiting(&self, queue: &str, until: Instant) -> Result<u64, Failure> {
+        Ok(self.look_at(queue, until).await?.map_or(0, |state| state.messages))
     }
 
     /// What can be seen of a queue, if it is there and can be seen.
-    async fn look_at(&self, queue: &str) -> Result<Option<QueueState>, Failure> {
-        match self.through_outages(self.preparation_end(), || self.broker.inspect(queue)).await {
+    async fn look_at(&self, queue: &str, until: Instant) -> Result<Option<QueueState>, Failure> {
+        match self.through_outages(until, || self.broker.inspect(queue)).await {
             // RabbitMQ 4.3 lets only those look who have some right to the queue. Who has none is not held to the bounds there.
             Err(Failure::Broker(BrokerError::Denied(_))) => Ok(None),
             looked => looked,

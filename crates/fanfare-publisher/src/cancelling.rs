@@ -33,7 +33,8 @@ pub(crate) async fn cancel_all(
     run: Option<RunId>,
 ) -> Result<BTreeMap<RunId, Cancellation>, CancelError> {
     let queue = shared.config.names.wait(RunId::from(shared.environment.unique()));
-    let mut mailbox = open_mailbox(&shared, &queue).await.map_err(CancelError::Unprepared)?;
+    let until = Instant::now() + shared.config.preparation();
+    let mut mailbox = open_mailbox(&shared, &queue, until).await.map_err(CancelError::Unprepared)?;
     let mut request = CancelRequest { cid: cid.clone(), run, reply_to: queue.name }.encode();
     request.properties.user_id = shared.config.user_id.as_deref().map(Into::into);
     let mut inquiry = Inquiry { shared, cid, run, request, asked: None, heard: Heard::default() };

@@ -119,7 +119,7 @@ pub enum Failure {
     },
     /// The requests were not confirmed in time.
     #[error(
-        "{confirmed} of {requests} requests were confirmed within the time limit of {limit:?}{}", pressed(*.blocked)
+        "{confirmed} of {requests} requests were confirmed in time for the limit of {limit:?}{}", pressed(*.blocked)
     )]
     TimeLimit {
         /// Requests that are in their queues.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use fanfare_protocol::{Cid, FinalPayload, Metadata, ServiceName, Source, limits};
 use serde::Serialize;
 
+use crate::schedule::Schedule;
 use crate::target::CheckedTarget;
 use crate::waiting::{self, WhileWaiting};
 use crate::{
@@ -228,8 +229,9 @@ impl Fanout {
     /// already: then it goes on to its end in the background.
     pub async fn invoke(self) -> Result<Accepted, InvokeError> {
         let shared = Arc::clone(&self.publisher.shared);
+        let schedule = Schedule::begin(&shared.config);
         let plan = self.plan(None)?;
-        invocation::invoke(shared, plan).await
+        invocation::invoke(shared, plan, schedule).await
     }
 
     /// Invokes it, waits until all targets have completed, and returns what the final callbacks receive. It needs no

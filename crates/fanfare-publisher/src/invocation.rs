@@ -15,16 +15,13 @@ use crate::error::pressed;
 use crate::known_queues::Unprepared;
 use crate::plan::Plan;
 use crate::publisher::Shared;
+use crate::schedule::Schedule;
 use crate::{Aggregation, Failure, InvokeError, Target, telemetry};
 
 /// Requests of one fan-out that are under way to the broker at the same time.
 const REQUESTS_IN_FLIGHT: usize = 256;
-/// How long a manifest may wait to be sent at each try, within what is left of the time limit.
-const MANIFEST_SEND_LIMIT: Duration = Duration::from_secs(30);
-/// How long the broker may take to confirm a manifest before its fate counts as unknown.
-const MANIFEST_CONFIRM_LIMIT: Duration = Duration::from_secs(30);
 /// How long deleting the queue of a given-up fan-out may take: longer than it takes the broker where a node is away. It expires
-/// by itself otherwise.
+/// by itself otherwise. The caller may be told before.
 const CLEAN_UP_LIMIT: Duration = Aftercare::MEMBER_TIMEOUT.saturating_mul(2);
 
 /// The broker has taken an invocation: what follows happens in the background.
@@ -37,28 +34,36 @@ pub struct Accepted {
 }
 
 /// Invokes a fan-out: looks at queues, sends the requests, and commits the whole with the manifest.
-pub(crate) async fn invoke(shared: Arc<Shared>, plan: Plan) -> Result<Accepted, InvokeError> {
-    let outcome = commit(shared, plan).await;
+pub(crate) async fn invoke(
+    shared: Arc<Shared>,
+    plan: Plan,
+    schedule: Schedule,
+) -> Result<Accepted, InvokeError> {
+    let outcome = commit(shared, plan, schedule).await;
     telemetry::invoked(&outcome);
     outcome
 }
 
-async fn commit(shared: Arc<Shared>, plan: Plan) -> Result<Accepted, InvokeError> {
+async fn commit(shared: Arc<Shared>, plan: Plan, schedule: Schedule) -> Result<Accepted, InvokeError> {
     let accepted = Accepted::of(&plan);
-    shared.ensure_user_id().await.map_err(|failure| accepted.not_accepted(failure, false))?;
     shared
-        .ensure_room(&plan.manifest, plan.nested)
+        .ensure_user_id(schedule.prepared)
         .await
         .map_err(|failure| accepted.not_accepted(failure, false))?;
     shared
-        .ensure_served(plan.services(), plan.declare_missing)
+        .ensure_room(&plan.manifest, plan.nested, schedule.prepared)
+        .await
+        .map_err(|failure| accepted.not_accepted(failure, false))?;
+    shared
+        .ensure_served(plan.services(), plan.declare_missing, schedule.prepared)
         .await
         .map_err(|unprepared| accepted.refusal(unprepared))?;
 
     // From here on there is something to clean up, so it runs in a task of its own, which sees when the caller goes.
     let caller_gone = CancellationToken::new();
     let caller = caller_gone.clone().drop_guard();
-    let commitment = Commitment { shared, plan, accepted: accepted.clone(), confirmed: AtomicUsize::new(0) };
+    let commitment =
+        Commitment { shared, plan, schedule, accepted: accepted.clone(), confirmed: AtomicUsize::new(0) };
     let task = tokio::spawn(commitment.run(caller_gone).in_current_span());
     let outcome = task.await;
     caller.disarm();
@@ -77,6 +82,7 @@ pub(crate) async fn send(
 ) -> Result<Accepted, InvokeError> {
     let source = Source::new(source).map_err(|mistake| InvokeError::Invalid(mistake.into()))?;
     let target = target.check()?;
+    let schedule = Schedule::begin(&shared.config);
     let environment = &shared.environment;
     let run = RunId::from(environment.unique());
     let accepted = Accepted { cid: Cid::from(environment.sequential()), run };
@@ -92,11 +98,10 @@ pub(crate) async fn send(
         target: None,
     };
     shared
-        .ensure_served(BTreeSet::from([target.service]), shared.config.declare_missing)
+        .ensure_served(BTreeSet::from([target.service]), shared.config.declare_missing, schedule.prepared)
         .await
         .map_err(|unprepared| accepted.refusal(unprepared))?;
-    let limit = shared.config.time_limit;
-    let until = Instant::now() + limit;
+    let (limit, until) = (shared.config.time_limit, schedule.told);
     let queue = shared.config.names.service(&request.service).name;
     let delivered = tokio::time::timeout_at(until, shared.deliver(&queue, || request.encode(), until)).await;
     match delivered.unwrap_or_else(|_| Err(shared.unconfirmed(&queue, limit))) {
@@ -133,6 +138,7 @@ impl Accepted {
 struct Commitment {
     shared: Arc<Shared>,
     plan: Plan,
+    schedule: Schedule,
     accepted: Accepted,
     /// Requests that are in their queues.
     confirmed: AtomicUsize,
@@ -147,29 +153,30 @@ impl Commitment {
             requested = self.prepare_and_request() => Some(requested),
         };
         let outcome = match requested {
-            Some(Ok(until)) => Some(self.publish_manifest(until).await),
+            Some(Ok(())) => Some(self.publish_manifest().await),
             Some(Err(error)) => Some(Err(error)),
             None => None,
         };
         if matches!(outcome, None | Some(Err(InvokeError::NotAccepted { .. }))) && !self.is_shared() {
-            self.shared.delete(&self.plan.queue.name).await;
+            let (shared, queue) = (Arc::clone(&self.shared), self.plan.queue.name);
+            let deleting = tokio::spawn(async move { shared.delete(&queue).await });
+            // Where it takes longer, it goes on.
+            let _ = tokio::time::timeout_at(self.schedule.told, deleting).await;
         }
         outcome
     }
 
-    /// Brings all requests into their queues. Returns when the manifest must follow.
-    async fn prepare_and_request(&mut self) -> Result<Instant, InvokeError> {
+    /// Brings all requests into their queues.
+    async fn prepare_and_request(&mut self) -> Result<(), InvokeError> {
         let declared = self.declare_queues().await;
         declared.map_err(|failure| self.accepted.not_accepted(failure, false))?;
-        let until = Instant::now() + self.shared.config.time_limit;
-        self.publish_requests(until).await.map_err(|failure| self.accepted.not_accepted(failure, true))?;
-        Ok(until)
+        self.publish_requests().await.map_err(|failure| self.accepted.not_accepted(failure, true))
     }
 
     /// Each try to declare the aggregation queue is a run of its own. One that was cut off may have left a queue which has no
     /// leader before a lost node is back (seen on RabbitMQ 3.10), and to declare that again succeeds.
     async fn declare_queues(&mut self) -> Result<(), Failure> {
-        let until = self.shared.preparation_end();
+        let until = self.schedule.prepared;
         let shared = Arc::clone(&self.shared);
         if let Aggregation::Shared { shards } = shared.config.aggregation {
             return shared.ensure_shard(&self.plan.queue.name, shards, until).await;
@@ -199,7 +206,8 @@ impl Commitment {
         matches!(self.shared.config.aggregation, Aggregation::Shared { .. })
     }
 
-    async fn publish_requests(&self, until: Instant) -> Result<(), Failure> {
+    async fn publish_requests(&self) -> Result<(), Failure> {
+        let until = self.schedule.sent;
         let requests = self.plan.bodies.len();
         let publishing = stream::iter(0..requests)
             .map(|place| self.publish_request(place, until))
@@ -235,20 +243,20 @@ impl Commitment {
     }
 
     /// Writes the manifest, once, and not later than the time limit allows. Only where it never left is there another try.
-    async fn publish_manifest(&self, until: Instant) -> Result<Accepted, InvokeError> {
+    async fn publish_manifest(&self) -> Result<Accepted, InvokeError> {
+        let Schedule { sent: until, told, .. } = self.schedule;
         let shared = &self.shared;
         let queue = self.plan.manifest.queue(&shared.config.names);
         let requests_sent = !self.plan.bodies.is_empty();
         let mut backoff = Backoff::default();
         loop {
-            let latest = until.min(Instant::now() + MANIFEST_SEND_LIMIT);
             let manifest = self.plan.manifest_message.clone();
-            let publishing = shared.broker.publish_by(&queue, manifest, Some(latest));
-            let error = match tokio::time::timeout_at(latest + MANIFEST_CONFIRM_LIMIT, publishing).await {
+            let publishing = shared.broker.publish_by(&queue, manifest, Some(until));
+            let error = match tokio::time::timeout_at(told, publishing).await {
                 Ok(Ok(())) => return Ok(self.accepted.clone()),
                 Ok(Err(error)) => error,
                 Err(_) => {
-                    return Err(self.accepted.unknown(shared.unconfirmed(&queue, MANIFEST_CONFIRM_LIMIT)));
+                    return Err(self.accepted.unknown(shared.unconfirmed(&queue, shared.config.time_limit)));
                 }
             };
             match error {

@@ -61,10 +61,10 @@ impl Shared {
         &self,
         services: BTreeSet<ServiceName>,
         declare_missing: bool,
+        until: Instant,
     ) -> Result<(), Unprepared> {
         /// Queues looked at or declared at the same time.
         const AT_ONCE: usize = 16;
-        let until = self.preparation_end();
         if declare_missing {
             // What a service queue dead-letters goes here, and would be lost without it.
             self.ensure_declared(&self.config.names.dead(), until).await?;
@@ -102,9 +102,9 @@ impl Shared {
     }
 
     /// Sees to it that the broker takes manifests with the login that they are to have. It is asked once.
-    pub(crate) async fn ensure_user_id(&self) -> Result<(), Failure> {
+    pub(crate) async fn ensure_user_id(&self, until: Instant) -> Result<(), Failure> {
         let Some(user_id) = &self.config.user_id else { return Ok(()) };
-        let check = || self.through_outages(self.preparation_end(), || self.broker.check_user_id(user_id));
+        let check = || self.through_outages(until, || self.broker.check_user_id(user_id));
         self.user_id_taken.get_or_try_init(check).await.copied()
     }
 
@@ -130,11 +130,6 @@ impl Shared {
         Ok(())
     }
 
-    /// When the preparation that starts now must end.
-    pub(crate) fn preparation_end(&self) -> Instant {
-        Instant::now() + self.config.preparation_limit
-    }
-
     /// Does something harmless to repeat, again and again while there is an outage, until it succeeds or time is up.
     pub(crate) async fn through_outages<T, F>(
         &self,
@@ -149,7 +144,7 @@ impl Shared {
             let error = match tokio::time::timeout_at(until, operation()).await {
                 Ok(Ok(value)) => return Ok(value),
                 Ok(Err(error)) => error,
-                Err(_) => return Err(Failure::PreparationLimit(self.config.preparation_limit)),
+                Err(_) => return Err(Failure::PreparationLimit(self.config.preparation())),
             };
             let wait = backoff.next(&*self.environment);
             if !error.is_outage() || Instant::now() + wait >= until {

@@ -18,6 +18,7 @@ mod known_queues;
 mod names;
 mod plan;
 mod publisher;
+mod schedule;
 mod target;
 mod telemetry;
 mod waiting;

@@ -45,12 +45,12 @@ pub struct Config {
     /// Whether to declare the queues of services and callbacks that no worker has declared yet, instead of refusing the
     /// invocation. For starting programs in any order.
     pub declare_missing: bool,
-    /// The most that passes from the first request to the manifest; after it the invocation is given up. 60 s, as the
-    /// protocol says, and no more where fan-outs are shared: a coordinator forgets results in a shard whose manifest does not
-    /// follow within twice this time.
+    /// The most that an invocation takes, from its start to its outcome. The last tenth is for the manifest's confirm: what could
+    /// not be sent before is given up. 60 s, as the protocol says, and no more where fan-outs are shared: a coordinator
+    /// forgets results in a shard whose manifest does not follow within twice this time.
     pub time_limit: Duration,
-    /// The most that looking at queues and declaring them may take before anything is sent, tries again during an
-    /// outage included. 10 s.
+    /// The most of that time for looking at queues and declaring them before anything is sent, tries again during an outage
+    /// included. To cancel has as much for this. 10 s.
     pub preparation_limit: Duration,
     /// The deadline of a fan-out that sets none itself, from its manifest's first delivery; none for no deadline. 24 h.
     pub deadline: Option<Duration>,

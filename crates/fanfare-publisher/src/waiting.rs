@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::fanout::OnProgress;
 use crate::publisher::Shared;
+use crate::schedule::Schedule;
 use crate::{Accepted, Failure, Fanout, InvokeError, WaitError, invocation};
 
 /// What gives way while a caller waits for its fan-out. A service that waits gives its place to others, or the targets
@@ -34,13 +35,15 @@ pub trait Yielded: Send {
 pub(crate) async fn invoke_and_wait(fanout: Fanout, timeout: Duration) -> Result<FinalPayload, WaitError> {
     let started = Instant::now();
     let shared = Arc::clone(&fanout.publisher.shared);
+    let schedule = Schedule::begin(&shared.config);
     let queue = shared.config.names.wait(RunId::from(shared.environment.unique()));
     let on_progress = fanout.on_progress.clone();
     let plan = fanout.plan(Some(queue.name.clone())).map_err(InvokeError::Invalid)?;
     let expected = Accepted { cid: plan.manifest.cid.clone(), run: plan.manifest.run };
-    let mut mailbox =
-        open_mailbox(&shared, &queue).await.map_err(|failure| expected.not_accepted(failure, false))?;
-    let Accepted { cid, run } = invocation::invoke(shared, plan).await?;
+    let mut mailbox = open_mailbox(&shared, &queue, schedule.prepared)
+        .await
+        .map_err(|failure| expected.not_accepted(failure, false))?;
+    let Accepted { cid, run } = invocation::invoke(shared, plan, schedule).await?;
 
     let left = timeout.saturating_sub(started.elapsed());
     match tokio::time::timeout(left, receive(&mut mailbox, &expected, on_progress.as_ref())).await {
@@ -51,8 +54,12 @@ pub(crate) async fn invoke_and_wait(fanout: Fanout, timeout: Duration) -> Result
 }
 
 /// Opens the mailbox that an answer comes to, through outages.
-pub(crate) async fn open_mailbox(shared: &Shared, queue: &QueueSpec) -> Result<Mailbox, Failure> {
-    shared.through_outages(shared.preparation_end(), || Mailbox::open(&*shared.broker, queue)).await
+pub(crate) async fn open_mailbox(
+    shared: &Shared,
+    queue: &QueueSpec,
+    until: Instant,
+) -> Result<Mailbox, Failure> {
+    shared.through_outages(until, || Mailbox::open(&*shared.broker, queue)).await
 }
 
 /// Waits for the answer to a fan-out. An error where the queue or its connection is lost.

@@ -3,7 +3,7 @@ use std::fmt::Write;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use fanfare_protocol::limits;
+use fanfare_protocol::{limits, quoted};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderName, HeaderValue};
@@ -43,7 +43,7 @@ pub struct HttpService {
 #[non_exhaustive]
 pub enum InvalidUrl {
     /// It is not a URL.
-    #[error("{url:?} is not a URL: give http://host/path or https://host/path")]
+    #[error("{} is not a URL: give http://host/path or https://host/path", quoted(.url))]
     Malformed {
         /// What was given.
         url: String,
@@ -51,7 +51,7 @@ pub enum InvalidUrl {
         source: hyper::http::uri::InvalidUri,
     },
     /// It is of another kind.
-    #[error("{0:?} does not begin with http:// or https://")]
+    #[error("{} does not begin with http:// or https://", quoted(.0))]
     Scheme(String),
     /// It holds a user name or a password, which would end up in logs.
     #[error("a URL with a user name or a password is not allowed: let a proxy beside the worker add them")]

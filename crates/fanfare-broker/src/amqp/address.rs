@@ -1,6 +1,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use fanfare_protocol::shortened;
 use lapin::uri::{AMQPScheme, AMQPUri};
 
 /// The seconds between heartbeats where the URL does not say: a peer that is gone without a word is noticed after twice
@@ -29,7 +30,10 @@ pub struct Address {
 
 /// A URL that is not that of a broker.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{address}` is no broker address: {reason}; write it as amqp://user:password@host:5672/vhost")]
+#[error(
+    "`{}` is no broker address: {reason}; write it as amqp://user:password@host:5672/vhost",
+    shortened(.address)
+)]
 pub struct InvalidAddress {
     /// What was given, without any password.
     pub address: String,

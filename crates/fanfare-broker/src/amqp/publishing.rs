@@ -180,12 +180,14 @@ impl Publisher {
                     None => break,
                 }
             }
-            let line = match self.connect().await {
-                Ok(line) => line,
-                Err(error) => {
+            let closed = self.connections.closed().clone();
+            let line = match closed.run_until_cancelled(self.connect()).await {
+                Some(Ok(line)) => line,
+                Some(Err(error)) => {
                     self.refuse(&mut waiting, &error);
                     continue;
                 }
+                None => break,
             };
             let mut window = Window::new(line, self.in_flight, self.overdue_after, self.most);
             match self.serve(&mut window, &mut waiting).await {

@@ -264,11 +264,12 @@ impl Window {
         }
     }
 
-    /// Waits for the confirms of what is under way, and closes the connection.
+    /// Waits for the confirms of what is under way, as long as anybody else does, and closes the connection.
     pub(super) async fn finish(mut self, grace: Duration) {
         let deadline = Instant::now() + grace;
         let mut released = VecDeque::new();
         while !self.prompt.is_empty()
+            && self.is_waited_for()
             && let Ok(answers) = tokio::time::timeout_at(deadline, self.answers()).await
             && self.settle(answers, &mut released).is_ok()
         {}
@@ -300,6 +301,7 @@ impl Window {
         let deadline = Instant::now() + LOSS_GRACE;
         let mut released = VecDeque::new();
         while !(self.writing.is_empty() && self.confirming.is_empty())
+            && self.is_waited_for()
             && let Ok(answers) = tokio::time::timeout_at(deadline, self.answers()).await
         {
             // Another error says no more than the first.
@@ -330,6 +332,11 @@ impl Window {
         }
         self.line.link().close().await;
         self.most
+    }
+
+    /// Whether there is anybody left to be told what became of a message.
+    fn is_waited_for(&self) -> bool {
+        self.pending.values().any(|pending| !pending.caller.is_closed())
     }
 
     fn poll_writing(&mut self, context: &mut Context<'_>, answers: &mut Answers) {

@@ -9,6 +9,8 @@ use fanfare::TargetKey;
 use fanfare_protocol::limits::KEY_BYTES;
 use walkdir::WalkDir;
 
+use crate::table::shown;
+
 /// What there is to count.
 #[derive(Debug)]
 pub(super) struct Files {
@@ -36,7 +38,7 @@ impl Files {
     /// Finds what `find PATH -type f` finds: regular files only, and no symbolic link is followed, not even PATH itself.
     pub(super) fn under(path: &Path) -> Result<Self> {
         // As a command line's other mistakes, this is better told before anything else is done.
-        std::fs::symlink_metadata(path).with_context(|| format!("cannot look at {path:?}"))?;
+        std::fs::symlink_metadata(path).with_context(|| format!("cannot look at {}", shown(path)))?;
         let mut files = Self { entries: Vec::new(), missed: Vec::new() };
         let mut taken = BTreeSet::new();
         let walk = WalkDir::new(path).follow_links(false).follow_root_links(false).sort_by_file_name();

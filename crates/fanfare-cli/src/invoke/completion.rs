@@ -4,6 +4,7 @@ use std::str::FromStr;
 
 use clap::Args;
 use fanfare::Completion;
+use fanfare_protocol::quoted;
 
 use crate::numbers;
 
@@ -46,12 +47,12 @@ impl FromStr for Failures {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let neither = || format!("{text:?} is neither a number of targets nor a share such as 10%");
+        let neither = || format!("{} is neither a number of targets nor a share such as 10%", quoted(text));
         match text.strip_suffix('%') {
             None => text.parse().map(Self::Count).map_err(|_| neither()),
             Some(percent) => match percent.trim_end().parse() {
                 Ok(percent) if (0.0..100.0).contains(&percent) => Ok(Self::Percent(percent)),
-                Ok(_) => Err(format!("{text:?} is no share: give 0% or more, and less than 100%")),
+                Ok(_) => Err(format!("{} is no share: give 0% or more, and less than 100%", quoted(text))),
                 Err(_) => Err(neither()),
             },
         }

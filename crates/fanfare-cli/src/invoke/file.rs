@@ -12,6 +12,7 @@ use serde::de::{Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
 use super::target::Given;
+use crate::table::{abridged, shown};
 
 /// Bytes that a file of targets may have.
 const MOST_BYTES: u64 = 1024 * 1024 * 1024;
@@ -26,7 +27,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<Given>, Vec<Error>> {
     let (name, text) = if path == Path::new("-") {
         ("standard input".to_owned(), text_of(io::stdin().lock()))
     } else {
-        (format!("{path:?}"), File::open(path).map_err(Into::into).and_then(text_of))
+        (shown(path), File::open(path).map_err(Into::into).and_then(text_of))
     };
     let text = text.with_context(|| format!("cannot read the targets from {name}"));
     let text = text.map_err(|mistake| vec![mistake])?;
@@ -93,7 +94,8 @@ impl Entry {
 }
 
 fn list(text: &str) -> Result<impl Iterator<Item = Result<Given>>> {
-    let entries: Vec<Entry> = serde_json::from_str(text)?;
+    let entries: Vec<Entry> =
+        serde_json::from_str(text).map_err(|error| anyhow!("{}", abridged(&error.to_string())))?;
     let numbered = entries.into_iter().zip(1..);
     Ok(numbered.map(|(entry, number)| entry.check().with_context(|| format!("target {number}"))))
 }
@@ -114,7 +116,7 @@ fn lines(text: &str) -> impl Iterator<Item = Result<Given>> {
 /// The parser takes every line for the first, so that only its column says anything.
 fn within_line(error: serde_json::Error) -> anyhow::Error {
     let (text, place) = (error.to_string(), format!(" at line 1 column {}", error.column()));
-    anyhow!("{} at column {}", text.strip_suffix(&place).unwrap_or(&text), error.column())
+    anyhow!("{} at column {}", abridged(text.strip_suffix(&place).unwrap_or(&text)), error.column())
 }
 
 fn dictionary(text: &str) -> Result<Vec<Given>> {

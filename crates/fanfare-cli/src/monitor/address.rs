@@ -1,6 +1,7 @@
 use std::net::SocketAddr;
 use std::str::FromStr;
 
+use fanfare_protocol::quoted;
 use serde::{Deserialize, Deserializer, de::Error};
 
 /// Where to listen.
@@ -13,7 +14,8 @@ impl FromStr for Address {
     fn from_str(text: &str) -> Result<Self, String> {
         text.parse().map(Self).map_err(|_| {
             format!(
-                "{text:?} is no address to listen on: give an IP address and a port, as in 127.0.0.1:9464"
+                "{} is no address to listen on: give an IP address and a port, as in 127.0.0.1:9464",
+                quoted(text)
             )
         })
     }

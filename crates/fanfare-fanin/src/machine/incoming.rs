@@ -83,7 +83,7 @@ impl<T: Clone> FanIn<T> {
         }
     }
 
-    fn want_fence(&mut self) {
+    pub(super) fn want_fence(&mut self) {
         // What a shard hands out has a predecessor only if the manifest had.
         if self.queue == Queue::Own
             && self.fence == FenceState::NotNeeded

@@ -27,9 +27,10 @@ impl<T: Clone> FanIn<T> {
         self.has_sentinel() && !self.sentinel_seen && self.fence == FenceState::Passed
     }
 
-    /// When to find out whether this hold waits for its turn, or for what an emptied queue will never bring.
+    /// When to find out whether this hold waits for its turn, or for what the queue will never bring: a sentinel is there before the
+    /// manifest, and is handed out at once.
     pub(super) fn probe_due(&self) -> Option<Time> {
-        let waits = self.fence == FenceState::Wanted && !self.read_anything && !self.probed;
+        let waits = !self.read_anything && !self.probed;
         self.opened_at
             .filter(|_| waits && self.has_sentinel() && self.phase == Phase::Gathering)
             .map(|at| at + self.limits.fence_again)
@@ -39,6 +40,7 @@ impl<T: Clone> FanIn<T> {
     pub(super) fn probe(&mut self, now: Time, out: &mut Vec<Effect<T>>) {
         if self.probe_due().is_some_and(|due| due <= now) {
             self.probed = true;
+            self.want_fence();
             self.publish(Pending::Fence, Publication::Fence(Fence { token: self.manifest.run }), out);
         }
     }

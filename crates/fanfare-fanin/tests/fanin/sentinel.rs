@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fanfare_fanin::{Event, Limits};
-use fanfare_protocol::Manifest;
+use fanfare_protocol::{Manifest, Sentinel, header};
 
 use crate::samples;
 use crate::story::{OWN, Story};
@@ -48,6 +48,44 @@ fn without_it_a_queue_that_is_taken_over_is_deleted_and_no_callback_published() 
     assert_eq!(story.quiet_for(), None);
     story.confirm("manifest").check(&["delete"]);
     story.event(Event::Deleted).check(&["ack r1", "ack m1", "end"]);
+}
+
+#[test]
+fn a_manifest_that_promises_one_in_vain_is_parked_as_soon_as_that_is_proven() {
+    let mut story = Story::fresh(manifest(["a"]));
+    story.opened().check(&[]);
+    assert_eq!(story.quiet_for(), Some(Limits::default().fence_again));
+    story.wait(Limits::default().fence_again).check(&["probe"]);
+    story.fence("p1", RUN).check(&["ack p1", "fence"]);
+    // It could be on its way still, so nothing comes of a result before the fence is back.
+    story.result("r1", "a", "one").check(&[]);
+    story.fence("f1", OWN).check(&["ack f1", "manifest, parked"]);
+    story.confirm("manifest").check(&["delete"]);
+    story.event(Event::Deleted).check(&["ack r1", "ack m1", "end"]);
+}
+
+#[test]
+fn one_that_comes_late_is_one() {
+    let mut story = Story::fresh(manifest(["a"]));
+    story.opened().check(&[]);
+    story.wait(Limits::default().fence_again).check(&["probe"]);
+    story.sentinel("s1", RUN).check(&["fence"]);
+    story.fence("p1", RUN).check(&["ack p1"]);
+    story.result("r1", "a", "one").check(&[]);
+    story.fence("f1", OWN).check(&["ack f1", "call 0 with a=one"]);
+}
+
+#[test]
+fn one_that_does_not_say_of_what_is_parked() {
+    let mut story = Story::fresh(manifest(["a"]));
+    story.opened().check(&[]);
+    let sentinel = Sentinel::encode(&manifest(["a"]).cid, samples::id(RUN));
+    let mut without_run = sentinel.clone();
+    without_run.headers.remove(header::RUN);
+    story.message("s1", false, &without_run).check(&["park s1"]);
+    let mut without_cid = sentinel;
+    without_cid.properties.correlation_id = None;
+    story.message("s2", false, &without_cid).check(&["park s2"]);
 }
 
 #[test]

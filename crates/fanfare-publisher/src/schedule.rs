@@ -1,0 +1,43 @@
+//! How long an invocation may take.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::Config;
+
+/// When the steps of one invocation end, whatever has come of them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Schedule {
+    /// No queue is looked at or declared any more.
+    pub(crate) prepared: Instant,
+    /// No request and no manifest is sent any more. What is left is for the manifest's confirm, or for taking away the queue of
+    /// what was given up.
+    pub(crate) sent: Instant,
+    /// The caller is told.
+    pub(crate) told: Instant,
+}
+
+impl Schedule {
+    /// That of an invocation which begins now.
+    pub(crate) fn begin(config: &Config) -> Self {
+        let now = Instant::now();
+        Self {
+            prepared: now + config.preparation(),
+            sent: now + config.sending(),
+            told: now + config.time_limit,
+        }
+    }
+}
+
+impl Config {
+    /// How long after its start an invocation may send anything.
+    fn sending(&self) -> Duration {
+        self.time_limit - self.time_limit / 10
+    }
+
+    /// How long looking at queues and declaring them may take.
+    pub(crate) fn preparation(&self) -> Duration {
+        self.preparation_limit.min(self.sending())
+    }
+}
