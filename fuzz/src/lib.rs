@@ -20,7 +20,7 @@ mod model;
 mod samples;
 
 /// The command's parsers, whose own crate is a program and has nothing to link with.
-#[path = "../../crates/fanfare-cli/src/configuration.rs"]
+#[path = "../../crates/fanfare-cli/src/configuration/mod.rs"]
 #[allow(dead_code, reason = "here settings are read, and used nowhere")]
 mod configuration;
 #[path = "../../crates/fanfare-cli/src/durations.rs"]
@@ -40,6 +40,9 @@ mod monitor {
 #[path = "../../crates/fanfare-cli/src/numbers.rs"]
 #[allow(dead_code, reason = "here no command line is read")]
 mod numbers;
+#[path = "../../crates/fanfare-cli/src/table.rs"]
+#[allow(dead_code, reason = "here nothing is printed")]
+mod table;
 #[path = "../../crates/fanfare-cli/src/invoke"]
 #[allow(dead_code, reason = "here targets are read, and invoked nowhere")]
 mod invoke {

@@ -6,7 +6,7 @@ use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue};
 
 use crate::arguments::Arguments;
-use crate::configuration::closest;
+use crate::configuration::mistakes::closest;
 use crate::exit::say;
 
 const PREFIX: &str = "FANFARE_";

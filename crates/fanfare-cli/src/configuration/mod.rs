@@ -1,6 +1,6 @@
 //! `fanfare.toml`, read strictly: a mistake is refused with its line and what was meant.
 
-mod mistakes;
+pub(crate) mod mistakes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::{self, Display};
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use fanfare_protocol::{ServiceName, quoted};
 use serde::{Deserialize, Serialize};
 
-pub(crate) use self::mistakes::{ConfigurationError, closest};
+pub(crate) use self::mistakes::ConfigurationError;
 use self::mistakes::{Source, in_plain_words};
 use crate::durations::{Limit, Written};
 use crate::logging::Format;
