@@ -245,7 +245,12 @@ impl<T: Clone> Shard<T> {
     ) {
         let run = manifest.run;
         if self.memory.ended.contains(&run) {
-            return self.ack(tag, out);
+            if !take_over {
+                return self.ack(tag, out);
+            }
+            // Whoever held this may not know of the end, and renew it before he hears that it was taken from him. That copy may come to
+            // one who knows nothing of it either.
+            return self.records.want_for(run, tag);
         }
         if self.open.contains_key(&run) {
             return self.step(run, out, |fan_in| fan_in.handle(Event::ManifestArrived { tag }, now));

@@ -20,8 +20,8 @@ pub(super) struct Records<T> {
     /// How long a fan-out is recorded after its end. A stray copy of its manifest is read long before.
     kept_for: Duration,
     next: u64,
-    /// Fan-outs that end once they are recorded.
-    wanted: VecDeque<RunId>,
+    /// Fan-outs that are to be recorded, each with a delivery that is kept until then.
+    wanted: VecDeque<(RunId, Option<T>)>,
     writing: Option<Writing<T>>,
     /// Records as they were read, the oldest first.
     held: VecDeque<Held<T>>,
@@ -51,7 +51,12 @@ impl<T> Records<T> {
 
     /// A fan-out waits to be recorded.
     pub(super) fn want(&mut self, run: RunId) {
-        self.wanted.push_back(run);
+        self.wanted.push_back((run, None));
+    }
+
+    /// A copy of the manifest of a fan-out that has ended is kept until that is recorded.
+    pub(super) fn want_for(&mut self, run: RunId, copy: T) {
+        self.wanted.push_back((run, Some(copy)));
     }
 
     /// Whether this hold has written it.
@@ -80,9 +85,10 @@ impl<T> Records<T> {
         if self.writing.is_some() {
             return (None, needless);
         }
-        let newly: Vec<RunId> = self.wanted.drain(..self.wanted.len().min(MOST_RUNS)).collect();
+        let wanted = self.wanted.drain(..self.wanted.len().min(MOST_RUNS));
+        let (newly, copies): (Vec<RunId>, Vec<Option<T>>) = wanted.unzip();
         let mut ended: Vec<EndedRun> = newly.iter().map(|&run| EndedRun { run, age_ms: 0 }).collect();
-        let mut replaces = Vec::new();
+        let mut replaces: Vec<T> = copies.into_iter().flatten().collect();
         let many = self.held.len() > MOST_HELD;
         while let Some(oldest) = self.held.front_mut() {
             oldest.runs.retain(|(_, until)| *until > now);
