@@ -5,13 +5,14 @@ use std::fmt::Write;
 use super::case::Case;
 use super::report::{Outcome, Report};
 
-const WIDTH: f64 = 890.0;
+const WIDTH: f64 = 930.0;
 const HEIGHT: f64 = 420.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 320.0;
+const RIGHT: f64 = 360.0;
 const TOP: f64 = 40.0;
 const BOTTOM: f64 = 50.0;
-const COLOURS: [&str; 6] = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf"];
+const COLOURS: [&str; 8] =
+    ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#17becf", "#8c564b", "#e377c2"];
 const WIDTHS: &str = "targets of a fan-out";
 /// The ratio that is aimed for.
 const AIM: f64 = 0.85;
@@ -75,7 +76,7 @@ pub(super) fn of(report: &Report) -> Vec<(&'static str, String)> {
 fn ratios(report: &Report) -> Chart {
     let highest = report.cases.iter().map(|outcome| outcome.ratio_of_used_queues).fold(1.0, f64::max);
     let of_empty = |outcome: &Outcome| outcome.raw.queues.map(|_| outcome.ratio);
-    let mut lines = lines(report, Axis::Widths, " of empty queues' limit", true, of_empty);
+    let mut lines = lines(report, Axis::Widths, "; empty queues' limit", true, of_empty);
     let used = |outcome: &Outcome| Some(outcome.ratio_of_used_queues);
     lines.extend(self::lines(report, Axis::Widths, "", false, used));
     let places = Axis::Widths.places(report);
@@ -93,7 +94,7 @@ fn ratios(report: &Report) -> Chart {
 
 fn rates(report: &Report) -> Chart {
     let mut lines = lines(report, Axis::Widths, "", false, |outcome| Some(outcome.targets_per_s));
-    lines.extend(self::lines(report, Axis::Widths, " limit", true, |outcome| {
+    lines.extend(self::lines(report, Axis::Widths, "; limit", true, |outcome| {
         Some(outcome.limit_of_used_queues_per_s * outcome.case.width as f64)
     }));
     logarithmic(format!("Targets per second, {}", report.broker), report, Axis::Widths, lines)
@@ -101,8 +102,8 @@ fn rates(report: &Report) -> Chart {
 
 fn latency(report: &Report) -> Chart {
     let fan_in = |outcome: &Outcome| Some(outcome.alone.fan_in.p50_ms);
-    let mut lines = lines(report, Axis::Widths, " fan-in", false, fan_in);
-    lines.extend(self::lines(report, Axis::Widths, " two raw hops", true, |outcome| {
+    let mut lines = lines(report, Axis::Widths, "; fan-in", false, fan_in);
+    lines.extend(self::lines(report, Axis::Widths, "; two raw hops", true, |outcome| {
         Some(outcome.alone.two_hops.p50_ms)
     }));
     let title = format!("Milliseconds of one fan-out alone, medians, {}", report.broker);
