@@ -6,6 +6,7 @@ use fanfare_protocol::{Message, QueueNames, ReplyAddress, TargetResult, WireTime
 use serde_json::value::RawValue;
 
 use crate::bundler::Bundler;
+use crate::gone::GoneRuns;
 use crate::telemetry::Telemetry;
 
 /// How long it is tried to delete a queue.
@@ -20,6 +21,7 @@ pub(crate) struct Answers {
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) names: QueueNames,
     pub(crate) telemetry: Telemetry,
+    pub(crate) gone: GoneRuns,
 }
 
 impl Answers {
@@ -36,7 +38,10 @@ impl Answers {
                 Ok(()) => return,
                 Err(error) => error,
             };
-            if matches!(error, PublishError::Unroutable(_)) && self.is_gone(&to.queue, &mut reminder).await {
+            if matches!(error, PublishError::Unroutable(_))
+                && (self.gone.contains(to.run) || self.is_gone(&to.queue, &mut reminder).await)
+            {
+                self.gone.insert(to.run);
                 self.telemetry.late();
                 tracing::debug!(cid = %to.cid, run = %to.run, message_id = to.message_id, "the result is late: its fan-out has ended");
                 return;

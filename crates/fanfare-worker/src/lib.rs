@@ -12,6 +12,7 @@ mod cancelled;
 mod context;
 mod error;
 mod execution;
+mod gone;
 mod history;
 mod lane;
 mod listener;

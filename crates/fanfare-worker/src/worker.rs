@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use crate::answer::Answers;
 use crate::bundler::Bundler;
 use crate::cancelled::CancelledRuns;
+use crate::gone::GoneRuns;
 use crate::history::History;
 use crate::lane::Lane;
 use crate::listener::Listener;
@@ -301,6 +302,7 @@ impl Running {
                         results: results.clone(),
                         environment: Arc::clone(publisher.environment()),
                         names,
+                        gone: GoneRuns::default(),
                     },
                     registered,
                     publisher: publisher.clone(),
