@@ -146,7 +146,7 @@ impl Operator {
                 messages.push(parked);
             }
         }
-        Ok(ParkedMessages { matching, unseen: look.end().await, messages })
+        Ok(ParkedMessages { matching, unseen: look.end().await?, messages })
     }
 
     /// The whole of a parked message.
@@ -157,7 +157,7 @@ impl Operator {
         let query = ParkedQuery { ids: [id.to_owned()].into(), ..ParkedQuery::default() };
         let mut look = Look::begin(self, &query).await?;
         let found = look.next().await?;
-        look.end().await;
+        look.end().await?;
         Ok(found.map(|(parked, delivery)| (parked, delivery.message)))
     }
 
@@ -175,13 +175,13 @@ impl Operator {
         while let Some((parked, Delivery { message, receipt, .. })) = look.next().await? {
             let outcome = self.put_back(&parked, message).await;
             if outcome.is_ok() {
-                look.settle(&receipt).await;
+                look.settle(&parked, &receipt).await;
                 let (id, from) = (&parked.id, parked.from.as_deref());
                 tracing::info!(id, from, message_id = parked.message_id, "a parked message is put back");
             }
             replayed.push(Replayed { parked, outcome });
         }
-        look.end().await;
+        look.end().await?;
         Ok(replayed)
     }
 
@@ -193,12 +193,12 @@ impl Operator {
         let mut purged = Vec::new();
         let mut look = Look::begin(self, query).await?;
         while let Some((parked, delivery)) = look.next().await? {
-            look.settle(&delivery.receipt).await;
+            look.settle(&parked, &delivery.receipt).await;
             self.drop_parts(&delivery.message).await;
             tracing::info!(id = parked.id, reason = parked.reason, "a parked message is dropped");
             purged.push(parked);
         }
-        look.end().await;
+        look.end().await?;
         Ok(purged)
     }
 
@@ -247,11 +247,17 @@ struct Look<'a> {
     seen: BTreeSet<String>,
     /// None where there is no such queue.
     open: Option<(Arc<dyn ConsumerChannel>, Consumer)>,
+    /// Others who consume the queue.
+    others: u64,
     /// As many as were there at the beginning, and are still to come.
     left: u64,
     /// As many as are to go back.
     held: u64,
     unseen: u64,
+    /// What is parked no more.
+    settled: BTreeSet<String>,
+    /// What shares its ID with something that was chosen, and stays.
+    spared: BTreeSet<String>,
 }
 
 impl<'a> Look<'a> {
@@ -267,9 +273,12 @@ impl<'a> Look<'a> {
             now,
             seen: BTreeSet::new(),
             open: None,
+            others: state.map_or(0, |queue| queue.consumers),
             left: window.into(),
             held: 0,
             unseen: 0,
+            settled: BTreeSet::new(),
+            spared: BTreeSet::new(),
         };
         look.unseen = there - look.left;
         if state.is_some() {
@@ -297,34 +306,61 @@ impl<'a> Look<'a> {
             if is_meant && (!is_chosen || self.seen.insert(parked.id.clone())) {
                 return Ok(Some((parked, delivery)));
             }
+            if is_meant {
+                self.spared.insert(parked.id);
+            }
         }
         Ok(None)
     }
 
     /// The message is parked no more.
-    async fn settle(&mut self, receipt: &Receipt) {
+    async fn settle(&mut self, parked: &Parked, receipt: &Receipt) {
         receipt.ack().await;
         self.held -= 1;
+        self.settled.insert(parked.id.clone());
     }
 
     /// Puts back what was not settled, and returns how many were not seen. Whoever looks next is to see all, so it returns when
     /// they are there, unless somebody else has taken them.
-    async fn end(self) -> usize {
-        if let Some((channel, consumer)) = self.open {
-            channel.close().await;
-            drop(consumer);
-            let (broker, queue) = (&self.operator.broker, self.operator.config.names.parked().name);
-            let back = async {
-                let mut backoff = Backoff::default();
-                let is_back =
-                    |state: Option<QueueState>| state.is_none_or(|state| state.messages >= self.held);
-                while !broker.inspect(&queue).await.is_ok_and(is_back) {
-                    backoff.wait(&*self.operator.environment).await;
-                }
-            };
-            let _ = timeout(BACK, back).await;
+    ///
+    /// A channel of RabbitMQ that is closed forgets acks that its queue was too busy to take: more goes back then than was held. Those are
+    /// looked for, and settled again.
+    async fn end(self) -> Result<usize, BrokerError> {
+        let (operator, unseen) = (self.operator, self.unseen + self.left);
+        let mut settled: BTreeSet<String> = self.settled.difference(&self.spared).cloned().collect();
+        let mut more = self.close().await;
+        while more && !settled.is_empty() {
+            let query = ParkedQuery { ids: settled, ..ParkedQuery::default() };
+            let mut again = Look::begin(operator, &query).await?;
+            while let Some((parked, delivery)) = again.next().await? {
+                again.settle(&parked, &delivery.receipt).await;
+            }
+            settled = again.settled.clone();
+            more = again.close().await;
         }
-        usize::try_from(self.unseen + self.left).unwrap_or(usize::MAX)
+        Ok(usize::try_from(unseen).unwrap_or(usize::MAX))
+    }
+
+    /// Gives back what is held. Whether more than that is in the queue then.
+    async fn close(self) -> bool {
+        let Some((channel, consumer)) = self.open else { return false };
+        channel.close().await;
+        drop(consumer);
+        let (broker, queue) = (&self.operator.broker, self.operator.config.names.parked().name);
+        let back = async {
+            let mut backoff = Backoff::default();
+            loop {
+                match broker.inspect(&queue).await {
+                    Ok(None) => return false,
+                    // It takes back what the channel had when the consumer goes.
+                    Ok(Some(state)) if state.messages >= self.held && state.consumers <= self.others => {
+                        return state.messages > self.held;
+                    }
+                    _ => backoff.wait(&*self.operator.environment).await,
+                }
+            }
+        };
+        timeout(BACK, back).await.unwrap_or(true)
     }
 }
 
