@@ -129,6 +129,7 @@ fn row(target: &MissingFrom, now: WireTime) -> Vec<String> {
         Whereabouts::Parked { id, reason } => format!("parked as {id}: {}", plain(reason)),
         Whereabouts::NoQueue => "its service has no queue".to_owned(),
         Whereabouts::Queued => "waits for a worker".to_owned(),
+        Whereabouts::Elsewhere => "is not in its service's queue, which nobody consumes".to_owned(),
         Whereabouts::Handed => "was handed to a worker that does not say that it runs it".to_owned(),
         _ => "nobody tells".to_owned(),
     };

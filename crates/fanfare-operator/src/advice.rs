@@ -98,11 +98,11 @@ impl Explanation {
         match count(|at| *at == Whereabouts::Queued) {
             0 => {}
             missing if consumers == 0 => advice.push(format!(
-                "no worker consumes `{name}`, where {waiting} messages wait ({missing} missing targets): start one, as with \
+                "no worker consumes `{name}`, where {waiting} messages wait ({missing} of the missing targets above): start one, as with \
                  `fanfare worker --service {service}`"
             )),
             missing => advice.push(format!(
-                "{waiting} messages wait in `{name}` for {consumers} consumers ({missing} missing targets): they come to their \
+                "{waiting} messages wait in `{name}` for {consumers} consumers ({missing} of the missing targets above): they come to their \
                  turn; if that takes too long, start more workers or raise their concurrency"
             )),
         }
@@ -120,6 +120,15 @@ impl Explanation {
                  runs them: they wait there for their turn, run at a worker that does not tell, are among the {} messages that \
                  wait for another attempt, or are lost; what is lost fails at the deadline, and `fanfare cancel` ends the \
                  fan-out before",
+                self.retries_waiting.unwrap_or_default()
+            )),
+        }
+        match count(|at| *at == Whereabouts::Elsewhere) {
+            0 => {}
+            missing => advice.push(format!(
+                "{missing} targets of {service} are not in `{name}`, which is empty, and nobody consumes it: they are among the {} messages \
+                 that wait for another attempt, for which a worker has to be started, or are lost; what is lost fails at the deadline, and \
+                 `fanfare cancel` ends the fan-out before",
                 self.retries_waiting.unwrap_or_default()
             )),
         }

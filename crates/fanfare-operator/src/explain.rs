@@ -112,6 +112,8 @@ pub enum Whereabouts {
     /// Nothing waits in the queue of its service: it was handed to a worker that has not begun with it or does not tell, waits
     /// for another attempt, or is lost.
     Handed,
+    /// Nothing waits in the queue of its service, and nobody consumes it: it waits for another attempt, or is lost.
+    Elsewhere,
     /// Nobody tells.
     Unknown,
 }
@@ -194,7 +196,9 @@ impl Operator {
         let fan_outs: Vec<Told> =
             fan_outs.into_iter().map(|explained| told(explained, &at_workers, &parked, &queues)).collect();
         let is_open = fan_outs.iter().flat_map(|fan_out| &fan_out.missing);
-        let nobody_tells = is_open.clone().any(|target| target.whereabouts == Whereabouts::Handed);
+        let nobody_tells = is_open
+            .clone()
+            .any(|target| matches!(target.whereabouts, Whereabouts::Handed | Whereabouts::Elsewhere));
         Ok(Explanation {
             cid: cid.clone(),
             matching,
@@ -370,7 +374,8 @@ fn whereabouts(
         (_, Some(parked), _) => Whereabouts::Parked { id: parked.id.clone(), reason: parked.reason.clone() },
         (_, _, None) => Whereabouts::Unknown,
         (_, _, Some(ServiceQueue { there: false, .. })) => Whereabouts::NoQueue,
-        (_, _, Some(ServiceQueue { waiting: 0, consumers: 1.., .. })) => Whereabouts::Handed,
+        (_, _, Some(ServiceQueue { waiting: 0, consumers: 0, .. })) => Whereabouts::Elsewhere,
+        (_, _, Some(ServiceQueue { waiting: 0, .. })) => Whereabouts::Handed,
         (_, _, Some(_)) => Whereabouts::Queued,
     }
 }

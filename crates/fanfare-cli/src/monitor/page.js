@@ -208,6 +208,7 @@ function timed(target, begun) {
     case "no-queue": return waits(now, "its service has no queue");
     case "queued": return waits(now, "waits in its queue");
     case "handed": return waits(now, "handed to a worker");
+    case "elsewhere": return waits(now, "waits for another attempt, or is lost");
     default: return waits(now, "has not responded");
   }
 }
