@@ -3,6 +3,7 @@
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::anyhow;
 use fanfare::{BrokerError, Fanfare};
@@ -106,11 +107,22 @@ pub(crate) fn print_json(value: &impl Serialize) -> Result<(), Failure> {
     Ok(print(line)?)
 }
 
+/// Set when nobody reads the output any more.
+static UNREAD: AtomicBool = AtomicBool::new(false);
+
+/// Whether somebody still reads the output, as far as it has shown.
+pub(crate) fn is_read() -> bool {
+    !UNREAD.load(Ordering::Relaxed)
+}
+
 /// Writes one line of output. A reader who has seen enough, as `head` does, is no failure.
 pub(crate) fn print(line: impl Display) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     match writeln!(stdout, "{line}").and_then(|()| stdout.flush()) {
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+            UNREAD.store(true, Ordering::Relaxed);
+            Ok(())
+        }
         written => written,
     }
 }

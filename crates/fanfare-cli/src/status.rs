@@ -12,7 +12,7 @@ use fanfare::{
 };
 
 use crate::durations;
-use crate::exit::{self, Exit, Failure, print, print_json, say};
+use crate::exit::{self, Exit, Failure, is_read, print, print_json, say};
 use crate::identity;
 use crate::management::{Management, ManagementUrl, WITHOUT_TLS};
 use crate::settings::Settings;
@@ -139,6 +139,9 @@ impl Asking<'_> {
                 Err(failure) if failure.exit == Exit::BadInput => return Err(failure),
                 Err(failure) => _ = failure.report(),
                 Ok(_) => {}
+            }
+            if !is_read() {
+                return Ok(Exit::Done);
             }
             tokio::time::sleep(pause).await;
         }
