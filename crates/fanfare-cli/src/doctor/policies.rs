@@ -43,7 +43,11 @@ fn judge(queues: &[Queue], names: &QueueNames) -> Vec<Finding> {
         }
     }
     if found.is_empty() {
-        let looked_at = format!("none loses messages of the {} queues that are there", known.len());
+        let unseen = match known.iter().any(|(_, kind)| *kind == Kind::Aggregation) {
+            true => "",
+            false => "; an aggregation queue was not among them: ask again while a fan-out is open",
+        };
+        let looked_at = format!("none loses messages of the {} queues that are there{unseen}", known.len());
         return vec![Finding::new(Verdict::Ok, "policies", looked_at)];
     }
     let findings = found.into_values().map(|(harm, queue, count)| {
@@ -104,7 +108,7 @@ enum Kind {
     Aggregation,
     /// The same, with parts that a callback still refers to.
     Payload,
-    /// Manifests, dead letters, parked messages: whatever leaves it without an ack is lost.
+    /// Manifests, shards, dead letters, parked messages: whatever leaves it without an ack is lost.
     Own,
 }
 
@@ -116,7 +120,7 @@ impl Kind {
             "delay" => Some(Self::Delay),
             "agg" => Some(Self::Aggregation),
             "payload" => Some(Self::Payload),
-            "fanin" | "dead" | "parked" => Some(Self::Own),
+            "fanin" | "shard" | "dead" | "parked" => Some(Self::Own),
             // A waiting caller's queue holds one message, for as long as the caller is there.
             _ => None,
         }
@@ -231,6 +235,7 @@ mod tests {
             ("fanfare.agg.c.r", r#"{"max-length":10}"#, "max-length drops the oldest"),
             ("fanfare.dead", r#"{"max-length-bytes":10,"overflow":"drop-head"}"#, "drops the oldest"),
             ("fanfare.fanin", r#"{"delivery-limit":20}"#, "delivery-limit loses what"),
+            ("fanfare.shard.0", r#"{"message-ttl":1000}"#, "message-ttl loses what waits so long"),
             ("fanfare.agg.c.r", r#"{"expires":60000}"#, "expires deletes the queue"),
         ] {
             let found = one(queue, definition);
