@@ -4,7 +4,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use fanfare_protocol::{ExchangeSpec, Message, QueueSpec};
 use futures_util::StreamExt;
-use futures_util::stream::BoxStream;
+use futures_util::stream::{BoxStream, Fuse};
 use tokio::time::Instant;
 
 use crate::parts::{OpenParts, Parts};
@@ -215,14 +215,14 @@ pub trait ConsumerChannel: Send + Sync + fmt::Debug {
 /// the consumer is [cancelled](ConsumerChannel::cancel). So whoever consumes the queue next is handed everything, in its order.
 pub struct Consumer {
     tag: String,
-    deliveries: BoxStream<'static, Result<Delivery, BrokerError>>,
+    deliveries: Fuse<BoxStream<'static, Result<Delivery, BrokerError>>>,
 }
 
 impl Consumer {
     /// A consumer from what an implementation delivers.
     #[must_use]
     pub fn new(tag: String, deliveries: BoxStream<'static, Result<Delivery, BrokerError>>) -> Self {
-        Self { tag, deliveries }
+        Self { tag, deliveries: deliveries.fuse() }
     }
 
     /// What the channel knows it by.
@@ -369,6 +369,8 @@ impl ServerInfo {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::stream;
+
     use super::*;
 
     #[test]
@@ -380,5 +382,13 @@ mod tests {
         assert!(release("3.9.27") < Some((3, 10)));
         assert!(release("3.10.8") >= Some((3, 10)) && release("4.0.5-rc.1") >= Some((4, 0)));
         assert_eq!(release("unknown"), None);
+    }
+
+    #[tokio::test]
+    async fn a_consumer_that_has_ended_can_be_asked_again() {
+        let ended = stream::unfold((), |()| async { None });
+        let mut consumer = Consumer::new("tag".to_owned(), ended.boxed());
+        assert!(consumer.next().await.is_none());
+        assert!(consumer.next().await.is_none());
     }
 }
