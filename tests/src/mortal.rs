@@ -66,6 +66,8 @@ struct State {
     looks_for: BTreeSet<String>,
     /// See [`Mortal::half_deletes`].
     half_deletes: Option<(String, BoxFuture<'static, ()>)>,
+    /// See [`Mortal::at_an_ack`].
+    at_an_ack: Option<(bool, BoxFuture<'static, ()>)>,
 }
 
 /// What one channel has handed out.
@@ -108,6 +110,12 @@ impl Mortal {
     /// before it has written the deletion down.
     pub fn half_deletes(&self, queue: &str, instead: impl Future<Output = ()> + Send + 'static) {
         self.life.state().half_deletes = Some((queue.to_owned(), instead.boxed()));
+    }
+
+    /// When its user acks next, something else happens as well. Where the ack is forgotten, the delivery goes back when its channel
+    /// ends, as from a channel of RabbitMQ that is closed while the queue is behind.
+    pub fn at_an_ack(&self, forgotten: bool, also: impl Future<Output = ()> + Send + 'static) {
+        self.life.state().at_an_ack = Some((forgotten, also.boxed()));
     }
 
     /// It dies now.
@@ -358,7 +366,17 @@ impl Held {
 #[async_trait]
 impl Acknowledge for Held {
     async fn ack(&self, tag: u64) {
-        let acked = self.settle(tag, async |receipt| receipt.ack().await).await;
+        let at_an_ack = self.life.state().at_an_ack.take();
+        let forgotten = at_an_ack.as_ref().is_some_and(|&(forgotten, _)| forgotten);
+        let answer = async |receipt: Receipt| {
+            if !forgotten {
+                receipt.ack().await
+            }
+        };
+        let acked = self.settle(tag, answer).await;
+        if let Some((_, also)) = at_an_ack {
+            also.await;
+        }
         if let Some(id) = acked.and_then(|acked| acked.message_id) {
             self.life.state().looks_for.remove(&id);
         }

@@ -8,6 +8,7 @@ use fanfare_protocol::{Message, ServiceName, WireTime, header};
 use fanfare_tests::{Death, Mortal, PATIENCE, Stack, Step, on_both_brokers, services};
 use fanfare_worker::{Context, Retry, service};
 use serde_json::Value;
+use uuid::Uuid;
 
 on_both_brokers!(
     to_look_loses_nothing_and_keeps_the_order,
@@ -19,19 +20,36 @@ on_both_brokers!(
     an_origin_that_is_no_queue_of_this_system_is_not_believed,
     a_replay_that_dies_leaves_each_message_in_a_queue,
     two_who_look_at_a_time_hinder_nobody,
+    what_the_broker_forgot_is_settled_again,
+    what_is_parked_again_meanwhile_stays,
 );
 
-/// Parks a message from a queue, numbered by its body.
-async fn park(stack: &Stack, from: &str, number: usize) -> Message {
+/// Numbered by its body.
+fn numbered(number: usize) -> Message {
     let mut message = Message { body: number.to_string().into(), ..Message::default() };
     message.properties.message_id = Some(format!("c/{number}").into());
     message.properties.correlation_id = Some("c".into());
     message.properties.kind = Some(header::TYPE_CALLBACK.into());
-    let at = WireTime::from_timestamp(1_000).expect("a time");
-    let parked = message.clone().parked(from, &format!("reason {number}"), at);
-    stack.bystander().declare(&stack.names().parked()).await.expect("it is declared");
-    stack.publish(&stack.names().parked().name, parked).await;
     message
+}
+
+/// What is parked of a message from a queue: another copy each time.
+fn copy_of(from: &str, number: usize) -> Message {
+    let at = WireTime::from_timestamp(1_000).expect("a time");
+    numbered(number).parked(from, &format!("reason {number}"), at, Uuid::new_v4())
+}
+
+async fn park(stack: &Stack, from: &str, number: usize) -> Message {
+    stack.bystander().declare(&stack.names().parked()).await.expect("it is declared");
+    stack.publish(&stack.names().parked().name, copy_of(from, number)).await;
+    numbered(number)
+}
+
+fn mortal_operator(stack: &Stack) -> (Arc<Mortal>, Operator) {
+    let mortal = Mortal::new(stack.connect());
+    let config = Config { names: stack.names().clone(), ..Config::default() };
+    let operator = Operator::new(Arc::clone(&mortal) as Arc<dyn Broker>, Arc::new(System), config);
+    (mortal, operator)
 }
 
 fn service_queue(stack: &Stack, name: &str) -> String {
@@ -194,10 +212,7 @@ async fn a_replay_that_dies_leaves_each_message_in_a_queue(stack: Stack) {
         for number in 0..3 {
             park(&stack, &queue, number).await;
         }
-        let mortal = Mortal::new(stack.connect());
-        let names = stack.names().clone();
-        let config = Config { names, ..Config::default() };
-        let operator = Operator::new(Arc::clone(&mortal) as Arc<dyn Broker>, Arc::new(System), config);
+        let (mortal, operator) = mortal_operator(&stack);
         mortal.dies_at(Death { nth, of: Some(step), takes_effect });
         let replay = tokio::spawn(async move { operator.replay(&ParkedQuery::default()).await.map(drop) });
         mortal.dead().await;
@@ -228,4 +243,45 @@ async fn two_who_look_at_a_time_hinder_nobody(stack: Stack) {
     back.sort_by_key(|number| number.parse::<usize>().expect("a number"));
     assert_eq!(back, (0..20).map(|number| number.to_string()).collect::<Vec<_>>(), "each once");
     assert_eq!(left(&stack).await, Vec::<String>::new());
+}
+
+async fn what_the_broker_forgot_is_settled_again(stack: Stack) {
+    let mut there = stack.record("there").await;
+    let queue = service_queue(&stack, "there");
+    for number in 0..3 {
+        park(&stack, &queue, number).await;
+    }
+    let (mortal, operator) = mortal_operator(&stack);
+    let one = |words: &str| ParkedQuery { reason: Some(words.to_owned()), ..ParkedQuery::default() };
+    mortal.at_an_ack(true, async {});
+    assert_eq!(operator.purge(&one("reason 0")).await.expect("it can be dropped").len(), 1);
+    mortal.at_an_ack(true, async {});
+    assert_eq!(operator.replay(&one("reason 1")).await.expect("it can be put back").len(), 1);
+    assert_eq!(numbers(&there.rest().await), ["1"]);
+    assert_eq!(left(&stack).await, ["2"]);
+}
+
+/// As where a service fails on what was put back, within the second in which it was parked first. Without a name of its own that is an
+/// exact copy.
+async fn what_is_parked_again_meanwhile_stays(stack: Stack) {
+    let queue = service_queue(&stack, "there");
+    for (forgotten, named) in [(false, true), (true, true), (false, false)] {
+        let mut there = stack.record("there").await;
+        let mut copies = [copy_of(&queue, 1), copy_of(&queue, 1)];
+        if !named {
+            copies.iter_mut().for_each(|copy| drop(copy.headers.remove(header::PARKED_ID)));
+        }
+        let [parked, again] = copies;
+        stack.bystander().declare(&stack.names().parked()).await.expect("it is declared");
+        stack.publish(&stack.names().parked().name, parked).await;
+        let (mortal, operator) = mortal_operator(&stack);
+        let (broker, parked) = (stack.connect(), stack.names().parked().name);
+        mortal.at_an_ack(forgotten, async move {
+            broker.publish(&parked, again).await.expect("it is parked again");
+        });
+        let put_back = operator.replay(&ParkedQuery::default()).await.expect("it can be put back");
+        assert_eq!(put_back.len(), 1, "forgotten: {forgotten}, named: {named}");
+        assert_eq!(numbers(&there.rest().await), ["1"], "forgotten: {forgotten}, named: {named}");
+        assert_eq!(left(&stack).await, ["1"], "forgotten: {forgotten}, named: {named}");
+    }
 }

@@ -331,7 +331,7 @@ mod tests {
         manifest.properties.kind = Some(header::TYPE_MANIFEST.into());
         manifest.properties.correlation_id = Some("parked".into());
         let at = fanfare::WireTime::from_timestamp(1_000).unwrap();
-        let manifest = manifest.parked(&names.fanin().name, "why", at);
+        let manifest = manifest.parked(&names.fanin().name, "why", at, uuid::Uuid::from_u128(1));
         broker.ensure(&names.parked()).await.unwrap();
         broker.publish(&names.parked().name, manifest).await.unwrap();
 

@@ -317,12 +317,14 @@ pub(crate) async fn reached<T>(fanfare: &Fanfare, answer: Result<T, BrokerError>
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     fn message() -> Message {
         let at = WireTime::from_timestamp(1_000).unwrap();
         let message = Message { body: "{\"a\":1}".into(), ..Message::default() };
-        message.parked("fanfare.service.price.quote", "no\u{1b}[2J price", at)
+        message.parked("fanfare.service.price.quote", "no\u{1b}[2J price", at, Uuid::from_u128(1))
     }
 
     fn parked() -> Parked {

@@ -93,8 +93,8 @@ pub(crate) fn addressed(
         Publication::ParkedManifest { reason } => {
             telemetry::parked();
             tracing::warn!(cid = %manifest.cid, run = %manifest.run, reason, "manifest parked");
-            let at = outbox.environment.now().into();
-            let message = manifest.encode().parked(&manifest.queue(names), &reason, at);
+            let (at, id) = (outbox.environment.now().into(), outbox.environment.unique());
+            let message = manifest.encode().parked(&manifest.queue(names), &reason, at, id);
             Letter::new(names.parked().name, message, Absence::Declares)
         }
     }

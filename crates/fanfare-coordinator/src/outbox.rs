@@ -105,8 +105,8 @@ impl Outbox {
             message.body.truncate(limits::RESULT_BYTES);
             reason = format!("cut from {bytes} to {} bytes; {reason}", limits::RESULT_BYTES);
         }
-        let at = self.environment.now().into();
-        let mut copy = message.parked(from, &reason, at);
+        let (at, id) = (self.environment.now().into(), self.environment.unique());
+        let mut copy = message.parked(from, &reason, at, id);
         while let Outcome::TooLarge(most) = self.publish(&parked, copy.clone(), Absence::Declares).await
             && !copy.body.is_empty()
         {
@@ -114,7 +114,7 @@ impl Outbox {
             let reason =
                 format!("{reason}; its body of {bytes} bytes is left out, since this broker takes {most}");
             copy.body.clear();
-            copy = copy.parked(from, &reason, at);
+            copy = copy.parked(from, &reason, at, id);
         }
     }
 

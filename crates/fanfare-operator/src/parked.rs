@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{
-    Backoff, BrokerError, Consumer, ConsumerChannel, Delivery, PublishError, QueueState, Receipt,
-};
+use fanfare_broker::{Backoff, BrokerError, Consumer, ConsumerChannel, Delivery, PublishError, QueueState};
 use fanfare_protocol::{Cid, LargePayload, Message, QueueNames, RunId, ServiceName, WireTime, fnv1a, header};
 use serde::Serialize;
 use tokio::time::timeout;
@@ -172,10 +170,10 @@ impl Operator {
     pub async fn replay(&self, query: &ParkedQuery) -> Result<Vec<Replayed>, BrokerError> {
         let mut replayed = Vec::new();
         let mut look = Look::begin(self, query).await?;
-        while let Some((parked, Delivery { message, receipt, .. })) = look.next().await? {
-            let outcome = self.put_back(&parked, message).await;
+        while let Some((parked, delivery)) = look.next().await? {
+            let outcome = self.put_back(&parked, delivery.message.clone()).await;
             if outcome.is_ok() {
-                look.settle(&parked, &receipt).await;
+                look.settle(&parked, &delivery).await;
                 let (id, from) = (&parked.id, parked.from.as_deref());
                 tracing::info!(id, from, message_id = parked.message_id, "a parked message is put back");
             }
@@ -193,7 +191,7 @@ impl Operator {
         let mut purged = Vec::new();
         let mut look = Look::begin(self, query).await?;
         while let Some((parked, delivery)) = look.next().await? {
-            look.settle(&parked, &delivery.receipt).await;
+            look.settle(&parked, &delivery).await;
             self.drop_parts(&delivery.message).await;
             tracing::info!(id = parked.id, reason = parked.reason, "a parked message is dropped");
             purged.push(parked);
@@ -254,7 +252,7 @@ struct Look<'a> {
     /// As many as are to go back.
     held: u64,
     unseen: u64,
-    /// What is parked no more.
+    /// What is parked no more, of what can be told from another that looks the same.
     settled: BTreeSet<String>,
     /// What shares its ID with something that was chosen, and stays.
     spared: BTreeSet<String>,
@@ -314,10 +312,13 @@ impl<'a> Look<'a> {
     }
 
     /// The message is parked no more.
-    async fn settle(&mut self, parked: &Parked, receipt: &Receipt) {
-        receipt.ack().await;
+    async fn settle(&mut self, parked: &Parked, delivery: &Delivery) {
+        delivery.receipt.ack().await;
         self.held -= 1;
-        self.settled.insert(parked.id.clone());
+        // One that is put back may be parked again by now. Without a name of its own that can be an exact copy of what it was.
+        if delivery.message.headers.contains_key(header::PARKED_ID) {
+            self.settled.insert(parked.id.clone());
+        }
     }
 
     /// Puts back what was not settled, and returns how many were not seen. Whoever looks next is to see all, so it returns when
@@ -333,7 +334,7 @@ impl<'a> Look<'a> {
             let query = ParkedQuery { ids: settled, ..ParkedQuery::default() };
             let mut again = Look::begin(operator, &query).await?;
             while let Some((parked, delivery)) = again.next().await? {
-                again.settle(&parked, &delivery.receipt).await;
+                again.settle(&parked, &delivery).await;
             }
             settled = again.settled.clone();
             more = again.close().await;
@@ -373,12 +374,14 @@ fn digest(message: &Message) -> String {
 
 #[cfg(test)]
 mod tests {
+    use uuid::Uuid;
+
     use super::*;
 
     fn message(body: &'static str) -> Message {
         let at = WireTime::from_timestamp(1_000).unwrap();
         let message = Message { body: body.into(), ..Message::default() };
-        message.parked("fanfare.service.price.quote", "price.quote failed: no price", at)
+        message.parked("fanfare.service.price.quote", "price.quote failed: no price", at, Uuid::from_u128(1))
     }
 
     #[test]

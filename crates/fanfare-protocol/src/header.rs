@@ -34,6 +34,8 @@ pub const REASON: &str = "fanfare-reason";
 pub const PARKED_FROM: &str = "fanfare-parked-from";
 /// On a parked message: when it was parked; see [`WireTime`](crate::WireTime).
 pub const PARKED_AT: &str = "fanfare-parked-at";
+/// On a parked message: a UUID that no other parked message has.
+pub const PARKED_ID: &str = "fanfare-parked-id";
 /// On a parked message that had a `user_id`: that.
 pub const PARKED_USER: &str = "fanfare-parked-user";
 /// On a final callback: how many targets the fan-out had.

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use smol_str::SmolStr;
+use uuid::Uuid;
 
 pub use crate::headers::Headers;
 use crate::name::{Cid, RunId};
@@ -127,13 +128,13 @@ impl Message {
         self
     }
 
-    /// The message to park in place of this one: the same, with headers that say why, where from and when, and in a header
-    /// whose `user_id` it had.
+    /// The message to park in place of this one: the same, with headers that say why, where from and when, tell it from every other that
+    /// is parked, and say whose `user_id` it had.
     ///
     /// The reason is cut at 1,000 characters, and the largest headers are left out where all together have more than
     /// [`limits::PARKED_HEADER_BYTES`], so that it can be sent whatever the message was.
     #[must_use]
-    pub fn parked(mut self, from: &str, reason: &str, at: WireTime) -> Self {
+    pub fn parked(mut self, from: &str, reason: &str, at: WireTime, id: Uuid) -> Self {
         let mut reason: String = reason.chars().take(1000).collect();
         let mut bytes: usize = self.headers.iter().map(|(name, value)| name.len() + size(value)).sum();
         if bytes > limits::PARKED_HEADER_BYTES {
@@ -149,7 +150,8 @@ impl Message {
             .without_user()
             .with_header(header::REASON, reason)
             .with_header(header::PARKED_FROM, from)
-            .with_header(header::PARKED_AT, at.to_string());
+            .with_header(header::PARKED_AT, at.to_string())
+            .with_header(header::PARKED_ID, id.to_string());
         match user {
             Some(user) => parked.with_header(header::PARKED_USER, user.as_str()),
             None => parked,
@@ -188,7 +190,8 @@ impl Message {
     /// all of its attempts before it.
     #[must_use]
     pub fn unparked(mut self) -> Self {
-        let added = [header::REASON, header::PARKED_FROM, header::PARKED_AT, header::PARKED_USER];
+        let added =
+            [header::REASON, header::PARKED_FROM, header::PARKED_AT, header::PARKED_ID, header::PARKED_USER];
         self.headers.retain(|name, _| !added.contains(&name) && name != header::ATTEMPT);
         self.anew()
     }

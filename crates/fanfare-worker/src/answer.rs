@@ -105,8 +105,8 @@ impl Answers {
     pub(crate) async fn park(&self, message: &Message, from: &str, reason: &str) {
         self.telemetry.parked();
         let parked = self.names.parked();
-        let at = self.now();
-        let mut copy = message.clone().parked(from, reason, at);
+        let (at, id) = (self.now(), self.environment.unique());
+        let mut copy = message.clone().parked(from, reason, at, id);
         let mut backoff = Backoff::default();
         let mut reminder = Reminder::default();
         loop {
@@ -118,7 +118,7 @@ impl Answers {
                 PublishError::TooLarge { bytes, .. } => {
                     // Another client put in more than Fanfare takes out: what is kept is that it was there, and why.
                     let reason = format!("{reason}; its body of {bytes} bytes is too large to be parked");
-                    copy = message.clone().parked(from, &reason, at);
+                    copy = message.clone().parked(from, &reason, at, id);
                     copy.body.clear();
                 }
                 // Someone deleted the queue.

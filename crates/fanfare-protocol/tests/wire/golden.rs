@@ -8,6 +8,7 @@ use fanfare_protocol::{
     Part, Presence, Progress, QueueNames, ReplyAddress, Request, Sentinel, TargetKey, TargetOf, TargetResult,
     TraceParent,
 };
+use uuid::Uuid;
 
 use crate::samples::{
     aggregation, check, cid, key, manifest, metadata, reply, request, result, run, service, time, written,
@@ -584,13 +585,18 @@ fn what_workers_are_told_of_a_cancelled_fan_out() {
 
 #[test]
 fn a_parked_message_keeps_everything_and_says_why() {
-    let message =
-        request().encode().parked("fanfare.service.x", &"because ".repeat(1000), time("2025-01-19 19:55:45"));
+    let message = request().encode().parked(
+        "fanfare.service.x",
+        &"because ".repeat(1000),
+        time("2025-01-19 19:55:45"),
+        Uuid::from_u128(1),
+    );
     let mut without = message.clone();
     assert_eq!(message.text("fanfare-reason").unwrap().chars().count(), 1000);
     assert_eq!(message.text("fanfare-parked-from"), Some("fanfare.service.x"));
     assert_eq!(message.text("fanfare-parked-at"), Some("2025-01-19 19:55:45"));
-    for name in ["fanfare-reason", "fanfare-parked-from", "fanfare-parked-at"] {
+    assert_eq!(message.text("fanfare-parked-id"), Some("00000000-0000-0000-0000-000000000001"));
+    for name in ["fanfare-reason", "fanfare-parked-from", "fanfare-parked-at", "fanfare-parked-id"] {
         without.headers.remove(name);
     }
     assert_eq!(without, request().encode());
@@ -600,7 +606,12 @@ fn a_parked_message_keeps_everything_and_says_why() {
 fn a_parked_message_tells_in_a_header_whose_it_was_and_claims_to_be_nobody_s() {
     let mut message = request().encode();
     message.properties.user_id = Some("shop".into());
-    let parked = message.clone().parked("fanfare.service.x", "because", time("2025-01-19 19:55:45"));
+    let parked = message.clone().parked(
+        "fanfare.service.x",
+        "because",
+        time("2025-01-19 19:55:45"),
+        Uuid::from_u128(1),
+    );
     assert_eq!(parked.text("fanfare-parked-user"), Some("shop"));
     assert_eq!(parked.properties, request().encode().properties);
     assert_eq!(message.without_user(), request().encode());
@@ -610,7 +621,8 @@ fn a_parked_message_tells_in_a_header_whose_it_was_and_claims_to_be_nobody_s() {
 fn a_parked_message_is_published_again_as_it_was_before_its_attempts() {
     let mut failed = request().encode().retried(3);
     failed.properties.user_id = Some("shop".into());
-    let parked = failed.parked("fanfare.service.x", "because", time("2025-01-19 19:55:45"));
+    let parked =
+        failed.parked("fanfare.service.x", "because", time("2025-01-19 19:55:45"), Uuid::from_u128(1));
     assert_eq!(parked.with_header("x-delivery-count", 3).unparked(), request().encode());
 }
 

@@ -5,6 +5,7 @@ use fanfare_protocol::{
     Bundle, CancelRequest, Channel, Checkpoint, CompletionPolicy, Fence, HeaderValue, Invocation, Manifest,
     ManifestTarget, Message, Metadata, QueueNames, TargetResult, limits,
 };
+use uuid::Uuid;
 
 use crate::samples::{aggregation, cid, key, manifest, request, result, run, service, time};
 
@@ -311,10 +312,14 @@ fn metadata_beyond_its_limits_is_refused_in_requests_and_manifests_too() {
 fn a_parked_message_can_be_sent_whatever_headers_it_had() {
     let text = |bytes: usize| HeaderValue::from("x".repeat(bytes));
     let message = Message::default().with_header("small", "s").with_header("large", text(30_000));
-    let parked = message.clone().parked("queue", "why", time("2025-01-19 19:55:45"));
-    assert_eq!(parked.headers.len(), 5, "what fits is kept");
-    let parked =
-        message.with_header("huge", text(100_000)).parked("queue", "why", time("2025-01-19 19:55:45"));
+    let parked = message.clone().parked("queue", "why", time("2025-01-19 19:55:45"), Uuid::from_u128(1));
+    assert_eq!(parked.headers.len(), 6, "what fits is kept");
+    let parked = message.with_header("huge", text(100_000)).parked(
+        "queue",
+        "why",
+        time("2025-01-19 19:55:45"),
+        Uuid::from_u128(1),
+    );
     assert_eq!(parked.text("fanfare-reason"), Some("why; its largest headers are left out"));
     assert_eq!((parked.text("small"), parked.headers.contains_key("huge")), (Some("s"), false));
 }
