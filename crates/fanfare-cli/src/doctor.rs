@@ -4,6 +4,8 @@ mod checks;
 #[cfg(test)]
 mod denying;
 mod finding;
+mod harm;
+mod patterns;
 mod policies;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -85,11 +87,12 @@ async fn examine(
     teller.tell_all(examination.coordinators().await)?;
     teller.tell_all(examination.shards().await)?;
     teller.tell_all(examination.cancelling().await)?;
-    for service in services {
-        teller.tell_all(examination.service(&service).await)?;
+    for service in &services {
+        teller.tell_all(examination.service(service).await)?;
     }
     teller.tell_all(examination.left_behind().await)?;
-    teller.tell_all(policies::examine(management, examination.fanfare.names()).await)?;
+    teller
+        .tell_all(policies::examine(management, examination.fanfare, &services, examination.shards).await)?;
     teller.tell_all(examination.what_the_broker_does_not_tell().await)?;
     Ok(match teller {
         Teller { wrong: true, .. } => Exit::Failed,

@@ -81,6 +81,16 @@ impl Management {
         self.told(&format!("/api/queues/{}?columns={columns}", encoded(&self.virtual_host))).await
     }
 
+    /// The policies of the virtual host, and the operators' policies.
+    ///
+    /// # Errors
+    /// Why it does not tell.
+    pub(crate) async fn policies<T: DeserializeOwned>(&self) -> Result<(Vec<T>, Vec<T>), String> {
+        let virtual_host = encoded(&self.virtual_host);
+        let users = self.told(&format!("/api/policies/{virtual_host}")).await?;
+        Ok((users, self.told(&format!("/api/operator-policies/{virtual_host}")).await?))
+    }
+
     async fn told<T: DeserializeOwned>(&self, path: &str) -> Result<T, String> {
         let told = match self.ask(Method::GET, path).await {
             Ok((status, body)) if status.is_success() => {

@@ -1,26 +1,29 @@
 //! Policies that would lose messages of Fanfare's queues.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
-use fanfare::QueueNames;
-use fanfare_protocol::queue::{AGGREGATION_EXPIRES_MS, PAYLOAD_EXPIRES_MS};
+use fanfare::{Cid, Environment, Fanfare, QueueNames, QueueType, RunId, ServiceName, System};
+use fanfare_protocol::QueueSpec;
 use serde::Deserialize;
 use serde_json::Value;
 
 use super::finding::{Finding, Verdict};
+use super::harm::{Definition, Harm, Kind, harms};
+use super::patterns::{Chosen, Policies};
 use crate::management::{Management, WITHOUT_TLS};
 
-/// Looks at the policies of the queues that are there.
-pub(super) async fn examine(management: Option<&Management>, names: &QueueNames) -> Vec<Finding> {
-    let asked = match management {
-        Some(management) => {
-            management.queues("name,policy,operator_policy,effective_policy_definition").await
-        }
-        None => Err(WITHOUT_TLS.to_owned()),
-    };
-    match asked {
-        Ok(queues) => judge(&queues, names),
+/// Looks at the policies of the queues that are there, and at those that others will have.
+pub(super) async fn examine(
+    management: Option<&Management>,
+    fanfare: &Fanfare,
+    services: &BTreeSet<ServiceName>,
+    shards: u32,
+) -> Vec<Finding> {
+    let names = fanfare.names();
+    let expected = queues(fanfare, services, shards);
+    match ask(management, expected).await {
+        Ok((there, to_come)) => judge(there, to_come, names),
         Err(reason) => {
             let prefix = names.prefix();
             vec![Finding::new(Verdict::Unknown, "policies", reason).remedy(format!(
@@ -31,7 +34,66 @@ pub(super) async fn examine(management: Option<&Management>, names: &QueueNames)
     }
 }
 
-fn judge(queues: &[Queue], names: &QueueNames) -> Vec<Finding> {
+/// The queues that are there, and the others, where their policies are told.
+async fn ask(
+    management: Option<&Management>,
+    expected: Vec<QueueSpec>,
+) -> Result<(Vec<Queue>, Result<ToCome, String>), String> {
+    let management = management.ok_or_else(|| WITHOUT_TLS.to_owned())?;
+    let there = management.queues("name,policy,operator_policy,effective_policy_definition").await?;
+    let policies = management.policies().await;
+    let to_come = policies.map(|(users, operators)| ToCome::new(expected, &Policies::new(users, operators)));
+    Ok((there, to_come))
+}
+
+/// All queues that there can be, one of each kind that has many.
+fn queues(fanfare: &Fanfare, services: &BTreeSet<ServiceName>, shards: u32) -> Vec<QueueSpec> {
+    let (names, id) = (fanfare.names(), System.unique());
+    let (cid, run) = (Cid::from(id), RunId::from(id));
+    let of_fan_outs = match fanfare.publisher().config().queue_type {
+        QueueType::Classic => [names.aggregation(&cid, run), names.payload(&cid, run, run)],
+        QueueType::Quorum => {
+            [names.replicated_aggregation(&cid, run), names.replicated_payload(&cid, run, run)]
+        }
+    };
+    let services = services.iter().map(|service| names.service(service));
+    let shards = (0..shards).map(|shard| names.shard(shard));
+    let others = [names.fanin(), names.dead(), names.parked(), names.delay(1)];
+    of_fan_outs.into_iter().chain(services).chain(shards).chain(others).collect()
+}
+
+/// What the policies will do to queues that are not there.
+#[derive(Debug, Default)]
+struct ToCome {
+    queues: Vec<Queue>,
+    /// Policies whose pattern is not understood.
+    unread: Vec<String>,
+}
+
+impl ToCome {
+    fn new(queues: Vec<QueueSpec>, policies: &Policies) -> Self {
+        let queues = queues.into_iter().map(|queue| {
+            let Chosen { policy, operator_policy, definition } = policies.of(&queue);
+            Queue {
+                name: queue.name,
+                policy,
+                operator_policy,
+                effective_policy_definition: definition.into(),
+                is_to_come: true,
+            }
+        });
+        Self { queues: queues.collect(), unread: policies.unread.clone() }
+    }
+}
+
+fn judge(there: Vec<Queue>, to_come: Result<ToCome, String>, names: &QueueNames) -> Vec<Finding> {
+    let (to_come, untold) = match to_come {
+        Ok(to_come) => (to_come, None),
+        Err(reason) => (ToCome::default(), Some(reason)),
+    };
+    let is_there: BTreeSet<String> = there.iter().map(|queue| queue.name.clone()).collect();
+    let to_come_only = to_come.queues.into_iter().filter(|queue| !is_there.contains(&queue.name));
+    let queues: Vec<Queue> = there.into_iter().chain(to_come_only).collect();
     let known: Vec<(&Queue, Kind)> =
         queues.iter().filter_map(|queue| Some((queue, Kind::of(&queue.name, names)?))).collect();
     // A policy on ten thousand aggregation queues is one finding.
@@ -42,22 +104,28 @@ fn judge(queues: &[Queue], names: &QueueNames) -> Vec<Finding> {
             found.entry(key).or_insert((harm, queue, 0)).2 += 1;
         }
     }
-    if found.is_empty() {
-        let unseen = match known.iter().any(|(_, kind)| *kind == Kind::Aggregation) {
-            true => "",
-            false => "; an aggregation queue was not among them: ask again while a fan-out is open",
+    let well = found.is_empty().then(|| {
+        let there = known.iter().filter(|(queue, _)| !queue.is_to_come).count();
+        let to_come = match untold {
+            None => "nor of those to come".to_owned(),
+            Some(reason) => format!("what those to come will have is not known: {reason}"),
         };
-        let looked_at = format!("none loses messages of the {} queues that are there{unseen}", known.len());
-        return vec![Finding::new(Verdict::Ok, "policies", looked_at)];
-    }
-    let findings = found.into_values().map(|(harm, queue, count)| {
+        let found = format!("none loses messages of the {there} queues that are there; {to_come}");
+        Finding::new(Verdict::Ok, "policies", found)
+    });
+    let unread = to_come.unread.into_iter().map(|policy| {
+        Finding::new(Verdict::Unknown, format!("policy `{policy}`"), "its pattern is not understood here")
+            .remedy(format!("see that it matches no queue `{}.*`, or does it no harm", names.prefix()))
+    });
+    let harmful = found.into_values().map(|(harm, queue, count)| {
         let others = if count > 1 { format!(" and {} like it", count - 1) } else { String::new() };
-        let what = format!("policy{} on queue {}{others}", queue.policies(), queue.name);
+        let to_come = if queue.is_to_come { ", once it is there" } else { "" };
+        let what = format!("policy{} on queue {}{others}{to_come}", queue.policies(), queue.name);
         Finding::new(harm.verdict, what, format!("{} {}", harm.setting, harm.does)).remedy(
             "take the setting out of the policy, or narrow the policy's pattern: rabbitmqctl list_policies",
         )
     });
-    findings.collect()
+    well.into_iter().chain(harmful).chain(unread).collect()
 }
 
 /// A queue as the management API tells of it.
@@ -68,6 +136,9 @@ struct Queue {
     operator_policy: Option<String>,
     #[serde(default)]
     effective_policy_definition: Value,
+    /// Whether it is not there yet.
+    #[serde(skip)]
+    is_to_come: bool,
 }
 
 impl Queue {
@@ -86,125 +157,6 @@ impl Queue {
     }
 }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct Definition {
-    message_ttl: Option<i64>,
-    expires: Option<i64>,
-    max_length: Option<i64>,
-    max_length_bytes: Option<i64>,
-    overflow: Option<String>,
-    delivery_limit: Option<i64>,
-}
-
-/// What a queue of Fanfare's is, as far as policies matter to it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    /// It dead-letters to Fanfare's own queue, and refuses what it has no room for.
-    Service,
-    /// It passes on what expires.
-    Delay,
-    /// It goes by itself when nobody has used it for long.
-    Aggregation,
-    /// The same, with parts that a callback still refers to.
-    Payload,
-    /// Manifests, shards, dead letters, parked messages: whatever leaves it without an ack is lost.
-    Own,
-}
-
-impl Kind {
-    fn of(queue: &str, names: &QueueNames) -> Option<Self> {
-        let rest = queue.strip_prefix(names.prefix().as_str())?.strip_prefix('.')?;
-        match rest.split_once('.').map_or(rest, |(kind, _)| kind) {
-            "service" => Some(Self::Service),
-            "delay" => Some(Self::Delay),
-            "agg" => Some(Self::Aggregation),
-            "payload" => Some(Self::Payload),
-            "fanin" | "shard" | "dead" | "parked" => Some(Self::Own),
-            // A waiting caller's queue holds one message, for as long as the caller is there.
-            _ => None,
-        }
-    }
-
-    /// Arguments of the queue, which go before any policy.
-    const fn refuses_when_full(self) -> bool {
-        matches!(self, Self::Service | Self::Delay)
-    }
-}
-
-#[derive(Debug, PartialEq, Eq)]
-struct Harm {
-    verdict: Verdict,
-    setting: &'static str,
-    does: &'static str,
-}
-
-/// What policies do to a queue that they should not.
-fn harms(kind: Kind, policy: &Definition) -> Vec<Harm> {
-    let mut harms = Vec::new();
-    let mut add = |verdict, setting, does| harms.push(Harm { verdict, setting, does });
-    if policy.message_ttl.is_some() {
-        match kind {
-            Kind::Service => {
-                add(
-                    Verdict::Warn,
-                    "message-ttl",
-                    "fails targets and parks callbacks that wait for a worker so long",
-                );
-            }
-            Kind::Delay => {
-                add(Verdict::Note, "message-ttl", "makes retries come early where it is the shorter time")
-            }
-            Kind::Aggregation | Kind::Payload | Kind::Own => {
-                add(Verdict::Wrong, "message-ttl", "loses what waits so long");
-            }
-        }
-    }
-    match (kind, policy.expires) {
-        (Kind::Aggregation, Some(milliseconds)) if milliseconds >= AGGREGATION_EXPIRES_MS => {}
-        (Kind::Payload, Some(milliseconds)) if milliseconds >= PAYLOAD_EXPIRES_MS => {}
-        (Kind::Payload, Some(_)) => add(
-            Verdict::Warn,
-            "expires",
-            "parks callbacks with large payloads that wait for a worker so long",
-        ),
-        (_, Some(_)) => {
-            add(Verdict::Wrong, "expires", "deletes the queue with all that it holds when nobody uses it")
-        }
-        (_, None) => {}
-    }
-    let refuses = kind.refuses_when_full() || policy.overflow.as_deref() == Some("reject-publish");
-    for (setting, limit) in [("max-length", policy.max_length), ("max-length-bytes", policy.max_length_bytes)]
-    {
-        match limit {
-            Some(_) if refuses => {
-                add(Verdict::Note, setting, "makes publishers wait or fail while the queue is full")
-            }
-            Some(_) => {
-                add(Verdict::Wrong, setting, "drops the oldest messages: it needs overflow reject-publish")
-            }
-            None => {}
-        }
-    }
-    match (kind, policy.delivery_limit) {
-        // A classic queue does not count; a replicated one loses results.
-        (_, None | Some(..=-1)) | (Kind::Delay, _) => {}
-        (Kind::Service, Some(_)) => add(
-            Verdict::Warn,
-            "delivery-limit",
-            "fails, with a target that kills its worker, all others that the worker held: workers have a limit of their own",
-        ),
-        (Kind::Aggregation | Kind::Payload | Kind::Own, Some(_)) => {
-            add(
-                Verdict::Wrong,
-                "delivery-limit",
-                "loses what was redelivered as often, by restarts for instance",
-            );
-        }
-    }
-    harms
-}
-
 #[cfg(test)]
 mod tests {
     use base64::Engine;
@@ -217,7 +169,7 @@ mod tests {
 
     fn judged(queues: &str) -> String {
         let queues: Vec<Queue> = serde_json::from_str(queues).unwrap();
-        let findings = judge(&queues, &QueueNames::default());
+        let findings = judge(queues, Ok(ToCome::default()), &QueueNames::default());
         findings.iter().map(|finding| format!("{finding}\n")).collect()
     }
 
@@ -278,6 +230,27 @@ mod tests {
     }
 
     #[test]
+    fn queues_to_come_are_judged_where_they_are_not_there_yet() {
+        let fanfare = Fanfare::in_memory();
+        let policy = serde_json::json!([
+            {"name": "p", "pattern": "^fanfare.(agg|fanin)", "apply-to": "queues", "definition": {"max-length": 9}}
+        ]);
+        let odd = serde_json::json!([{"name": "odd", "pattern": "(", "apply-to": "all", "definition": {}}]);
+        let (users, operators) =
+            (serde_json::from_value(policy).unwrap(), serde_json::from_value(odd).unwrap());
+        let to_come = ToCome::new(queues(&fanfare, &BTreeSet::new(), 0), &Policies::new(users, operators));
+        let there = serde_json::from_str(r#"[{"name":"fanfare.fanin"}]"#).unwrap();
+        let findings = judge(there, Ok(to_come), fanfare.names());
+        let shown: Vec<String> = findings.iter().map(ToString::to_string).collect();
+        let [wrong, unread] = &shown[..] else { panic!("{shown:?}") };
+        assert!(wrong.starts_with("WRONG   policy `p` on queue fanfare.agg."), "{wrong}");
+        assert!(wrong.contains(", once it is there: max-length drops the oldest messages"), "{wrong}");
+        assert!(unread.starts_with("unknown policy `odd`: its pattern is not understood here"), "{unread}");
+        let untold = judge(Vec::new(), Err("it answered 401".to_owned()), fanfare.names());
+        assert!(untold[0].to_string().contains("what those to come will have is not known: it answered 401"));
+    }
+
+    #[test]
     fn one_policy_on_many_queues_of_a_kind_is_one_finding() {
         let queue = |cid| {
             format!(
@@ -305,8 +278,8 @@ mod tests {
         let url = format!("http://{}/", listener.local_addr().unwrap()).parse().unwrap();
         let broker: Address = "amqp://eve:p%40ss@broker.invalid/a%2fb".parse().unwrap();
         let management = Management::of(&broker, Some(&url)).unwrap();
-        let names = QueueNames::default();
-        let examined = examine(Some(&management), &names);
+        let (fanfare, services) = (Fanfare::in_memory(), BTreeSet::new());
+        let examined = examine(Some(&management), &fanfare, &services, 0);
         let (findings, request) = tokio::join!(examined, serve(listener, answer));
         (findings, request)
     }
@@ -331,7 +304,7 @@ mod tests {
         assert!(!shown.contains("p@ss"), "{shown}");
         let secure: Address = "amqps://broker.invalid".parse().unwrap();
         assert!(Management::of(&secure, None).is_none(), "no password leaves in the clear");
-        let untold = examine(None, &QueueNames::default()).await;
+        let untold = examine(None, &Fanfare::in_memory(), &BTreeSet::new(), 0).await;
         assert_eq!(untold[0].verdict, Verdict::Unknown);
     }
 }

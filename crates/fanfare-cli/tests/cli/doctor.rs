@@ -43,6 +43,26 @@ fn doctor_ends_with_the_exit_codes_that_its_help_promises() {
     drop(policy);
     until("nothing is wrong any more", |ended| ended.exit == 0);
 
+    // No fan-out is open.
+    for (kind, definition, expected) in [
+        ("agg", r#"{"max-length":1000}"#, "once it is there: max-length drops the oldest messages"),
+        ("payload", r#"{"message-ttl":1000}"#, "once it is there: message-ttl loses what waits so long"),
+    ] {
+        let _policy = management.policy(name, &format!("^{name}\\\\.{kind}\\\\."), definition);
+        let losing = doctor(&[]);
+        told(&losing, 1, &[&format!("WRONG   policy `{name}` on queue {name}.{kind}."), expected]);
+    }
+
+    // No fan-out is open.
+    for (kind, definition, expected) in [
+        ("agg", r#"{"max-length":1000}"#, "max-length drops the oldest messages"),
+        ("payload", r#"{"message-ttl":1000}"#, "message-ttl loses what waits so long"),
+    ] {
+        let _policy = management.policy(name, &format!("^{name}\\\\.{kind}\\\\."), definition);
+        let losing = doctor(&[]);
+        told(&losing, 1, &[&format!("WRONG   policy `{name}` on queue {name}.{kind}."), expected]);
+    }
+
     let elsewhere = format!("{name}-elsewhere");
     told(
         &doctor(&["--prefix", &elsewhere]),
