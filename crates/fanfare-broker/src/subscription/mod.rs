@@ -1,5 +1,6 @@
 //! A consumer of one queue that outlives its channels.
 
+mod binding;
 mod source;
 mod subscribed;
 #[cfg(test)]
@@ -126,7 +127,7 @@ impl Subscription {
     /// A subscription to what is published to a fanout exchange from now on, but for what is published while it is not connected.
     ///
     /// It takes that through an exclusive queue, `queue` of an id that is drawn afresh each time: one of an earlier connection
-    /// may be there still, and would be locked. The exchange is declared where it is missing.
+    /// may be there still, and would be locked. The exchange is declared where it is missing, within 30 seconds where it is deleted later.
     #[must_use]
     pub fn to_exchange(
         broker: Arc<dyn Broker>,
@@ -314,7 +315,7 @@ impl Subscription {
             let (channel, queue) = source.open(&*broker, &*environment).await?;
             let consumer = channel.consume(&queue, prefetch).await?;
             let window = Window::new(channel, prefetch, changed);
-            Ok(Subscribed::new(consumer, queue, window))
+            Ok(Subscribed::new(consumer, queue, window).bound_to(source.exchange()))
         };
         let opening = async move {
             tokio::time::sleep(wait).await;

@@ -23,6 +23,13 @@ impl Source {
         }
     }
 
+    pub(super) fn exchange(&self) -> Option<String> {
+        match self {
+            Self::Queue(_) => None,
+            Self::Exchange { exchange, .. } => Some(exchange.name.clone()),
+        }
+    }
+
     /// Opens a channel, and sees to the queue that is to be consumed on it.
     pub(super) async fn open(
         &self,

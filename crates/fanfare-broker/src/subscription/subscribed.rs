@@ -5,6 +5,7 @@ use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, Fuse};
 use tokio::time::Instant;
 
+use super::binding::Binding;
 use super::window::Window;
 use crate::{BrokerError, Consumer, Delivery};
 
@@ -15,6 +16,7 @@ pub(super) struct Subscribed {
     stage: Stage,
     pub(super) window: Window,
     queue: String,
+    binding: Option<Binding>,
     pub(super) since: Instant,
 }
 
@@ -34,7 +36,13 @@ enum Stage {
 impl Subscribed {
     /// What consumes the queue on the window's channel, with its prefetch.
     pub(super) fn new(consumer: Consumer, queue: String, window: Window) -> Self {
-        Self { consumer, stage: Stage::Consuming, window, queue, since: Instant::now() }
+        Self { consumer, stage: Stage::Consuming, window, queue, binding: None, since: Instant::now() }
+    }
+
+    /// The queue is to stay bound to an exchange, where there is one.
+    pub(super) fn bound_to(self, exchange: Option<String>) -> Self {
+        let binding = exchange.map(|exchange| Binding::new(self.queue.clone(), exchange));
+        Self { binding, ..self }
     }
 
     /// Whether it is on its way out.
@@ -42,11 +50,16 @@ impl Subscribed {
         matches!(self.stage, Stage::Ending { last: true, .. })
     }
 
-    /// Its next delivery. `None` where its last consumer has ended, an error where its channel has.
+    /// Its next delivery. `None` where its last consumer has ended, an error where its channel or its binding has.
     pub(super) fn poll_next(
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Delivery, BrokerError>>> {
+        if let Some(binding) = &mut self.binding
+            && let Poll::Ready(error) = binding.poll_lost(&self.window, context)
+        {
+            return Poll::Ready(Some(Err(error)));
+        }
         loop {
             match &mut self.stage {
                 Stage::Consuming => {}

@@ -129,6 +129,25 @@ async fn what_is_published_to_an_exchange_comes_to_all_who_are_connected_and_aga
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_exchange_that_is_deleted_or_another_of_its_name_leads_there_again() {
+    let (broker, names) = (MemoryBroker::new(), QueueNames::default());
+    let exchange = names.coordinators();
+    let client = Arc::new(broker.connect());
+    let draw = move |id| names.coordinator(id);
+    let mut ear = Subscription::to_exchange(client, Arc::new(System), exchange.clone(), draw);
+    for declared_anew in [false, true] {
+        assert!(timeout(SOON, ear.next()).await.is_err(), "nothing was published yet");
+        broker.delete_exchange(&exchange.name).await.unwrap();
+        if declared_anew {
+            broker.declare_exchange(&exchange).await.unwrap();
+        }
+        assert!(timeout(Duration::from_secs(31), ear.next()).await.is_err(), "nothing is published");
+        broker.publish_through(&exchange.name, "", Message::default()).await.expect("it is heard");
+        timeout(SOON, ear.next()).await.expect("it comes").expect("it is not stopped").receipt.ack().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_queue_that_could_not_be_bound_is_not_left_behind() {
     let broker = MemoryBroker::new();
     let names = QueueNames::default();
