@@ -101,7 +101,8 @@ impl Drop for NoServices {
 pub(crate) fn free_port() -> Result<u16> {
     static TRIED: AtomicU16 = AtomicU16::new(0);
     let size = PORTS.end - PORTS.start;
-    let offset = (std::process::id() % u32::from(size)) as u16;
+    // Far from where a process that was started at the same time begins.
+    let offset = (std::process::id().wrapping_mul(101) % u32::from(size)) as u16;
     for _ in 0..size {
         let step = TRIED.fetch_add(1, Ordering::Relaxed) % size;
         let port = PORTS.start + (offset + step) % size;

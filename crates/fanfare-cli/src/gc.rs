@@ -86,7 +86,7 @@ struct Leftover {
 pub(crate) async fn run(arguments: GcArguments, settings: &Settings) -> Result<Exit, Failure> {
     let time_limit =
         settings.file.publisher.time_limit.map_or(PublisherConfig::default().time_limit, |it| it.0);
-    let min_age = arguments.min_age.unwrap_or(2 * time_limit);
+    let min_age = arguments.min_age.unwrap_or(time_limit.saturating_mul(2));
     let fanfare = settings.fanfare("gc")?;
     let management = settings
         .broker_address()?

@@ -47,7 +47,7 @@ pub struct Config {
     pub declare_missing: bool,
     /// The most that an invocation takes, from its start to its outcome. The last tenth is for the manifest's confirm: what could
     /// not be sent before is given up. 60 s, as the protocol says, and no more where fan-outs are shared: a coordinator
-    /// forgets results in a shard whose manifest does not follow within twice this time.
+    /// forgets results in a shard whose manifest does not follow within twice this time. More than a year counts as that.
     pub time_limit: Duration,
     /// The most of that time for looking at queues and declaring them before anything is sent, tries again during an outage
     /// included. To cancel has as much for this. 10 s.

@@ -6,6 +6,8 @@ use tokio::time::Instant;
 
 use crate::Config;
 
+const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
 /// When the steps of one invocation end, whatever has come of them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Schedule {
@@ -25,7 +27,7 @@ impl Schedule {
         Self {
             prepared: now + config.preparation(),
             sent: now + config.sending(),
-            told: now + config.time_limit,
+            told: now + config.whole(),
         }
     }
 }
@@ -33,11 +35,29 @@ impl Schedule {
 impl Config {
     /// How long after its start an invocation may send anything.
     fn sending(&self) -> Duration {
-        self.time_limit - self.time_limit / 10
+        self.whole() - self.whole() / 10
+    }
+
+    /// A clock does not reach as far as a [`Duration`] does.
+    fn whole(&self) -> Duration {
+        self.time_limit.min(YEAR)
     }
 
     /// How long looking at queues and declaring them may take.
     pub(crate) fn preparation(&self) -> Duration {
         self.preparation_limit.min(self.sending())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_endless_time_limit_is_a_year() {
+        let now = Instant::now();
+        let schedule = Schedule::begin(&Config { time_limit: Duration::MAX, ..Config::default() });
+        assert!(schedule.prepared < schedule.sent && schedule.sent < schedule.told);
+        assert!(schedule.told >= now + YEAR && schedule.told <= Instant::now() + YEAR);
     }
 }
