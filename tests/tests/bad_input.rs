@@ -78,7 +78,8 @@ async fn all_are_parked(stack: &Stack, queue: &str, malformed: Vec<(Message, &st
         assert!(reason.contains(words), "{number}: {reason:?} says nothing of {words:?}");
         assert_eq!(copy.text("fanfare-parked-from"), Some(name.as_str()));
         let at = copy.text("fanfare-parked-at").expect("when").parse().expect("a time");
-        let mut expected = message.clone().parked(&name, reason, at);
+        let id = copy.text("fanfare-parked-id").expect("a name of its own").parse().expect("a UUID");
+        let mut expected = message.clone().parked(&name, reason, at, id);
         expected.headers.retain(|name, _| !name.starts_with("x-"));
         assert_eq!(copy, expected, "it is kept as it was");
     }

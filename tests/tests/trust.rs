@@ -1,13 +1,17 @@
 //! Coordinators that accept the manifests of certain users only.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_publisher::{Fanout, Publisher};
+use fanfare_broker::Broker;
+use fanfare_publisher::{Fanout, Publisher, Target};
 use fanfare_tests::{Mortal, Running, Stack, on_both_brokers, run, services};
 
 on_both_brokers!(
     a_manifest_of_an_accepted_user_ends_through_its_renewals,
     a_manifest_that_does_not_say_whose_it_is_is_parked_with_the_reason,
+    a_manifest_with_too_many_targets_is_parked_with_the_reason,
+    a_fan_out_that_was_accepted_goes_on_whatever_is_allowed_now,
 );
 
 async fn a_manifest_of_an_accepted_user_ends_through_its_renewals(stack: Stack) {
@@ -38,6 +42,32 @@ async fn a_manifest_that_does_not_say_whose_it_is_is_parked_with_the_reason(stac
     let coordinator = stack.coordinator_with(accepting(&stack, &["shop"], stack.user()));
     let reason = refusal_of(&stack, stack.publisher(), coordinator).await;
     assert!(reason.contains("it has no user_id"), "{reason}");
+}
+
+async fn a_manifest_with_too_many_targets_is_parked_with_the_reason(stack: Stack) {
+    let coordinator = stack.coordinator_with(allowing(&stack, 1));
+    let reason = refusal_of(&stack, stack.publisher(), coordinator).await;
+    assert_eq!(reason, "it has 2 targets, and 1 is the most here: split the fan-out, or raise most_targets");
+}
+
+async fn a_fan_out_that_was_accepted_goes_on_whatever_is_allowed_now(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let connection = Mortal::new(stack.connect());
+    stack.declare_service("test.sleep").await;
+    let _coordinator = stack.coordinator_on(Arc::clone(&connection), allowing(&stack, 2));
+    let accepted = fan_out(&stack.publisher()).invoke().await.expect("accepted");
+    let queue = stack.names().aggregation(&accepted.cid, accepted.run).name;
+    stack.queue_has(&queue, "a coordinator", |queue| queue.consumers == 1).await;
+    connection.die();
+    connection.close().await;
+    let coordinator = stack.coordinator_with(allowing(&stack, 1));
+    let _worker = stack.worker([services::sleep()]).await;
+    assert_eq!(done.next_final().await.failures().count(), 0);
+    stack.ended([&accepted], coordinator).await;
+}
+
+fn allowing(stack: &Stack, most_targets: usize) -> fanfare_coordinator::Config {
+    fanfare_coordinator::Config { most_targets, ..stack.coordinator_config() }
 }
 
 /// Why the manifest of a publisher is parked, which must be the only thing that happens to it.
@@ -72,10 +102,11 @@ fn signing(stack: &Stack, user: &str) -> Publisher {
         user_id: Some(user.to_owned()),
         ..Default::default()
     };
-    Publisher::new(stack.connect(), std::sync::Arc::new(fanfare_broker::System), config)
+    Publisher::new(stack.connect(), Arc::new(fanfare_broker::System), config)
 }
 
 /// Takes several times the renewal.
 fn fan_out(publisher: &Publisher) -> Fanout {
-    publisher.fanout("my.source").target("test.sleep", 2_200).on_final("my.done")
+    let fanout = publisher.fanout("my.source").target("test.sleep", 2_200);
+    fanout.add(Target::new("test.sleep", 1).key("other")).on_final("my.done")
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Error, anyhow};
 use clap::Args;
-use fanfare::{CoordinatorConfig, CoordinatorError, CoordinatorLimits};
+use fanfare::{CoordinatorConfig, CoordinatorError, CoordinatorLimits, ShardSettings};
 use fanfare_protocol::shortened;
 use tokio::time::{Instant, timeout_at};
 
@@ -99,7 +99,12 @@ pub(crate) async fn run(arguments: CoordinatorArguments, settings: &Settings) ->
         prefetch: arguments.prefetch.or(file.prefetch).unwrap_or(defaults.prefetch),
         most_channels: arguments.channels.or(file.channels).unwrap_or(defaults.most_channels),
         stop_within: stop_within.unwrap_or(defaults.stop_within),
+        most_targets: file.most_targets.unwrap_or(defaults.most_targets),
         shards: settings.shards,
+        shard_limits: ShardSettings {
+            most_open: file.most_open_in_shard.unwrap_or(defaults.shard_limits.most_open),
+            ..defaults.shard_limits
+        },
         name: Some(identity::name()),
         ..defaults
     };

@@ -150,6 +150,7 @@ impl Settings {
             declare_missing: file.declare_missing.unwrap_or(defaults.declare_missing),
             deadline: file.deadline.map_or(defaults.deadline, Into::into),
             time_limit: file.time_limit.map_or(defaults.time_limit, |limit| limit.0),
+            most_targets: file.most_targets.unwrap_or(defaults.most_targets),
             most_waiting: file.most_waiting.unwrap_or(defaults.most_waiting),
             user_id: self.user_id.clone(),
             queue_type: self.queue_type,

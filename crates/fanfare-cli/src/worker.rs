@@ -90,6 +90,7 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
             .redelivery_limit
             .or(file.redelivery_limit)
             .unwrap_or(defaults.redelivery_limit),
+        most_result_bytes: file.most_result_bytes.unwrap_or(defaults.most_result_bytes),
         most_payload_bytes: arguments
             .most_payload_bytes
             .or(file.most_payload_bytes)

@@ -4,7 +4,7 @@ use std::time::Duration;
 use fanfare_broker::{BrokerError, absence, consumer_timeout};
 use fanfare_fanin::Limits;
 use fanfare_protocol::QueueNames;
-use fanfare_protocol::limits::{MESSAGE_BYTES, SHARDS};
+use fanfare_protocol::limits::{MESSAGE_BYTES, SHARDS, TARGETS};
 
 /// How a coordinator works. The defaults suit most.
 #[derive(Debug, Clone)]
@@ -23,6 +23,9 @@ pub struct Config {
     /// invoke: where all places of all coordinators are taken by fan-outs that wait for others, these come to their turn when
     /// a wait times out, a deadline passes, or another coordinator is started.
     pub most_channels: usize,
+    /// Targets of one fan-out. A manifest with more is parked when it is first delivered. 100,000, which is the most that there can be:
+    /// give publishers the same.
+    pub most_targets: usize,
     /// Shards of the prefix, in which fan-outs are gathered that are invoked with shared aggregation; 0 for none. Publishers have
     /// to be told the same number, and it cannot be changed while there are fan-outs in them: 0 to 1024.
     pub shards: u32,
@@ -57,6 +60,7 @@ impl Default for Config {
             most_channels: 100,
             shards: 0,
             shard_limits: ShardSettings::default(),
+            most_targets: TARGETS,
             replicated_payloads: false,
             accepted_users: None,
             user_id: None,
@@ -146,6 +150,13 @@ impl Config {
         if !(1..=MESSAGE_BYTES).contains(&limits.large_payload_bytes) {
             let rule = "give 1 to 16711680 bytes, which fit into a message everywhere";
             return setting("limits.large_payload_bytes", limits.large_payload_bytes.to_string(), rule);
+        }
+        if self.most_targets == 0 {
+            return setting(
+                "most_targets",
+                "0".to_owned(),
+                "give at least 1; 100000 is the most that there can be",
+            );
         }
         if self.shards > SHARDS {
             return setting(

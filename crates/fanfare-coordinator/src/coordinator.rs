@@ -250,6 +250,9 @@ impl Coordinator {
             return self.refuse(delivery, &reason.to_string()).await;
         }
         let take_over = delivery.redelivered || Manifest::is_renewed(&delivery.message);
+        if let Err(reason) = self.trust.check_size(&manifest, take_over) {
+            return self.refuse(delivery, &reason).await;
+        }
         let tag = Tag::of_manifest(delivery.receipt);
         // Where its task has just ended without having ended the fan-out, this manifest begins anew.
         if let Some(open) = self.open.get(&run)

@@ -254,6 +254,7 @@ impl Hold<'_> {
             return run.into_iter().for_each(|run| self.show(run));
         }
         let tag = self.acks.tag(receipt, true);
+        let take_over = redelivered || Manifest::is_renewed(&message);
         let outbox = &self.task.messenger.outbox;
         let manifest = self.task.trust.check(&message).and_then(|()| {
             let manifest = Manifest::decode(&message, &outbox.names).map_err(|reason| reason.to_string())?;
@@ -265,11 +266,11 @@ impl Hold<'_> {
             }
             let first = self.machine.fan_in(&manifest.run).map(FanIn::manifest);
             let repeats = first.map_or(Ok(()), |first| first.check_repeated(&message, &manifest));
-            repeats.map(|()| manifest).map_err(|reason| reason.to_string())
+            repeats.map_err(|reason| reason.to_string())?;
+            self.task.trust.check_size(&manifest, take_over).map(|()| manifest)
         });
         match manifest {
             Ok(mut manifest) => {
-                let take_over = redelivered || Manifest::is_renewed(&message);
                 let deadline = deadline(&mut manifest, &*outbox.environment, self.task.started);
                 let (run, manifest) = (manifest.run, Box::new(manifest));
                 self.handle(ShardEvent::Manifest { tag, manifest, take_over, deadline });

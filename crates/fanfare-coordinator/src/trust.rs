@@ -1,16 +1,17 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use fanfare_protocol::Message;
+use fanfare_protocol::{Manifest, Message};
 
 use crate::Config;
 
-/// Whose manifests are accepted, and whose this coordinator's are. Cheap to clone.
+/// Which manifests are accepted, and whose this coordinator's are. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct Trust {
     /// All where there are none.
     accepted: Option<Arc<BTreeSet<String>>>,
     own: Option<String>,
+    most_targets: usize,
 }
 
 impl Trust {
@@ -19,7 +20,7 @@ impl Trust {
             let own = config.user_id.iter().cloned();
             Arc::new(users.iter().cloned().chain(own).collect())
         });
-        Self { accepted, own: config.user_id.clone() }
+        Self { accepted, own: config.user_id.clone(), most_targets: config.most_targets }
     }
 
     /// Whether a manifest is of an accepted user: by its `user_id`, which no one can forge, since the broker compares it with
@@ -40,6 +41,20 @@ impl Trust {
                     .to_owned(),
             ),
         }
+    }
+
+    /// Whether a fan-out is as small as it has to be. One that is open already goes on, whatever is allowed by now.
+    ///
+    /// # Errors
+    /// Why it is not, and what would help.
+    pub(crate) fn check_size(&self, manifest: &Manifest, take_over: bool) -> Result<(), String> {
+        let (targets, most) = (manifest.targets.len(), self.most_targets);
+        if take_over || targets <= most {
+            return Ok(());
+        }
+        Err(format!(
+            "it has {targets} targets, and {most} is the most here: split the fan-out, or raise most_targets"
+        ))
     }
 
     /// A manifest as this coordinator publishes it.

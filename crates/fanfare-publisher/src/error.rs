@@ -175,9 +175,9 @@ pub enum Invalid {
     /// A parallel execution has no final payload to wait for.
     #[error("a parallel execution has no final payload to wait for: use a fan-out")]
     WaitOfParallel,
-    /// There are too many targets.
-    #[error("a fan-out of more than {} targets: split it", limits::TARGETS)]
-    TooManyTargets,
+    /// There are more targets than this: [`Config::most_targets`](crate::Config::most_targets).
+    #[error("a fan-out of more than {0} targets: split it")]
+    TooManyTargets(usize),
     /// There are too many callbacks of one kind.
     #[error("{count} {kind} callbacks, and {} is the most", limits::CALLBACKS)]
     TooManyCallbacks {

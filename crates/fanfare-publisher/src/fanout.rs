@@ -271,13 +271,14 @@ impl Fanout {
 
     /// Returns whether there may be more of them.
     fn push(&mut self, target: Target) -> bool {
-        let has_room = self.targets.len() < limits::TARGETS;
+        let most = self.publisher.config().most_targets.min(limits::TARGETS);
+        let has_room = self.targets.len() < most;
         if has_room {
             let checked = target.check();
             let checked = self.checked(checked);
             self.targets.extend(checked);
-        } else if !self.mistakes.iter().any(|mistake| matches!(mistake, Invalid::TooManyTargets)) {
-            self.mistaken(Invalid::TooManyTargets);
+        } else if !self.mistakes.iter().any(|mistake| matches!(mistake, Invalid::TooManyTargets(_))) {
+            self.mistaken(Invalid::TooManyTargets(most));
         }
         has_room && self.mistakes.len() < MOST_MISTAKES
     }

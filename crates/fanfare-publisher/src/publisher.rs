@@ -52,6 +52,8 @@ pub struct Config {
     /// The most of that time for looking at queues and declaring them before anything is sent, tries again during an outage
     /// included. To cancel has as much for this. 10 s.
     pub preparation_limit: Duration,
+    /// Targets of one fan-out. 100,000, which is the most that there can be.
+    pub most_targets: usize,
     /// The deadline of a fan-out that sets none itself, from its manifest's first delivery; none for no deadline. 24 h.
     pub deadline: Option<Duration>,
     /// The most that a cancel may take, once a coordinator has said that it holds the fan-out. 30 s.
@@ -105,6 +107,7 @@ impl Default for Config {
             preparation_limit: Duration::from_secs(10),
             deadline: Some(Duration::from_secs(24 * 60 * 60)),
             cancel_limit: Duration::from_secs(30),
+            most_targets: limits::TARGETS,
             most_waiting: 10_000,
             user_id: None,
             queue_type: QueueType::default(),

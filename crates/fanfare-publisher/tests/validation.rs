@@ -160,7 +160,16 @@ async fn all_that_is_wrong_is_said_at_once_and_nothing_that_follows_from_it() {
     let error =
         broker.publisher().fanout("shop").targets(endless).on_final("done").invoke().await.unwrap_err();
     let InvokeError::Invalid(Invalid::Several(mistakes)) = error else { panic!("{error:?}") };
-    assert!(matches!(mistakes[0], Invalid::TooManyTargets), "{mistakes:?}");
+    assert!(matches!(mistakes[0], Invalid::TooManyTargets(100_000)), "{mistakes:?}");
+}
+
+#[tokio::test]
+async fn a_publisher_can_be_told_to_take_fewer_targets() {
+    let config = Config { most_targets: 2, ..Config::default() };
+    let publisher = Publisher::new(Arc::new(MemoryBroker::new()), Arc::new(System), config);
+    let targets = [("price", 1), ("stock", 1), ("order", 1)];
+    let error = publisher.fanout("shop").targets(targets).on_final("done").invoke().await.unwrap_err();
+    assert_eq!(error.to_string(), "a fan-out of more than 2 targets: split it");
 }
 
 #[tokio::test]

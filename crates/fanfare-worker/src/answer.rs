@@ -21,14 +21,19 @@ pub(crate) struct Answers {
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) names: QueueNames,
     pub(crate) telemetry: Telemetry,
+    /// Bytes of one result.
+    pub(crate) most_bytes: usize,
     pub(crate) gone: GoneRuns,
 }
 
 impl Answers {
     /// Publishes a result, and returns when it is confirmed or when nobody wants it any more: its queue is gone, because
-    /// the fan-out ended without it. One that is larger than the broker takes becomes a failed result that says so.
+    /// the fan-out ended without it. One that is larger than it may be, or than the broker takes, becomes a failed result that says so.
     pub(crate) async fn publish_result(&self, result: &TargetResult, to: &ReplyAddress) {
         let mut body = result.to_body();
+        if body.len() > self.most_bytes {
+            body = too_large(result, body.len(), self.most_bytes, "this worker sends").to_body();
+        }
         let traceparent = trace::current();
         let mut backoff = Backoff::default();
         let mut reminder = Reminder::default();
@@ -47,7 +52,7 @@ impl Answers {
                 return;
             }
             if let PublishError::TooLarge { bytes, most } = error {
-                body = too_large(result, bytes, most).to_body();
+                body = too_large(result, bytes, most, "this broker takes").to_body();
             }
             if error.refusal().is_none() {
                 let error = error.with_cause();
@@ -187,10 +192,10 @@ impl Answers {
 }
 
 /// What takes the place of a result that an operator's own limit keeps out of the broker.
-fn too_large(result: &TargetResult, bytes: usize, most: usize) -> TargetResult {
+fn too_large(result: &TargetResult, bytes: usize, most: usize, who: &str) -> TargetResult {
     let exception = format!(
-        "the result has {bytes} bytes, and {most} is the most that this broker takes; store the data elsewhere and return \
-         a reference to it"
+        "the result has {bytes} bytes, and {most} is the most that {who}; store the data elsewhere and return a \
+         reference to it"
     );
     let response = RawValue::NULL.to_owned();
     TargetResult { response, ok: false, exception: Some(exception), ..result.clone() }

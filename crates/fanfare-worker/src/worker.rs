@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare_broker::{Backoff, BrokerError, Readiness, consumer_timeout};
-use fanfare_protocol::RunId;
+use fanfare_protocol::{RunId, limits};
 use fanfare_publisher::Publisher;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -78,6 +78,8 @@ pub struct Config {
     /// up: a failed result, and a copy among the parked messages. 20, since a rolling restart redelivers whatever was handed
     /// out. From the third delivery on it runs alone in its worker, so that one which kills its worker takes no others with it.
     pub redelivery_limit: u32,
+    /// Bytes of one result: a target fails with a larger one. 8,355,840, which is the most that there can be.
+    pub most_result_bytes: usize,
     /// Bytes of the largest final payload that is put together where it came in parts, for services that do not
     /// [stream](Registration::streaming) it; the callback fails with a larger one. Each that runs takes up a few times as much memory.
     /// 256 MiB.
@@ -96,6 +98,7 @@ impl Default for Config {
             consumer_timeout: consumer_timeout::DEFAULT,
             shutdown_deadline: Duration::from_secs(30),
             redelivery_limit: 20,
+            most_result_bytes: limits::RESULT_BYTES,
             most_payload_bytes: 256 * 1024 * 1024,
             bundle_results: true,
             name: None,
@@ -302,6 +305,7 @@ impl Running {
                         results: results.clone(),
                         environment: Arc::clone(publisher.environment()),
                         names,
+                        most_bytes: config.most_result_bytes,
                         gone: GoneRuns::default(),
                     },
                     registered,

@@ -136,6 +136,16 @@ async fn a_response_that_is_too_large_fails_its_target() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_worker_can_be_told_to_send_smaller_results() {
+    let bench = Bench::new();
+    let large = service("large", |_: Context, (): ()| async move { Ok("x".repeat(2_000)) });
+    bench.call("large", ["null"]).await;
+    let _worker = bench.start_with(Config { most_result_bytes: 1_000, ..Config::default() }, [large]).await;
+    let exception = bench.result().await.exception.unwrap();
+    assert!(exception.contains(" bytes, and 1000 is the most that this worker sends; store"), "{exception}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_context_tells_how_the_service_was_invoked() {
     let bench = Bench::new();
     let told = service("told", |context: Context, (): ()| async move {

@@ -57,7 +57,7 @@ pub use fanfare_broker::amqp::{ClientCertificate, InvalidAddress, Tls};
 pub use fanfare_broker::{Broker, BrokerError, Environment, PublishError, Readiness, ServerInfo, System};
 pub use fanfare_coordinator::{
     Config as CoordinatorConfig, Coordinator, Error as CoordinatorError, Handle as CoordinatorHandle,
-    Limits as CoordinatorLimits,
+    Limits as CoordinatorLimits, ShardSettings,
 };
 pub use fanfare_operator::{
     AskError, Config as OperatorConfig, Coordinators, Explanation, Heard, MissingFrom, Operator, Parked,

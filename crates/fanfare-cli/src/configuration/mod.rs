@@ -112,6 +112,8 @@ pub(crate) struct Worker {
     pub(crate) shutdown_deadline: Option<Written>,
     pub(crate) redelivery_limit: Option<u32>,
     #[serde(default, deserialize_with = "numbers::deserialize")]
+    pub(crate) most_result_bytes: Option<usize>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
     pub(crate) most_payload_bytes: Option<usize>,
     pub(crate) bundle_results: Option<bool>,
     pub(crate) stock: Option<bool>,
@@ -130,6 +132,10 @@ pub(crate) struct Coordinator {
     pub(crate) calls_at_risk: Option<usize>,
     #[serde(default, deserialize_with = "numbers::deserialize")]
     pub(crate) large_payload_bytes: Option<usize>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
+    pub(crate) most_targets: Option<usize>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
+    pub(crate) most_open_in_shard: Option<usize>,
     pub(crate) accept_users: Option<BTreeSet<String>>,
     pub(crate) shutdown_deadline: Option<Written>,
     pub(crate) listen: Option<Address>,
@@ -141,6 +147,8 @@ pub(crate) struct Publisher {
     pub(crate) declare_missing: Option<bool>,
     pub(crate) deadline: Option<Limit>,
     pub(crate) time_limit: Option<Written>,
+    #[serde(default, deserialize_with = "numbers::deserialize")]
+    pub(crate) most_targets: Option<usize>,
     #[serde(default, deserialize_with = "numbers::deserialize")]
     pub(crate) most_waiting: Option<u64>,
 }
@@ -305,6 +313,7 @@ mod tests {
             prefetch = 8
             shutdown_deadline = "1m"
             redelivery_limit = 50
+            most_result_bytes = 1000000
             most_payload_bytes = 100000000
             bundle_results = false
             stock = false
@@ -315,6 +324,8 @@ mod tests {
             renewal = "5m"
             calls_at_risk = 20
             large_payload_bytes = 1000000
+            most_targets = 5000
+            most_open_in_shard = 1000
             accept_users = ["shop", "fanfare-worker"]
             shutdown_deadline = "10s"
             listen = "[::1]:9464"
@@ -322,6 +333,7 @@ mod tests {
             declare_missing = true
             deadline = "1h 30m"
             time_limit = "20s"
+            most_targets = 5000
             most_waiting = 100
             [services."image.resize"]
             exec = ["python3", "resize.py"]
