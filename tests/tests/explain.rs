@@ -20,6 +20,7 @@ on_both_brokers!(
     a_fan_out_that_has_ended_is_told_of_with_its_failures,
     a_fan_out_that_ends_is_told_of_all_the_while,
     a_fan_out_that_waits_for_a_coordinator_is_told_from_one_that_is_not_known,
+    a_coordinator_that_does_not_answer_may_hold_what_the_others_do_not_know,
     a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of,
     only_the_run_that_is_meant_is_told_of,
 );
@@ -236,6 +237,23 @@ async fn a_fan_out_that_waits_for_a_coordinator_is_told_from_one_that_is_not_kno
         explained(&operator, &accepted.cid, None, |explanation| explanation.matching == 1).await;
         publisher.cancel(&accepted).await.expect("it is cancelled");
     }
+}
+
+async fn a_coordinator_that_does_not_answer_may_hold_what_the_others_do_not_know(stack: Stack) {
+    let _coordinator = stack.coordinator();
+    stack.exchange_is_heard(&stack.names().coordinators()).await;
+    // To the broker, whoever consumes the dead letters is a coordinator.
+    let _deaf = stack.record_queue(&stack.names().dead().name).await;
+    stack.queue_has(&stack.names().dead().name, "two consumers", |dead| dead.consumers == 2).await;
+    let unknown: Cid = "unknown".parse().expect("a CID");
+    let none = stack.operator(SHORT).explain(&unknown, None, 1).await.expect("one of them tells");
+    assert!(none.matching == 0 && !none.coordinators.are_all(), "{none:?}");
+    let expected = [
+        "1 of 2 coordinators did not answer in time",
+        "restart one that stays silent",
+        "no coordinator that has told knows unknown: one that has not may hold it",
+    ];
+    advises(&none, &stack, &expected);
 }
 
 async fn a_fan_out_that_waits_in_its_shard_is_told_from_one_that_is_not_known(stack: Stack) {

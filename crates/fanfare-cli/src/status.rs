@@ -1,22 +1,21 @@
 //! `fanfare status`: which fan-outs are open, or have ended lately.
 
-use std::collections::BTreeSet;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use fanfare::{
-    AskError, EndedBy, Environment, FanOutState, FanOutStatus, Fanfare, Heard, Roll, ServiceName, Sort,
-    Source, Status, StatusQuery, System, WireTime,
+    EndedBy, Environment, FanOutState, FanOutStatus, Fanfare, Heard, Roll, ServiceName, Sort, Source, Status,
+    StatusQuery, System, WireTime,
 };
 
 use crate::durations;
-use crate::exit::{self, Exit, Failure, is_read, print, print_json, say};
-use crate::identity;
-use crate::management::{Management, ManagementUrl, WITHOUT_TLS};
+use crate::exit::{Exit, Failure, is_read, print, print_json, say};
+use crate::management::{Management, ManagementUrl};
 use crate::settings::Settings;
 use crate::signals::Signals;
+use crate::silent;
 use crate::table;
 
 /// Clears a terminal.
@@ -107,8 +106,7 @@ pub(crate) async fn run(arguments: StatusArguments, settings: &Settings) -> Resu
         limit: limit.into(),
     };
     let fanfare = settings.fanfare("status")?;
-    let management =
-        settings.broker_address()?.and_then(|broker| Management::of(&broker, management.as_ref()));
+    let management = settings.management(management.as_ref())?;
     let asking = Asking { fanfare: &fanfare, query: &query, json, management: management.as_ref() };
     let outcome = match watch {
         None => asking.tell("", &mut Roll::default()).await,
@@ -150,17 +148,11 @@ impl Asking<'_> {
     async fn tell(&self, before: &str, roll: &mut Roll) -> Result<Exit, Failure> {
         let told = self.fanfare.operator().status(self.query).await;
         let heard = told.as_ref().map(|status| status.coordinators.heard.clone()).unwrap_or_default();
-        let names: BTreeSet<String> = heard.values().cloned().collect();
         let known = roll.call(heard, WireTime::from(System.now()));
-        let silent: Vec<_> = known.into_iter().filter(|heard| !heard.answers).collect();
+        let remembered: Vec<_> = known.into_iter().filter(|heard| !heard.answers).collect();
         let status = match told {
             Ok(status) => status,
-            Err(error) => {
-                if matches!(error, AskError::NoAnswer { .. }) {
-                    self.name_silent(&names).await;
-                }
-                return Err(not_told(self.fanfare, error).await);
-            }
+            Err(error) => return Err(silent::not_told(self.fanfare, self.management, error).await),
         };
         if self.json {
             print_json(&status)?;
@@ -171,48 +163,14 @@ impl Asking<'_> {
         if let Some(shortfall) = status.coordinators.shortfall() {
             say(format_args!("warning: {shortfall}; what the others hold is missing here"));
         }
-        if status.coordinators.silent.is_some_and(|count| count > silent.len()) {
-            self.name_silent(&names).await;
+        if status.coordinators.silent.is_some_and(|count| count > remembered.len()) {
+            silent::name(self.fanfare, self.management, &status.coordinators.heard).await;
         }
-        for Heard { name, last_utc, .. } in silent {
+        for Heard { name, last_utc, .. } in remembered {
             say(format_args!("warning: coordinator {name} has not answered since {last_utc} UTC"));
         }
         Ok(Exit::Done)
     }
-
-    /// Tells who is connected and not among those who have answered, or why nobody knows.
-    async fn name_silent(&self, heard: &BTreeSet<String>) {
-        let tags = match self.management {
-            Some(management) => management.consumer_tags(&self.fanfare.names().dead().name).await,
-            None => Err(WITHOUT_TLS.to_owned()),
-        };
-        match tags.map(|tags| unheard(&tags, heard)) {
-            Ok(names) if names.is_empty() => say(
-                "warning: who did not answer is not known: it is no `fanfare coordinator`, or is of an earlier version",
-            ),
-            Ok(names) => {
-                for name in names {
-                    say(format_args!("warning: coordinator {name} did not answer"));
-                }
-            }
-            Err(reason) => say(format_args!("warning: who did not answer is not known: {reason}")),
-        }
-    }
-}
-
-/// The coordinators among those who consume the dead letters, as all do, that have not answered.
-fn unheard(tags: &[String], heard: &BTreeSet<String>) -> BTreeSet<String> {
-    let names = tags.iter().filter_map(|tag| identity::of_consumer(tag, "coordinator"));
-    names.filter(|name| !heard.contains(*name)).map(str::to_owned).collect()
-}
-
-/// Why an operator was told nothing.
-pub(crate) async fn not_told(fanfare: &Fanfare, error: AskError) -> Failure {
-    if error.is_unreachable() {
-        let failure = exit::without_broker(fanfare).await;
-        return failure.unwrap_or_else(|| Failure::new(Exit::NoBroker, error));
-    }
-    Failure::new(Exit::Failed, error)
 }
 
 fn shown(status: &Status, ended: bool, now: WireTime) -> Vec<String> {
@@ -299,13 +257,6 @@ mod tests {
             deadline_utc: deadline.map(time),
             state,
         }
-    }
-
-    #[test]
-    fn who_is_connected_and_has_not_answered_is_named() {
-        let tags = ["fanfare coordinator host:1 4", "fanfare coordinator host:2 0", "orders 7", "amq.ctag-x"];
-        let heard = BTreeSet::from(["host:1".to_owned()]);
-        assert_eq!(unheard(&tags.map(str::to_owned), &heard), BTreeSet::from(["host:2".to_owned()]));
     }
 
     #[test]

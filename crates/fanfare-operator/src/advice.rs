@@ -16,9 +16,7 @@ impl Explanation {
     #[must_use]
     pub fn advice(&self, names: &QueueNames) -> Vec<String> {
         let mut advice = Vec::new();
-        advice.extend(self.coordinators.shortfall().map(|shortfall| {
-            format!("{shortfall}; what the others hold is missing here: ask again, and see that they run")
-        }));
+        advice.extend(self.of_coordinators(names));
         if let Some(reason) = &self.workers_unasked {
             advice.push(format!("what runs at workers is not known here: {reason}"));
         }
@@ -36,7 +34,23 @@ impl Explanation {
         advice
     }
 
-    /// No coordinator knows a fan-out with this CID.
+    /// Those who may know more.
+    fn of_coordinators(&self, names: &QueueNames) -> Option<String> {
+        let remedy = match self.coordinators.refused {
+            0 => "ask again, and restart one that stays silent: another takes up what it holds",
+            _ => "ask as a user whom they tell",
+        };
+        match self.coordinators.shortfall() {
+            Some(shortfall) => Some(format!("{shortfall}; what the others hold is missing here: {remedy}")),
+            None if self.coordinators.are_all() || !self.fan_outs.is_empty() => None,
+            None => Some(format!(
+                "whether all coordinators have answered is not known here: who consumes `{}`, as each of them does, {UNSEEN}",
+                names.dead().name
+            )),
+        }
+    }
+
+    /// No coordinator that has told knows a fan-out with this CID.
     fn of_nothing(&self, names: &QueueNames) -> Option<String> {
         let cid = &self.cid;
         let is_manifest = |kind: &str| kind == header::TYPE_MANIFEST;
@@ -63,8 +77,12 @@ impl Explanation {
                     .to_owned()
             }
         };
+        let (who, held) = match self.coordinators.are_all() {
+            true => ("no coordinator", ""),
+            false => ("no coordinator that has told", " one that has not may hold it,"),
+        };
         Some(format!(
-            "no coordinator knows {cid}: it has ended longer ago than coordinators remember{fanin}{parked}, or it was never accepted; \
+            "{who} knows {cid}:{held} it has ended longer ago than coordinators remember{fanin}{parked}, or it was never accepted; \
              see that CID and --prefix are right, and that it was invoked with as many --shards as the coordinators have{shard}"
         ))
     }
