@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare_broker::{Broker, System};
+use fanfare_operator::AskError;
+use fanfare_protocol::StatusQuery;
 use fanfare_publisher::{CancelError, Fanout, InvokeError, Publisher, Target};
 use fanfare_tests::{Operator, Stack, eventually, run};
 use fanfare_worker::{Context, service};
@@ -69,6 +71,15 @@ async fn alarm(stack: Stack, operator: Operator) {
 
     let unknown = refused.cancel(&hanging).await.expect_err("nobody hears of it");
     assert!(matches!(unknown, CancelError::Unanswered { blocked: true, .. }), "{unknown:?}");
+
+    let asking = stack.operator(Duration::from_secs(2));
+    for error in [
+        asking.status(&StatusQuery::default()).await.expect_err("nobody hears of it"),
+        asking.explain(&hanging.cid, None, 1).await.expect_err("nobody hears of it"),
+    ] {
+        assert!(matches!(error, AskError::NoAnswer { blocked: true, .. }), "{error:?}");
+        assert!(error.to_string().contains("short of memory or disk"), "{error}");
+    }
 
     operator.control(&["set_vm_memory_high_watermark", "0.4"]).await;
     refused.cancel(&hanging).await.expect("it is cancelled, now or by what was asked before");

@@ -25,7 +25,7 @@ pub(crate) async fn not_told(fanfare: &Fanfare, management: Option<&Management>,
         let failure = exit::without_broker(fanfare).await;
         return failure.unwrap_or_else(|| Failure::new(Exit::NoBroker, error));
     }
-    if matches!(error, AskError::NoAnswer { .. }) {
+    if matches!(error, AskError::NoAnswer { blocked: false, .. }) {
         name(fanfare, management, &BTreeMap::new()).await;
     }
     Failure::new(Exit::Failed, error)

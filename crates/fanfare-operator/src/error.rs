@@ -23,13 +23,22 @@ pub enum AskError {
     #[error("coordinators do not tell: {0}")]
     Refused(String),
     /// Coordinators that listen have not answered.
-    #[error(
-        "no coordinator has answered within {waited:?}: they may be of a version that cannot, or the broker may be slow; ask again"
-    )]
+    #[error("no coordinator has answered within {waited:?}: {}", silence(*.blocked))]
     NoAnswer {
         /// How long they had.
         waited: Duration,
+        /// Whether the broker takes no messages, being short of memory or disk: neither the question nor answers.
+        blocked: bool,
     },
+}
+
+/// Why nobody may have answered, and what to do.
+const fn silence(blocked: bool) -> &'static str {
+    if blocked {
+        "the broker takes no messages, being short of memory or disk; see `rabbitmq-diagnostics alarms`"
+    } else {
+        "they may be of a version that cannot, or the broker may be slow; ask again"
+    }
 }
 
 impl AskError {
