@@ -1,13 +1,14 @@
 //! `fanfare status`: which fan-outs are open, or have ended lately.
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use fanfare::{
-    EndedBy, Environment, FanOutState, FanOutStatus, Fanfare, Heard, Roll, ServiceName, Sort, Source, Status,
-    StatusQuery, System, WireTime,
+    Cid, EndedBy, Environment, FanOutState, FanOutStatus, Fanfare, Heard, Roll, ServiceName, Sort, Source,
+    Status, StatusQuery, System, WireTime,
 };
 
 use crate::durations;
@@ -27,6 +28,9 @@ Asks all coordinators, which have 3 s. Where one that the broker knows does not 
 standard error says so, and who has answered: what the other holds is missing. RabbitMQ's management
 API tells its name, where that answers; --watch knows it, where it has answered before. Fan-outs that
 wait for a coordinator are known to none; `fanfare doctor` counts them.
+
+On a terminal, long sources and states are cut to fit its width, and so are runs where no two of those
+shown have the same CID; --json and `fanfare explain CID` show them whole. A CID is never cut.
 
 Examples:
   fanfare status
@@ -158,7 +162,8 @@ impl Asking<'_> {
             print_json(&status)?;
         } else {
             let now = WireTime::from(System.now());
-            print(format_args!("{before}{}", shown(&status, self.query.ended, now).join("\n")))?;
+            let lines = shown(&status, self.query.ended, now, table::terminal_width());
+            print(format_args!("{before}{}", lines.join("\n")))?;
         }
         if let Some(shortfall) = status.coordinators.shortfall() {
             say(format_args!("warning: {shortfall}; what the others hold is missing here"));
@@ -173,13 +178,19 @@ impl Asking<'_> {
     }
 }
 
-fn shown(status: &Status, ended: bool, now: WireTime) -> Vec<String> {
+fn shown(status: &Status, ended: bool, now: WireTime, width: Option<usize>) -> Vec<String> {
     let last = if ended { ["ENDED", "BY"] } else { ["DEADLINE", "STATE"] };
     let header = ["CID", "RUN", "SOURCE", "AGE", "DONE", "FAILED"].into_iter().chain(last);
     let rows: Vec<Vec<String>> = std::iter::once(header.map(str::to_owned).collect())
         .chain(status.fan_outs.iter().map(|fan_out| row(fan_out, now)))
         .collect();
-    let mut lines = table::lines(&rows);
+    // A run is to be copied only where several have the same CID.
+    let cids: BTreeSet<&Cid> = status.fan_outs.iter().map(|fan_out| &fan_out.cid).collect();
+    let may_be_cut: &[&str] = match cids.len() == status.fan_outs.len() {
+        true => &["RUN", "SOURCE", "STATE", "BY"],
+        false => &["SOURCE", "STATE", "BY"],
+    };
+    let mut lines = table::fitted(&rows, width, may_be_cut);
     match status.matching.saturating_sub(status.fan_outs.len()) {
         0 => {}
         more => lines.push(format!("and {more} more")),
@@ -232,7 +243,7 @@ pub(crate) const fn state_shown(state: &FanOutState) -> &'static str {
 mod tests {
     use std::collections::BTreeMap;
 
-    use fanfare::{Cid, Coordinators};
+    use fanfare::Coordinators;
 
     use super::*;
 
@@ -267,7 +278,7 @@ mod tests {
             fan_out(FanOutState::Opening, None),
         ];
         assert_eq!(
-            shown(&status(fan_outs, 5), false, time(1_090)),
+            shown(&status(fan_outs, 5), false, time(1_090), None),
             [
                 "CID  RUN                               SOURCE  AGE      DONE  FAILED  DEADLINE  STATE",
                 "c-1  0123456789abcdef0123456789abcdef  shop    1m 30s  2/3   1       in 1m     waits for targets",
@@ -280,10 +291,21 @@ mod tests {
     }
 
     #[test]
+    fn run_is_cut_for_a_narrow_terminal_only_where_the_cid_tells_fan_outs_apart() {
+        let one = || fan_out(FanOutState::Gathering, None);
+        let row = |fan_outs: Vec<_>| shown(&status(fan_outs, 0), false, time(1_090), Some(86)).swap_remove(1);
+        let cut = "c-1  0123456789abcdef01234…  shop    1m 30s  2/3   1       none      waits for targets";
+        assert_eq!(row(vec![one()]), cut);
+        let whole = row(vec![one(), one()]);
+        assert!(whole.starts_with("c-1  0123456789abcdef0123456789abcdef  shop  "), "{whole}");
+        assert!(whole.ends_with("  waits …"), "{whole}");
+    }
+
+    #[test]
     fn those_that_have_ended_tell_when_and_by_what() {
         let ended = |by| FanOutState::Ended { ended_utc: time(1_060), missing: 1, ended_by: by };
         let fan_outs = vec![fan_out(ended(Some(EndedBy::Deadline)), None), fan_out(ended(None), None)];
-        let lines = shown(&status(fan_outs, 2), true, time(1_090));
+        let lines = shown(&status(fan_outs, 2), true, time(1_090), None);
         assert!(lines[0].ends_with("FAILED  ENDED    BY"), "{lines:?}");
         assert!(lines[1].ends_with("1       30s ago  deadline"), "{lines:?}");
         assert!(lines[2].ends_with("1       30s ago  all targets"), "{lines:?}");
