@@ -3,6 +3,10 @@ use std::time::Duration;
 use fanfare_broker::{BrokerError, PublishError};
 use fanfare_protocol::Prefix;
 
+/// What to say where the broker takes no messages.
+pub(crate) const PRESSED: &str =
+    "the broker takes no messages, being short of memory or disk; see `rabbitmq-diagnostics alarms`";
+
 /// What an operator asked was not answered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -35,7 +39,7 @@ pub enum AskError {
 /// Why nobody may have answered, and what to do.
 const fn silence(blocked: bool) -> &'static str {
     if blocked {
-        "the broker takes no messages, being short of memory or disk; see `rabbitmq-diagnostics alarms`"
+        PRESSED
     } else {
         "they may be of a version that cannot, or the broker may be slow; ask again"
     }
