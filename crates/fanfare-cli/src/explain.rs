@@ -195,6 +195,7 @@ mod tests {
         }];
         Explanation {
             cid: status.cid.clone(),
+            run: None,
             matching: 1,
             fan_outs: vec![Told { status, missing, responded: vec![], failures }],
             queues: BTreeMap::new(),

@@ -26,10 +26,8 @@ impl Explanation {
         if self.fan_outs.is_empty() {
             advice.extend(self.of_nothing(names));
         }
-        for fan_out in &self.fan_outs {
-            advice.extend(of_state(fan_out));
-            advice.extend(self.of_missing(fan_out, names));
-        }
+        advice.extend(self.fan_outs.iter().filter_map(of_state));
+        advice.extend(self.of_missing(names));
         advice.extend(self.of_parked());
         advice
     }
@@ -81,15 +79,19 @@ impl Explanation {
             true => ("no coordinator", ""),
             false => ("no coordinator that has told", " one that has not may hold it,"),
         };
+        let (what, given) = match self.run {
+            Some(run) => (format!("run {run} of {cid}"), "CID, run"),
+            None => (cid.to_string(), "CID"),
+        };
         Some(format!(
-            "{who} knows {cid}:{held} it has ended longer ago than coordinators remember{fanin}{parked}, or it was never accepted; \
-             see that CID and --prefix are right, and that it was invoked with as many --shards as the coordinators have{shard}"
+            "{who} knows {what}:{held} it has ended longer ago than coordinators remember{fanin}{parked}, or it was never accepted; \
+             see that {given} and --prefix are right, and that it was invoked with as many --shards as the coordinators have{shard}"
         ))
     }
 
-    fn of_missing(&self, fan_out: &Told, names: &QueueNames) -> Vec<String> {
+    fn of_missing(&self, names: &QueueNames) -> Vec<String> {
         let mut services: BTreeMap<&ServiceName, Vec<&MissingFrom>> = BTreeMap::new();
-        for target in &fan_out.missing {
+        for target in self.fan_outs.iter().flat_map(|fan_out| &fan_out.missing) {
             services.entry(&target.target.service).or_default().push(target);
         }
         let advice = services.into_iter().flat_map(|(service, targets)| {
@@ -131,23 +133,29 @@ impl Explanation {
                  the fan-out before"
             )),
         }
+        let retrying = match self.retries_waiting {
+            Some(0) => None,
+            Some(waiting) => Some(format!("are among the {waiting} messages that wait for another attempt,")),
+            None => Some("wait for another attempt,".to_owned()),
+        };
         match count(|at| *at == Whereabouts::Handed) {
             0 => {}
             missing => advice.push(format!(
                 "{missing} targets of {service} were handed to one of {consumers} consumers of `{name}`, and none says that it \
-                 runs them: they wait there for their turn, run at a worker that does not tell, are among the {} messages that \
-                 wait for another attempt, or are lost; what is lost fails at the deadline, and `fanfare cancel` ends the \
-                 fan-out before",
-                self.retries_waiting.unwrap_or_default()
+                 runs them: they wait there for their turn, run at a worker that does not tell,{} or are lost; what is lost \
+                 fails at the deadline, and `fanfare cancel` ends the fan-out before",
+                retrying.as_ref().map(|retrying| format!(" {retrying}")).unwrap_or_default()
             )),
         }
         match count(|at| *at == Whereabouts::Elsewhere) {
             0 => {}
             missing => advice.push(format!(
-                "{missing} targets of {service} are not in `{name}`, which is empty, and nobody consumes it: they are among the {} messages \
-                 that wait for another attempt, for which a worker has to be started, or are lost; what is lost fails at the deadline, and \
-                 `fanfare cancel` ends the fan-out before",
-                self.retries_waiting.unwrap_or_default()
+                "{missing} targets of {service} are not in `{name}`, which is empty, and nobody consumes it: they {} or are lost; what \
+                 is lost fails at the deadline, and `fanfare cancel` ends the fan-out before",
+                match &retrying {
+                    Some(retrying) => format!("{retrying} for which a worker has to be started,"),
+                    None => "were on their way when this looked,".to_owned(),
+                }
             )),
         }
         match count(|at| *at == Whereabouts::Unknown) {
