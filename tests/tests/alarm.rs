@@ -4,10 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare_broker::{Broker, System};
+use fanfare_operator::{AskError, ParkedQuery, ReplayError};
+use fanfare_protocol::{Message, StatusQuery, WireTime};
 use fanfare_publisher::{CancelError, Fanout, InvokeError, Publisher, Target};
-use fanfare_tests::{Operator, Stack, eventually, run};
+use fanfare_tests::{Operator, PATIENCE, Stack, eventually, run};
 use fanfare_worker::{Context, service};
 use tokio::sync::Semaphore;
+use uuid::Uuid;
 
 const TARGETS: usize = 5;
 
@@ -70,6 +73,15 @@ async fn alarm(stack: Stack, operator: Operator) {
     let unknown = refused.cancel(&hanging).await.expect_err("nobody hears of it");
     assert!(matches!(unknown, CancelError::Unanswered { blocked: true, .. }), "{unknown:?}");
 
+    let asking = stack.operator(Duration::from_secs(2));
+    for error in [
+        asking.status(&StatusQuery::default()).await.expect_err("nobody hears of it"),
+        asking.explain(&hanging.cid, None, 1).await.expect_err("nobody hears of it"),
+    ] {
+        assert!(matches!(error, AskError::NoAnswer { blocked: true, .. }), "{error:?}");
+        assert!(error.to_string().contains("short of memory or disk"), "{error}");
+    }
+
     operator.control(&["set_vm_memory_high_watermark", "0.4"]).await;
     refused.cancel(&hanging).await.expect("it is cancelled, now or by what was asked before");
     assert_eq!(cancelled.next_final().await.failures().count(), 1);
@@ -81,6 +93,34 @@ async fn alarm(stack: Stack, operator: Operator) {
     stack.ended([&open, &after, &hanging], coordinator).await;
     assert_eq!(done.rest().await, []);
     assert_eq!(parked.rest().await, []);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_to_be_put_back_meanwhile_stays_parked_and_says_why() {
+    Operator::run(async |operator| {
+        run(Stack::at(operator.url().to_owned()), async |stack| put_back(stack, operator).await).await;
+    })
+    .await;
+}
+
+async fn put_back(stack: Stack, operator: Operator) {
+    let queue = stack.declare_service("my.target").await;
+    let parked = stack.names().parked();
+    stack.bystander().declare(&parked).await.expect("it is declared");
+    for id in [1, 2] {
+        let message = Message { body: "1".into(), ..Message::default() };
+        let at = WireTime::from_timestamp(1_000).expect("a time");
+        stack.publish(&parked.name, message.parked(&queue, "why", at, Uuid::from_u128(id))).await;
+    }
+    operator.control(&["set_vm_memory_high_watermark", "0.0000001"]).await;
+    let asking = stack.operator(PATIENCE);
+    let replayed = tokio::time::timeout(PATIENCE, asking.replay(&ParkedQuery::default())).await;
+    let replayed = replayed.expect("the wait has a bound").expect("what is parked can be looked at");
+    let [first, second] = &replayed[..] else { panic!("{replayed:?}") };
+    assert!(matches!(first.outcome, Err(ReplayError::Unconfirmed { blocked: true, .. })), "{first:?}");
+    assert!(matches!(second.outcome, Err(ReplayError::Untried)), "{second:?}");
+    operator.control(&["set_vm_memory_high_watermark", "0.4"]).await;
+    assert_eq!(asking.purge(&ParkedQuery::default()).await.expect("both are there").len(), 2);
 }
 
 fn fan_out(publisher: &Publisher) -> Fanout {

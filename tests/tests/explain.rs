@@ -20,7 +20,9 @@ on_both_brokers!(
     a_fan_out_that_has_ended_is_told_of_with_its_failures,
     a_fan_out_that_ends_is_told_of_all_the_while,
     a_fan_out_that_waits_for_a_coordinator_is_told_from_one_that_is_not_known,
+    a_coordinator_that_does_not_answer_may_hold_what_the_others_do_not_know,
     a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of,
+    a_target_that_nobody_shows_is_told_of_with_where_it_may_be,
     only_the_run_that_is_meant_is_told_of,
 );
 
@@ -31,6 +33,7 @@ in_shards!(
     a_fan_out_that_has_ended_is_told_of_with_its_failures,
     a_fan_out_that_ends_is_told_of_all_the_while,
     a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of,
+    a_target_that_nobody_shows_is_told_of_with_where_it_may_be,
     only_the_run_that_is_meant_is_told_of,
     a_fan_out_that_waits_in_its_shard_is_told_from_one_that_is_not_known,
 );
@@ -238,6 +241,23 @@ async fn a_fan_out_that_waits_for_a_coordinator_is_told_from_one_that_is_not_kno
     }
 }
 
+async fn a_coordinator_that_does_not_answer_may_hold_what_the_others_do_not_know(stack: Stack) {
+    let _coordinator = stack.coordinator();
+    stack.exchange_is_heard(&stack.names().coordinators()).await;
+    // To the broker, whoever consumes the dead letters is a coordinator.
+    let _deaf = stack.record_queue(&stack.names().dead().name).await;
+    stack.queue_has(&stack.names().dead().name, "two consumers", |dead| dead.consumers == 2).await;
+    let unknown: Cid = "unknown".parse().expect("a CID");
+    let none = stack.operator(SHORT).explain(&unknown, None, 1).await.expect("one of them tells");
+    assert!(none.matching == 0 && !none.coordinators.are_all(), "{none:?}");
+    let expected = [
+        "1 of 2 coordinators did not answer in time",
+        "restart one that stays silent",
+        "no coordinator that has told knows unknown: one that has not may hold it",
+    ];
+    advises(&none, &stack, &expected);
+}
+
 async fn a_fan_out_that_waits_in_its_shard_is_told_from_one_that_is_not_known(stack: Stack) {
     let mut done = stack.record("my.done").await;
     stack.declare_service("nobody").await;
@@ -298,6 +318,28 @@ async fn a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of(stack: St
     assert_eq!((followed.matching, followed.parked.len()), (1, 0));
 }
 
+async fn a_target_that_nobody_shows_is_told_of_with_where_it_may_be(stack: Stack) {
+    let _done = stack.record("my.done").await;
+    let mut handed = stack.record("handed").await;
+    let emptied = stack.declare_service("emptied").await;
+    let _coordinator = stack.coordinator();
+    let publisher = stack.publisher();
+    let accepted = invoke(publisher.fanout("my.source").target("handed", 1).target("emptied", 1)).await;
+    handed.next().await;
+    stack.bystander().delete(&emptied).await.expect("it is deleted");
+    stack.declare_service("emptied").await;
+    let operator = stack.operator(SHORT);
+    let explanation = explained(&operator, &accepted.cid, None, |it| it.matching == 1).await;
+    assert_eq!(at(one(&explanation), "handed"), &Whereabouts::Handed);
+    assert_eq!(at(one(&explanation), "emptied"), &Whereabouts::Elsewhere);
+    let expected = [
+        "they wait there for their turn, run at a worker that does not tell, or are lost;",
+        "they were on their way when this looked, or are lost;",
+    ];
+    advises(&explanation, &stack, &expected);
+    publisher.cancel(&accepted).await.expect("it is cancelled");
+}
+
 async fn only_the_run_that_is_meant_is_told_of(stack: Stack) {
     let _done = stack.record("my.done").await;
     stack.declare_service("nobody").await;
@@ -308,6 +350,11 @@ async fn only_the_run_that_is_meant_is_told_of(stack: Stack) {
     let operator = stack.operator(PATIENCE);
     let both = explained(&operator, &first.cid, None, |explanation| explanation.matching == 2).await;
     assert_eq!(both.fan_outs.len(), 2);
+    advises(&both, &stack, &["2 messages wait (2 of the missing targets above)"]);
+    assert_eq!(both.advice(stack.names()).len(), 1, "it is one queue for both");
+    let another = "0123456789abcdef0123456789abcdef".parse().expect("a run");
+    let none = operator.explain(&first.cid, Some(another), 1).await.expect("it is told");
+    advises(&none, &stack, &[&format!("no coordinator knows run {another} of mine: ")]);
     for accepted in [first, second] {
         let one_of_them = operator.explain(&accepted.cid, Some(accepted.run), 1).await.expect("it is told");
         assert_eq!(one(&one_of_them).status.run, accepted.run);

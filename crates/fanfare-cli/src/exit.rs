@@ -23,7 +23,8 @@ pub(crate) enum Exit {
     NoBroker = 3,
     /// The fan-out was not accepted: no callback will come.
     NotAccepted = 4,
-    /// Whether the fan-out was accepted, or cancelled, is unknown, or this user may not look at something.
+    /// Whether the fan-out was accepted, or cancelled, or is known to a coordinator, is unknown, or this user may not look at
+    /// something.
     Unknown = 5,
     /// The wait ended without the final payload. The fan-out goes on.
     TimedOut = 6,

@@ -7,8 +7,10 @@ use fanfare::{
 };
 
 use crate::exit::{Exit, Failure, print};
+use crate::management::ManagementUrl;
 use crate::settings::Settings;
-use crate::status::{not_told, state_shown};
+use crate::silent;
+use crate::status::state_shown;
 use crate::table::{self, plain, rounded};
 
 #[derive(Debug, Args)]
@@ -16,13 +18,16 @@ use crate::table::{self, plain, rounded};
 Asks coordinators which targets are missing, workers which of them they run or are to run again,
 and looks at the queues of their services and at the parked messages; where no coordinator knows
 the fan-out, also at its shard, if --shards says how many there are. Those who are asked have
-3 s each. Nothing is changed. Below the targets stands what to do, marked with ->.
+3 s each. Nothing is changed. Below the targets stands what to do, marked with ->. A coordinator
+that the broker knows and that does not answer is named, where RabbitMQ's management API tells who
+it is: it may hold a fan-out that the others do not know.
 
 Examples:
   fanfare explain 01a21a8364fd77369b3971990fa1a5cb
   fanfare explain nightly-7 --run 4ccd5b05ab9b4cc38f20f82bfb58dfc3 --json
 
-Exit codes: 0 told; 1 no coordinator tells, or none knows it; 2 bad input; 3 no broker")]
+Exit codes: 0 told; 1 no coordinator tells, or all tell and none knows it; 2 bad input; 3 no broker;
+5 none of those that tell knows it, and one that does not may")]
 pub(crate) struct ExplainArguments {
     /// The correlation ID, as `fanfare invoke` prints it
     #[arg(value_name = "CID")]
@@ -36,17 +41,27 @@ pub(crate) struct ExplainArguments {
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u16).range(1..=1000))]
     limit: u16,
 
+    /// RabbitMQ's management API, which alone tells who does not answer [default: port 15672 of the broker, unless that is
+    /// reached through TLS]
+    #[arg(long, env = "FANFARE_MANAGEMENT", value_name = "URL")]
+    management: Option<ManagementUrl>,
+
     /// Prints one line of JSON in place of the text
     #[arg(long)]
     json: bool,
 }
 
 pub(crate) async fn run(arguments: ExplainArguments, settings: &Settings) -> Result<Exit, Failure> {
-    let ExplainArguments { cid, run, limit, json } = arguments;
+    let ExplainArguments { cid, run, limit, management, json } = arguments;
     let fanfare = settings.fanfare("explain")?;
+    let management = settings.management(management.as_ref())?;
     let outcome = match settings.operator(&fanfare).explain(&cid, run, limit.into()).await {
-        Ok(explanation) => told(&explanation, fanfare.names(), json),
-        Err(error) => Err(not_told(&fanfare, error).await),
+        Ok(explanation) => {
+            let outcome = told(&explanation, fanfare.names(), json);
+            silent::name_missing(&fanfare, management.as_ref(), &explanation.coordinators).await;
+            outcome
+        }
+        Err(error) => Err(silent::not_told(&fanfare, management.as_ref(), error).await),
     };
     fanfare.close().await;
     outcome
@@ -62,7 +77,11 @@ fn told(explanation: &Explanation, names: &QueueNames, json: bool) -> Result<Exi
     } else {
         shown(explanation, &advice, System.now().into()).into_iter().try_for_each(print)?;
     }
-    Ok(if explanation.fan_outs.is_empty() { Exit::Failed } else { Exit::Done })
+    Ok(match explanation.coordinators.are_all() {
+        _ if !explanation.fan_outs.is_empty() => Exit::Done,
+        true => Exit::Failed,
+        false => Exit::Unknown,
+    })
 }
 
 fn shown(explanation: &Explanation, advice: &[String], now: WireTime) -> Vec<String> {
@@ -176,6 +195,7 @@ mod tests {
         }];
         Explanation {
             cid: status.cid.clone(),
+            run: None,
             matching: 1,
             fan_outs: vec![Told { status, missing, responded: vec![], failures }],
             queues: BTreeMap::new(),

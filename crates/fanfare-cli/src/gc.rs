@@ -16,15 +16,15 @@ use crate::durations;
 use crate::exit::{self, Exit, Failure, print, print_json, say};
 use crate::management::{Management, ManagementUrl, WITHOUT_TLS};
 use crate::settings::Settings;
-use crate::status::not_told;
+use crate::silent;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
 A publisher that dies before its manifest is published leaves its aggregation queue behind, which
 goes by itself after seven days. This lists such queues, and with --yes removes them. It never
 touches one whose fan-out is open at a coordinator, whose manifest is parked, or which somebody
-consumes; and nothing at all while a coordinator does not answer, or manifests wait for one. With
---yes it looks twice, --min-age apart, and removes what was nobody's both times.
+consumes; and nothing at all while a coordinator does not answer, which it names, or manifests wait
+for one. With --yes it looks twice, --min-age apart, and removes what was nobody's both times.
 
 It needs RabbitMQ's management API, which alone lists queues, and a user with the tag management.
 
@@ -89,8 +89,7 @@ pub(crate) async fn run(arguments: GcArguments, settings: &Settings) -> Result<E
     let min_age = arguments.min_age.unwrap_or(time_limit.saturating_mul(2));
     let fanfare = settings.fanfare("gc")?;
     let management = settings
-        .broker_address()?
-        .and_then(|broker| Management::of(&broker, arguments.management.as_ref()))
+        .management(arguments.management.as_ref())?
         .ok_or_else(|| Failure::new(Exit::Failed, anyhow!(WITHOUT_TLS)))?;
     let outcome = match (arguments.payloads, arguments.yes) {
         (Some(idle_for), _) => payloads::list(&fanfare, &management, idle_for, arguments.json).await,
@@ -191,9 +190,10 @@ async fn look(fanfare: &Fanfare, management: &Management) -> Result<Vec<Leftover
         let waiting = fanfare.broker().inspect(&fanin).await.ok().flatten().map(|fanin| fanin.messages);
         let explanation = match fanfare.operator().explain(&cid, Some(run), 0).await {
             Ok(explanation) => explanation,
-            Err(error) => return Err(not_told(fanfare, error).await),
+            Err(error) => return Err(silent::not_told(fanfare, Some(management), error).await),
         };
         if let Some(reason) = undecidable(&explanation, waiting, &fanin) {
+            silent::name_missing(fanfare, Some(management), &explanation.coordinators).await;
             return Err(Failure::new(
                 Exit::Failed,
                 anyhow!("whose queues these are cannot be told: {reason}"),

@@ -31,6 +31,7 @@ mod parked;
 mod services;
 mod settings;
 mod signals;
+mod silent;
 mod status;
 mod table;
 mod variables;

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use axum::Router;
-use axum::extract::{Path, State};
+use axum::extract::{RawQuery, State};
 use axum::http::{StatusCode, header};
 use axum::middleware;
 use axum::response::{IntoResponse, Response};
@@ -155,7 +155,7 @@ fn routes(served: Served) -> Router {
         .route("/readyz", get(readiness))
         .route("/api/state", get(state));
     if served.subject.operator.is_some() {
-        routes = routes.route("/", get(page::page)).route("/api/fan-outs/{cid}/{run}", get(fan_out));
+        routes = routes.route("/", get(page::page)).route("/api/fan-out", get(fan_out));
         // A coordinator's own user may not look at what is parked.
         if served.subject.coordinator.is_none() {
             routes = routes.route("/api/parked", get(parked));
@@ -194,9 +194,15 @@ async fn state(State(served): State<Served>) -> Response {
     told(looks.at("state".to_owned(), PAUSE, look).await)
 }
 
-async fn fan_out(State(served): State<Served>, Path((cid, run)): Path<(String, String)>) -> Response {
+/// Named by a query: browsers and proxies take a CID such as `..` out of a path.
+async fn fan_out(State(served): State<Served>, RawQuery(query): RawQuery) -> Response {
     let Served { subject, looks, .. } = served;
-    let (Ok(cid), Ok(run)) = (Cid::new(cid), run.parse::<RunId>()) else {
+    let query = query.unwrap_or_default();
+    let value =
+        |name: &str| form_urlencoded::parse(query.as_bytes()).find(|(key, _)| key == name).map(|it| it.1);
+    let cid = value("cid").and_then(|cid| Cid::new(cid).ok());
+    let run = value("run").and_then(|run| run.parse::<RunId>().ok());
+    let (Some(cid), Some(run)) = (cid, run) else {
         return plain(StatusCode::NOT_FOUND, "no fan-out has this CID and run\n".to_owned());
     };
     let what = format!("{cid} {run}");

@@ -26,7 +26,8 @@ const BODY_SHOWN: usize = 4096;
 A message is parked where nothing else can be done with it: a callback whose service fails, a
 message that cannot be read, a request that kills its workers. To list or show them changes
 nothing. `replay` puts each back where it came from, with all of its attempts before it, and takes
-it away here when its queue has confirmed it.
+it away here when its queue has confirmed it. On a terminal, `list` cuts reasons and queues to fit its
+width; `show` and --json have all of them.
 
 Examples:
   fanfare parked list
@@ -154,7 +155,7 @@ async fn list(fanfare: &Fanfare, query: &ParkedQuery, limit: usize, json: bool) 
         print_json(&found)?;
     } else {
         let now = WireTime::from(System.now());
-        listed(&found, now).into_iter().try_for_each(print)?;
+        listed(&found, now, table::terminal_width()).into_iter().try_for_each(print)?;
     }
     if found.unseen > 0 {
         let unseen = found.unseen;
@@ -165,7 +166,7 @@ async fn list(fanfare: &Fanfare, query: &ParkedQuery, limit: usize, json: bool) 
     Ok(Exit::Done)
 }
 
-fn listed(found: &ParkedMessages, now: WireTime) -> Vec<String> {
+fn listed(found: &ParkedMessages, now: WireTime, width: Option<usize>) -> Vec<String> {
     let header = ["ID", "AGE", "FROM", "CID", "REASON"].map(str::to_owned).to_vec();
     let rows = found.messages.iter().map(|parked| {
         let age = parked.parked_at.and_then(|at| (now.to_utc() - at.to_utc()).to_std().ok());
@@ -180,7 +181,8 @@ fn listed(found: &ParkedMessages, now: WireTime) -> Vec<String> {
             plain(&parked.reason),
         ]
     });
-    let mut lines = table::lines(&std::iter::once(header).chain(rows).collect::<Vec<_>>());
+    let rows: Vec<_> = std::iter::once(header).chain(rows).collect();
+    let mut lines = table::fitted(&rows, width, &["FROM", "REASON"]);
     match found.matching.saturating_sub(found.messages.len()) {
         0 => {}
         more => lines.push(format!("and {more} more")),
@@ -346,7 +348,7 @@ mod tests {
     fn those_that_are_parked_are_a_table_and_those_left_out_are_counted() {
         let found = ParkedMessages { matching: 3, unseen: 0, messages: vec![parked()] };
         assert_eq!(
-            listed(&found, WireTime::from_timestamp(1_061).unwrap()),
+            listed(&found, WireTime::from_timestamp(1_061).unwrap(), None),
             [
                 "ID                AGE    FROM         CID  REASON",
                 "1f0c9d2b7a6e5f43  1m 1s  price.quote  -    no\\u{1b}[2J price",

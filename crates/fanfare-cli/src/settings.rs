@@ -17,6 +17,7 @@ use crate::arguments::Shared;
 use crate::configuration::{self, Broker, Configuration, ConfigurationError};
 use crate::exit::Failure;
 use crate::logging::Format;
+use crate::management::{Management, ManagementUrl};
 use crate::table::shown;
 use crate::{identity, logging, services};
 
@@ -93,6 +94,11 @@ impl Settings {
             Some(Password(password)) => address.with_password(password),
             None => address,
         }))
+    }
+
+    /// The management API of the broker, at a URL where that is given. None where it is not to be asked.
+    pub(crate) fn management(&self, url: Option<&ManagementUrl>) -> Result<Option<Management>, Failure> {
+        Ok(self.broker_address()?.and_then(|broker| Management::of(&broker, url)))
     }
 
     /// A handle that connects when it is first used.

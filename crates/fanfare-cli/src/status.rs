@@ -7,16 +7,16 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use fanfare::{
-    AskError, EndedBy, Environment, FanOutState, FanOutStatus, Fanfare, Heard, Roll, ServiceName, Sort,
-    Source, Status, StatusQuery, System, WireTime,
+    Cid, EndedBy, Environment, FanOutState, FanOutStatus, Fanfare, Heard, Roll, ServiceName, Sort, Source,
+    Status, StatusQuery, System, WireTime,
 };
 
 use crate::durations;
-use crate::exit::{self, Exit, Failure, is_read, print, print_json, say};
-use crate::identity;
-use crate::management::{Management, ManagementUrl, WITHOUT_TLS};
+use crate::exit::{Exit, Failure, is_read, print, print_json, say};
+use crate::management::{Management, ManagementUrl};
 use crate::settings::Settings;
 use crate::signals::Signals;
+use crate::silent;
 use crate::table;
 
 /// Clears a terminal.
@@ -28,6 +28,9 @@ Asks all coordinators, which have 3 s. Where one that the broker knows does not 
 standard error says so, and who has answered: what the other holds is missing. RabbitMQ's management
 API tells its name, where that answers; --watch knows it, where it has answered before. Fan-outs that
 wait for a coordinator are known to none; `fanfare doctor` counts them.
+
+On a terminal, long sources and states are cut to fit its width, and so are runs where no two of those
+shown have the same CID; --json and `fanfare explain CID` show them whole. A CID is never cut.
 
 Examples:
   fanfare status
@@ -107,8 +110,7 @@ pub(crate) async fn run(arguments: StatusArguments, settings: &Settings) -> Resu
         limit: limit.into(),
     };
     let fanfare = settings.fanfare("status")?;
-    let management =
-        settings.broker_address()?.and_then(|broker| Management::of(&broker, management.as_ref()));
+    let management = settings.management(management.as_ref())?;
     let asking = Asking { fanfare: &fanfare, query: &query, json, management: management.as_ref() };
     let outcome = match watch {
         None => asking.tell("", &mut Roll::default()).await,
@@ -150,78 +152,45 @@ impl Asking<'_> {
     async fn tell(&self, before: &str, roll: &mut Roll) -> Result<Exit, Failure> {
         let told = self.fanfare.operator().status(self.query).await;
         let heard = told.as_ref().map(|status| status.coordinators.heard.clone()).unwrap_or_default();
-        let names: BTreeSet<String> = heard.values().cloned().collect();
         let known = roll.call(heard, WireTime::from(System.now()));
-        let silent: Vec<_> = known.into_iter().filter(|heard| !heard.answers).collect();
+        let remembered: Vec<_> = known.into_iter().filter(|heard| !heard.answers).collect();
         let status = match told {
             Ok(status) => status,
-            Err(error) => {
-                if matches!(error, AskError::NoAnswer { .. }) {
-                    self.name_silent(&names).await;
-                }
-                return Err(not_told(self.fanfare, error).await);
-            }
+            Err(error) => return Err(silent::not_told(self.fanfare, self.management, error).await),
         };
         if self.json {
             print_json(&status)?;
         } else {
             let now = WireTime::from(System.now());
-            print(format_args!("{before}{}", shown(&status, self.query.ended, now).join("\n")))?;
+            let lines = shown(&status, self.query.ended, now, table::terminal_width());
+            print(format_args!("{before}{}", lines.join("\n")))?;
         }
         if let Some(shortfall) = status.coordinators.shortfall() {
             say(format_args!("warning: {shortfall}; what the others hold is missing here"));
         }
-        if status.coordinators.silent.is_some_and(|count| count > silent.len()) {
-            self.name_silent(&names).await;
+        if status.coordinators.silent.is_some_and(|count| count > remembered.len()) {
+            silent::name(self.fanfare, self.management, &status.coordinators.heard).await;
         }
-        for Heard { name, last_utc, .. } in silent {
+        for Heard { name, last_utc, .. } in remembered {
             say(format_args!("warning: coordinator {name} has not answered since {last_utc} UTC"));
         }
         Ok(Exit::Done)
     }
-
-    /// Tells who is connected and not among those who have answered, or why nobody knows.
-    async fn name_silent(&self, heard: &BTreeSet<String>) {
-        let tags = match self.management {
-            Some(management) => management.consumer_tags(&self.fanfare.names().dead().name).await,
-            None => Err(WITHOUT_TLS.to_owned()),
-        };
-        match tags.map(|tags| unheard(&tags, heard)) {
-            Ok(names) if names.is_empty() => say(
-                "warning: who did not answer is not known: it is no `fanfare coordinator`, or is of an earlier version",
-            ),
-            Ok(names) => {
-                for name in names {
-                    say(format_args!("warning: coordinator {name} did not answer"));
-                }
-            }
-            Err(reason) => say(format_args!("warning: who did not answer is not known: {reason}")),
-        }
-    }
 }
 
-/// The coordinators among those who consume the dead letters, as all do, that have not answered.
-fn unheard(tags: &[String], heard: &BTreeSet<String>) -> BTreeSet<String> {
-    let names = tags.iter().filter_map(|tag| identity::of_consumer(tag, "coordinator"));
-    names.filter(|name| !heard.contains(*name)).map(str::to_owned).collect()
-}
-
-/// Why an operator was told nothing.
-pub(crate) async fn not_told(fanfare: &Fanfare, error: AskError) -> Failure {
-    if error.is_unreachable() {
-        let failure = exit::without_broker(fanfare).await;
-        return failure.unwrap_or_else(|| Failure::new(Exit::NoBroker, error));
-    }
-    Failure::new(Exit::Failed, error)
-}
-
-fn shown(status: &Status, ended: bool, now: WireTime) -> Vec<String> {
+fn shown(status: &Status, ended: bool, now: WireTime, width: Option<usize>) -> Vec<String> {
     let last = if ended { ["ENDED", "BY"] } else { ["DEADLINE", "STATE"] };
     let header = ["CID", "RUN", "SOURCE", "AGE", "DONE", "FAILED"].into_iter().chain(last);
     let rows: Vec<Vec<String>> = std::iter::once(header.map(str::to_owned).collect())
         .chain(status.fan_outs.iter().map(|fan_out| row(fan_out, now)))
         .collect();
-    let mut lines = table::lines(&rows);
+    // A run is to be copied only where several have the same CID.
+    let cids: BTreeSet<&Cid> = status.fan_outs.iter().map(|fan_out| &fan_out.cid).collect();
+    let may_be_cut: &[&str] = match cids.len() == status.fan_outs.len() {
+        true => &["RUN", "SOURCE", "STATE", "BY"],
+        false => &["SOURCE", "STATE", "BY"],
+    };
+    let mut lines = table::fitted(&rows, width, may_be_cut);
     match status.matching.saturating_sub(status.fan_outs.len()) {
         0 => {}
         more => lines.push(format!("and {more} more")),
@@ -274,7 +243,7 @@ pub(crate) const fn state_shown(state: &FanOutState) -> &'static str {
 mod tests {
     use std::collections::BTreeMap;
 
-    use fanfare::{Cid, Coordinators};
+    use fanfare::Coordinators;
 
     use super::*;
 
@@ -302,13 +271,6 @@ mod tests {
     }
 
     #[test]
-    fn who_is_connected_and_has_not_answered_is_named() {
-        let tags = ["fanfare coordinator host:1 4", "fanfare coordinator host:2 0", "orders 7", "amq.ctag-x"];
-        let heard = BTreeSet::from(["host:1".to_owned()]);
-        assert_eq!(unheard(&tags.map(str::to_owned), &heard), BTreeSet::from(["host:2".to_owned()]));
-    }
-
-    #[test]
     fn open_fan_outs_are_a_table_and_those_left_out_are_counted() {
         let fan_outs = vec![
             fan_out(FanOutState::Gathering, Some(1_150)),
@@ -316,7 +278,7 @@ mod tests {
             fan_out(FanOutState::Opening, None),
         ];
         assert_eq!(
-            shown(&status(fan_outs, 5), false, time(1_090)),
+            shown(&status(fan_outs, 5), false, time(1_090), None),
             [
                 "CID  RUN                               SOURCE  AGE      DONE  FAILED  DEADLINE  STATE",
                 "c-1  0123456789abcdef0123456789abcdef  shop    1m 30s  2/3   1       in 1m     waits for targets",
@@ -329,10 +291,21 @@ mod tests {
     }
 
     #[test]
+    fn run_is_cut_for_a_narrow_terminal_only_where_the_cid_tells_fan_outs_apart() {
+        let one = || fan_out(FanOutState::Gathering, None);
+        let row = |fan_outs: Vec<_>| shown(&status(fan_outs, 0), false, time(1_090), Some(86)).swap_remove(1);
+        let cut = "c-1  0123456789abcdef01234…  shop    1m 30s  2/3   1       none      waits for targets";
+        assert_eq!(row(vec![one()]), cut);
+        let whole = row(vec![one(), one()]);
+        assert!(whole.starts_with("c-1  0123456789abcdef0123456789abcdef  shop  "), "{whole}");
+        assert!(whole.ends_with("  waits …"), "{whole}");
+    }
+
+    #[test]
     fn those_that_have_ended_tell_when_and_by_what() {
         let ended = |by| FanOutState::Ended { ended_utc: time(1_060), missing: 1, ended_by: by };
         let fan_outs = vec![fan_out(ended(Some(EndedBy::Deadline)), None), fan_out(ended(None), None)];
-        let lines = shown(&status(fan_outs, 2), true, time(1_090));
+        let lines = shown(&status(fan_outs, 2), true, time(1_090), None);
         assert!(lines[0].ends_with("FAILED  ENDED    BY"), "{lines:?}");
         assert!(lines[1].ends_with("1       30s ago  deadline"), "{lines:?}");
         assert!(lines[2].ends_with("1       30s ago  all targets"), "{lines:?}");

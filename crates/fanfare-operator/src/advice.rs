@@ -16,9 +16,7 @@ impl Explanation {
     #[must_use]
     pub fn advice(&self, names: &QueueNames) -> Vec<String> {
         let mut advice = Vec::new();
-        advice.extend(self.coordinators.shortfall().map(|shortfall| {
-            format!("{shortfall}; what the others hold is missing here: ask again, and see that they run")
-        }));
+        advice.extend(self.of_coordinators(names));
         if let Some(reason) = &self.workers_unasked {
             advice.push(format!("what runs at workers is not known here: {reason}"));
         }
@@ -28,15 +26,29 @@ impl Explanation {
         if self.fan_outs.is_empty() {
             advice.extend(self.of_nothing(names));
         }
-        for fan_out in &self.fan_outs {
-            advice.extend(of_state(fan_out));
-            advice.extend(self.of_missing(fan_out, names));
-        }
+        advice.extend(self.fan_outs.iter().filter_map(of_state));
+        advice.extend(self.of_missing(names));
         advice.extend(self.of_parked());
         advice
     }
 
-    /// No coordinator knows a fan-out with this CID.
+    /// Those who may know more.
+    fn of_coordinators(&self, names: &QueueNames) -> Option<String> {
+        let remedy = match self.coordinators.refused {
+            0 => "ask again, and restart one that stays silent: another takes up what it holds",
+            _ => "ask as a user whom they tell",
+        };
+        match self.coordinators.shortfall() {
+            Some(shortfall) => Some(format!("{shortfall}; what the others hold is missing here: {remedy}")),
+            None if self.coordinators.are_all() || !self.fan_outs.is_empty() => None,
+            None => Some(format!(
+                "whether all coordinators have answered is not known here: who consumes `{}`, as each of them does, {UNSEEN}",
+                names.dead().name
+            )),
+        }
+    }
+
+    /// No coordinator that has told knows a fan-out with this CID.
     fn of_nothing(&self, names: &QueueNames) -> Option<String> {
         let cid = &self.cid;
         let is_manifest = |kind: &str| kind == header::TYPE_MANIFEST;
@@ -63,15 +75,23 @@ impl Explanation {
                     .to_owned()
             }
         };
+        let (who, held) = match self.coordinators.are_all() {
+            true => ("no coordinator", ""),
+            false => ("no coordinator that has told", " one that has not may hold it,"),
+        };
+        let (what, given) = match self.run {
+            Some(run) => (format!("run {run} of {cid}"), "CID, run"),
+            None => (cid.to_string(), "CID"),
+        };
         Some(format!(
-            "no coordinator knows {cid}: it has ended longer ago than coordinators remember{fanin}{parked}, or it was never accepted; \
-             see that CID and --prefix are right, and that it was invoked with as many --shards as the coordinators have{shard}"
+            "{who} knows {what}:{held} it has ended longer ago than coordinators remember{fanin}{parked}, or it was never accepted; \
+             see that {given} and --prefix are right, and that it was invoked with as many --shards as the coordinators have{shard}"
         ))
     }
 
-    fn of_missing(&self, fan_out: &Told, names: &QueueNames) -> Vec<String> {
+    fn of_missing(&self, names: &QueueNames) -> Vec<String> {
         let mut services: BTreeMap<&ServiceName, Vec<&MissingFrom>> = BTreeMap::new();
-        for target in &fan_out.missing {
+        for target in self.fan_outs.iter().flat_map(|fan_out| &fan_out.missing) {
             services.entry(&target.target.service).or_default().push(target);
         }
         let advice = services.into_iter().flat_map(|(service, targets)| {
@@ -113,23 +133,29 @@ impl Explanation {
                  the fan-out before"
             )),
         }
+        let retrying = match self.retries_waiting {
+            Some(0) => None,
+            Some(waiting) => Some(format!("are among the {waiting} messages that wait for another attempt,")),
+            None => Some("wait for another attempt,".to_owned()),
+        };
         match count(|at| *at == Whereabouts::Handed) {
             0 => {}
             missing => advice.push(format!(
                 "{missing} targets of {service} were handed to one of {consumers} consumers of `{name}`, and none says that it \
-                 runs them: they wait there for their turn, run at a worker that does not tell, are among the {} messages that \
-                 wait for another attempt, or are lost; what is lost fails at the deadline, and `fanfare cancel` ends the \
-                 fan-out before",
-                self.retries_waiting.unwrap_or_default()
+                 runs them: they wait there for their turn, run at a worker that does not tell,{} or are lost; what is lost \
+                 fails at the deadline, and `fanfare cancel` ends the fan-out before",
+                retrying.as_ref().map(|retrying| format!(" {retrying}")).unwrap_or_default()
             )),
         }
         match count(|at| *at == Whereabouts::Elsewhere) {
             0 => {}
             missing => advice.push(format!(
-                "{missing} targets of {service} are not in `{name}`, which is empty, and nobody consumes it: they are among the {} messages \
-                 that wait for another attempt, for which a worker has to be started, or are lost; what is lost fails at the deadline, and \
-                 `fanfare cancel` ends the fan-out before",
-                self.retries_waiting.unwrap_or_default()
+                "{missing} targets of {service} are not in `{name}`, which is empty, and nobody consumes it: they {} or are lost; what \
+                 is lost fails at the deadline, and `fanfare cancel` ends the fan-out before",
+                match &retrying {
+                    Some(retrying) => format!("{retrying} for which a worker has to be started,"),
+                    None => "were on their way when this looked,".to_owned(),
+                }
             )),
         }
         match count(|at| *at == Whereabouts::Unknown) {

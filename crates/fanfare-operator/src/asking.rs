@@ -78,7 +78,8 @@ impl Operator {
             asked => asked?,
         };
         if answers.is_empty() {
-            return Err(AskError::NoAnswer { waited: self.config.patience });
+            let blocked = self.broker.is_blocked();
+            return Err(AskError::NoAnswer { waited: self.config.patience, blocked });
         }
         Ok((answers.into_values().collect(), known))
     }

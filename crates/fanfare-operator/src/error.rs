@@ -3,6 +3,10 @@ use std::time::Duration;
 use fanfare_broker::{BrokerError, PublishError};
 use fanfare_protocol::Prefix;
 
+/// What to say where the broker takes no messages.
+pub(crate) const PRESSED: &str =
+    "the broker takes no messages, being short of memory or disk; see `rabbitmq-diagnostics alarms`";
+
 /// What an operator asked was not answered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -23,13 +27,22 @@ pub enum AskError {
     #[error("coordinators do not tell: {0}")]
     Refused(String),
     /// Coordinators that listen have not answered.
-    #[error(
-        "no coordinator has answered within {waited:?}: they may be of a version that cannot, or the broker may be slow; ask again"
-    )]
+    #[error("no coordinator has answered within {waited:?}: {}", silence(*.blocked))]
     NoAnswer {
         /// How long they had.
         waited: Duration,
+        /// Whether the broker takes no messages, being short of memory or disk: neither the question nor answers.
+        blocked: bool,
     },
+}
+
+/// Why nobody may have answered, and what to do.
+const fn silence(blocked: bool) -> &'static str {
+    if blocked {
+        PRESSED
+    } else {
+        "they may be of a version that cannot, or the broker may be slow; ask again"
+    }
 }
 
 impl AskError {

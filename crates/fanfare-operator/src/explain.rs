@@ -24,6 +24,9 @@ const MOST_PARKED: usize = 100;
 pub struct Explanation {
     /// The correlation ID.
     pub cid: Cid,
+    /// The run, where one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunId>,
     /// How many fan-outs coordinators know with it.
     pub matching: usize,
     /// The first of them: those that are open before those that have ended.
@@ -36,7 +39,8 @@ pub struct Explanation {
     pub manifests_waiting: Option<u64>,
     /// The shard that fan-outs with this CID belong to where they are shared; none where it is not known how many there are.
     pub shard: Option<Shard>,
-    /// Messages that wait for another attempt, of whatever fan-outs. Looked at where a target's whereabouts are not known.
+    /// Messages that wait for another attempt, of whatever fan-outs. Looked at where a target's whereabouts are not known; none
+    /// where that was not possible, too.
     pub retries_waiting: Option<u64>,
     /// Messages with this CID that are parked.
     pub parked: Vec<Parked>,
@@ -201,12 +205,13 @@ impl Operator {
             .any(|target| matches!(target.whereabouts, Whereabouts::Handed | Whereabouts::Elsewhere));
         Ok(Explanation {
             cid: cid.clone(),
+            run,
             matching,
             queues,
             workers_unasked,
             manifests_waiting: self.queue(&names.fanin().name).await.map(|queue| queue.waiting),
             shard: self.shard(cid).await,
-            retries_waiting: if nobody_tells { Some(self.retries_waiting().await) } else { None },
+            retries_waiting: if nobody_tells { self.retries_waiting().await } else { None },
             parked,
             parked_unseen,
             coordinators,
@@ -246,13 +251,12 @@ impl Operator {
         (found.messages, unseen)
     }
 
-    async fn retries_waiting(&self) -> u64 {
+    async fn retries_waiting(&self) -> Option<u64> {
         let mut waiting = 0;
         for seconds in DELAY_STEPS {
-            let delayed = self.queue(&self.config.names.delay(seconds).name).await;
-            waiting += delayed.map_or(0, |queue| queue.waiting);
+            waiting += self.queue(&self.config.names.delay(seconds).name).await?.waiting;
         }
-        waiting
+        Some(waiting)
     }
 
     /// Asks workers, where any of the missing targets may be at one.

@@ -10,11 +10,14 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::Operator;
+use crate::error::PRESSED;
 
 /// Parked messages that are looked at in one go. All of them are held at once, so that they go back in their order.
 const MOST: u16 = 10_000;
 /// How long the next of them may take to come. One that does not come is held by another who looks.
 const NEXT: Duration = Duration::from_secs(5);
+/// How long a queue may take to confirm what is put back.
+const CONFIRM: Duration = Duration::from_secs(15);
 /// How long it is waited for what goes back, which takes the broker a moment.
 const BACK: Duration = Duration::from_secs(2);
 
@@ -94,6 +97,20 @@ pub enum ReplayError {
     /// Its queue does not take it.
     #[error("its queue did not take it: {}", .0.with_cause())]
     Publish(#[from] PublishError),
+    /// Its queue has not confirmed it in time.
+    #[error(
+        "its queue has not confirmed it within {waited:?}{}: it may have it, or take it yet, so look there before it is put back again",
+        if *.blocked { format!(" ({PRESSED})") } else { String::new() }
+    )]
+    Unconfirmed {
+        /// How long it had.
+        waited: Duration,
+        /// Whether the broker takes no messages, being short of memory or disk.
+        blocked: bool,
+    },
+    /// One before it was not confirmed.
+    #[error("it was not tried, since one before it was not confirmed")]
+    Untried,
 }
 
 impl Parked {
@@ -161,17 +178,22 @@ impl Operator {
 
     /// Puts parked messages back where they came from, as they were before their first attempt.
     ///
-    /// Each is published once, and acked among the parked ones when its queue has confirmed it. If this process dies in
+    /// Where a queue does not confirm in time, those that follow are not tried. Each is published once, and acked among the parked ones when its queue has confirmed it. If this process dies in
     /// between, it is in both places: `message_id` and run tell that it is the same. A manifest is published in the name of
     /// [`Config::user_id`](crate::Config::user_id), who answers for it where coordinators accept certain users only.
     ///
     /// # Errors
     /// Where the queue cannot be consumed to its end: what was put back by then is in the log.
     pub async fn replay(&self, query: &ParkedQuery) -> Result<Vec<Replayed>, BrokerError> {
-        let mut replayed = Vec::new();
+        let mut replayed: Vec<Replayed> = Vec::new();
         let mut look = Look::begin(self, query).await?;
         while let Some((parked, delivery)) = look.next().await? {
-            let outcome = self.put_back(&parked, delivery.message.clone()).await;
+            let outcome = match replayed.last().map(|last| &last.outcome) {
+                Some(Err(ReplayError::Unconfirmed { .. } | ReplayError::Untried)) => {
+                    Err(ReplayError::Untried)
+                }
+                _ => self.put_back(&parked, delivery.message.clone()).await,
+            };
             if outcome.is_ok() {
                 look.settle(&parked, &delivery).await;
                 let (id, from) = (&parked.id, parked.from.as_deref());
@@ -232,7 +254,10 @@ impl Operator {
         if is_manifest {
             message.properties.user_id = self.config.user_id.as_deref().map(Into::into);
         }
-        Ok(self.broker.publish(&from, message).await?)
+        match timeout(CONFIRM, self.broker.publish(&from, message)).await {
+            Ok(taken) => Ok(taken?),
+            Err(_) => Err(ReplayError::Unconfirmed { waited: CONFIRM, blocked: self.broker.is_blocked() }),
+        }
     }
 }
 

@@ -50,6 +50,12 @@ impl Coordinators {
         }
     }
 
+    /// Whether all have told, as far as the broker knows them. False where it does not say how many there are.
+    #[must_use]
+    pub fn are_all(&self) -> bool {
+        self.refused == 0 && self.silent == Some(0)
+    }
+
     /// Those who have answered, the first of them where they are many.
     fn names(&self) -> String {
         const MOST: usize = 5;

@@ -1,4 +1,4 @@
-//! `/api/fan-outs/CID/RUN`: what the page of one fan-out is drawn from.
+//! `/api/fan-out?cid=CID&run=RUN`: what the page of one fan-out is drawn from.
 
 use std::collections::BTreeMap;
 

@@ -251,7 +251,7 @@ function facts(fanOut) {
   });
 }
 async function lookAtOne(cid, run) {
-  const told = await ask("api/fan-outs/" + cid + "/" + run);
+  const told = await ask("api/fan-out?" + new URLSearchParams({ cid, run }));
   now = told.now_ms;
   byId("trouble").textContent = told.problem ?? "";
   byId("cid").textContent = cid;

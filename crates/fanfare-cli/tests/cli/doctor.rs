@@ -1,4 +1,4 @@
-//! What `fanfare doctor` finds, and whom `fanfare status` misses, on RabbitMQ with its management API.
+//! What `fanfare doctor` finds, and whom `fanfare status` and `explain` miss, on RabbitMQ with its management API.
 
 use rustix::process::Signal;
 
@@ -127,6 +127,20 @@ fn coordinator_that_does_not_answer_is_named_as_long_as_it_does_not() {
         "{warned}"
     );
 
+    let unknown = ["explain", "c-1", "--management"];
+    let explained = asked.run(&[&unknown[..], &[&management.url]].concat());
+    assert!(explained.exit == 5 && explained.stderr.ends_with(&silent), "{explained:?}");
+    assert_eq!(explained.stderr.lines().count(), 1, "the other is not: {explained:?}");
+    for expected in ["-> 1 of 2 coordinators did not answer in time", "one that has not may hold it"] {
+        assert!(explained.stdout.contains(expected), "{expected}: {}", explained.stdout);
+    }
+    let nameless = asked.run(&[&unknown[..], &["http://127.0.0.1:9"]].concat());
+    let unnamed =
+        "warning: who did not answer is not known: the management API at http://127.0.0.1:9 does not tell";
+    assert!(nameless.exit == 5 && nameless.stderr.starts_with(unnamed), "{nameless:?}");
+
     other.send(Signal::CONT);
     until("it answers again", &|ended| ended.stderr.is_empty());
+    let explained = asked.run(&[&unknown[..], &[&management.url]].concat());
+    assert_eq!((explained.exit, explained.stderr.as_str()), (1, ""), "all tell, and none knows it");
 }

@@ -4,10 +4,11 @@ use std::fs;
 
 use fanfare::{Cid, Fanfare};
 use fanfare_protocol::Message;
+use rustix::process::Signal;
 
 use crate::management::Management;
 use crate::monitor::Asked;
-use crate::support::{broker, eventually};
+use crate::support::{broker, eventually, eventually_seen};
 
 const SERVICES: &str = r#"
 [services."t.waits"]
@@ -75,5 +76,28 @@ async fn queue_that_no_fan_out_owns_is_told_of_first_and_then_removed_and_no_oth
     eventually("the open fan-out ends with its result", || {
         asked.run(&["status", "--ended", "--json"]).stdout.contains("\"done\":1,\"failed\":0")
     });
+    publisher.close().await;
+}
+
+#[tokio::test]
+async fn nothing_is_told_of_while_a_coordinator_is_silent_and_that_one_is_named() {
+    let Some(Management { url: management, .. }) = Management::of_the_broker() else { return };
+    let asked = Asked::start("gc-silent", SERVICES, "t.waits");
+    let other = asked.another_coordinator();
+    let publisher = Fanfare::builder(broker()).prefix(asked.prefix()).connect().await.unwrap();
+    let run = "0123456789abcdef0123456789abcdef".parse().unwrap();
+    let leftover = publisher.names().aggregation(&Cid::new("crashed").unwrap(), run);
+    publisher.broker().declare(&leftover).await.unwrap();
+    let gc = || asked.run(&["gc", "--management", &management]);
+    eventually("both answer, and the queue is told of", || gc().stdout.contains(&leftover.name));
+
+    other.send(Signal::STOP);
+    let silent = format!(":{} did not answer\n", other.id());
+    let ended =
+        eventually_seen("the one that stands still is named", gc, |ended| ended.stderr.contains(&silent));
+    assert_eq!((ended.exit, ended.stdout.as_str()), (1, ""));
+    let reason = "error: whose queues these are cannot be told: 1 of 2 coordinators did not answer in time";
+    assert!(ended.stderr.contains(reason), "{}", ended.stderr);
+    publisher.broker().delete(&leftover.name).await.unwrap();
     publisher.close().await;
 }

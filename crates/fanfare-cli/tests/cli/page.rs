@@ -107,6 +107,31 @@ fn failure_is_shown_on_the_page_and_no_markup_in_it_executes() {
 }
 
 #[test]
+fn fan_out_whose_cid_would_be_a_step_in_a_path_has_a_page_too() {
+    let Some(browser) = Browser::start() else { return };
+    let asked = Asked::start("dots", SERVICES, "t.waits");
+    let dashboard = dashboard(asked.path());
+    for address in [asked.coordinator.address(), dashboard.address()] {
+        for cid in [".", "..", "a:b"] {
+            browser.open(&format!("http://{address}/"));
+            let target = format!("key-of-{cid}@t.waits");
+            assert_eq!(asked.invoke(&[&["--cid", cid, "--target", &target], &FINAL[..]].concat()).exit, 0);
+            eventually("the fan-out appears", || browser.rows("open").iter().any(|row| row[0] == cid));
+            let link =
+                format!("[...document.querySelectorAll('#open a')].find(it => it.textContent === '{cid}')");
+            // As somebody opens it who was given the address.
+            let href = browser.value_of(&format!("{link}.href"));
+            browser.open("about:blank");
+            browser.open(href.as_str().unwrap());
+            let key = format!("key-of-{cid}t.waits");
+            eventually("its target is shown", || timeline(&browser).iter().any(|row| row[0] == key));
+            assert_eq!(text_of(&browser, "cid"), cid);
+            assert_eq!(asked.run(&["cancel", "--", cid]).exit, 0);
+        }
+    }
+}
+
+#[test]
 fn timeline_has_a_bar_for_each_target_that_says_what_becomes_of_it() {
     let Some(browser) = Browser::start() else { return };
     let asked = Asked::start("timeline", SERVICES, "t.waits");
@@ -230,7 +255,9 @@ fn page_for_this_host_alone_answers_to_no_other_name() {
     for (host, status) in [(&*address, 200), ("localhost", 200), ("rebound.example", 421)] {
         assert_eq!(ask_as(host, &address, "GET", "/", "").status, status, "{host}");
     }
-    assert_eq!(get(&address, "/api/fan-outs/a/b").status, 404);
+    for query in ["", "?cid=a", "?cid=a&run=b", "?cid=%20&run=0123456789abcdef0123456789abcdef"] {
+        assert_eq!(get(&address, &format!("/api/fan-out{query}")).status, 404, "{query}");
+    }
 }
 
 /// What the pictures of docs/operations.md show. `FANFARE_TEST_SCREENSHOTS` names the folder for them.
