@@ -15,6 +15,9 @@ use crate::Acknowledge;
 /// A channel that consumes, as the receipts of its deliveries see it.
 pub(super) struct Answers {
     pub(super) line: Line,
+    /// The prefetch of the consumer that is started next; 0 where that is not known. It belongs to the channel, so one is started at
+    /// a time.
+    pub(super) prefetch: tokio::sync::Mutex<u16>,
     state: Mutex<State>,
 }
 
@@ -33,7 +36,7 @@ struct Asking<'a>(&'a Answers);
 
 impl Answers {
     pub(super) fn to(line: Line) -> Arc<Self> {
-        Arc::new(Self { line, state: Mutex::default() })
+        Arc::new(Self { line, prefetch: tokio::sync::Mutex::default(), state: Mutex::default() })
     }
 
     /// A consumer is about to start.

@@ -14,7 +14,6 @@ use lapin::options::{
     QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::FieldTable;
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::answers::Answers;
@@ -51,8 +50,6 @@ pub(super) struct Consuming {
 pub(super) struct ConsumingChannel {
     home: Arc<Consuming>,
     answers: Arc<Answers>,
-    /// One consume at a time: a prefetch belongs to the consumer that is started next.
-    starting: Semaphore,
     closed: CancellationToken,
 }
 
@@ -76,8 +73,7 @@ impl Consuming {
             Some(answers) => answers,
             None => Answers::to(self.trunk.open().await?),
         };
-        let (home, starting) = (Arc::clone(self), Semaphore::new(1));
-        Ok(ConsumingChannel { home, answers, starting, closed: CancellationToken::new() })
+        Ok(ConsumingChannel { home: Arc::clone(self), answers, closed: CancellationToken::new() })
     }
 
     fn take(&self) -> Option<Arc<Answers>> {
@@ -162,9 +158,14 @@ impl ConsumerChannel for ConsumingChannel {
         }
         let (channel, tag) = (&self.answers.line.channel, wire::short("consumer", &self.home.tag())?);
         let started = async {
-            let _turn = self.starting.acquire().await;
+            let mut set = self.answers.prefetch.lock().await;
             self.answers.consumer_starts();
-            channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+            if *set != prefetch {
+                // Until the broker answers, either may hold.
+                *set = 0;
+                channel.basic_qos(prefetch, BasicQosOptions::default()).await?;
+                *set = prefetch;
+            }
             channel.basic_consume(name, tag, BasicConsumeOptions::default(), FieldTable::default()).await
         };
         let reader = Reader::of(&self.answers.line, queue);
