@@ -60,9 +60,9 @@ pub(crate) async fn run(arguments: CancelArguments, settings: &Settings) -> Resu
     };
     let outcome = match ended {
         Ok(ended) => told(&ended, json),
-        Err(error) if error.is_unreachable() => {
+        Err(error) if matches!(error, CancelError::Unprepared(_) | CancelError::NotSent(_)) => {
             let failure = exit::without_broker(&fanfare).await;
-            Err(failure.unwrap_or_else(|| Failure::new(Exit::NoBroker, error)))
+            Err(failure.unwrap_or_else(|| not_cancelled(error)))
         }
         Err(error) => Err(not_cancelled(error)),
     };
@@ -95,6 +95,7 @@ fn shown(cancellation: &Cancellation) -> String {
 fn not_cancelled(error: CancelError) -> Failure {
     let exit = match &error {
         CancelError::Invalid(_) => Exit::BadInput,
+        error if error.is_unreachable() => Exit::NoBroker,
         CancelError::Unanswered { .. } | CancelError::Unconfirmed { .. } | CancelError::Lost { .. } => {
             Exit::Unknown
         }

@@ -21,9 +21,13 @@ pub(crate) async fn name_missing(
 
 /// Why an operator was told nothing, for its exit code. Where nobody has answered, names them.
 pub(crate) async fn not_told(fanfare: &Fanfare, management: Option<&Management>, error: AskError) -> Failure {
+    if matches!(error, AskError::NoMailbox(_) | AskError::NotSent(_))
+        && let Some(failure) = exit::without_broker(fanfare).await
+    {
+        return failure;
+    }
     if error.is_unreachable() {
-        let failure = exit::without_broker(fanfare).await;
-        return failure.unwrap_or_else(|| Failure::new(Exit::NoBroker, error));
+        return Failure::new(Exit::NoBroker, error);
     }
     if matches!(error, AskError::NoAnswer { blocked: false, .. }) {
         name(fanfare, management, &BTreeMap::new()).await;

@@ -52,6 +52,8 @@ pub fn describe_metrics() {
     counter!(CHECKPOINTS).increment(0);
     counter!(PARKED).increment(0);
     gauge!(OPEN).increment(0.0);
+    // Registers it, so that it is there before the first fan-out ends.
+    let _ = histogram!(FAN_IN_SECONDS);
 }
 
 /// A fan-out that is held, until this is dropped.

@@ -171,19 +171,35 @@ impl Explanation {
         match count(|at| matches!(at, Whereabouts::Retrying { .. })) {
             0 => {}
             retrying => advice.push(format!(
-                "{retrying} targets of {service} have failed, and are run again by themselves: mend what their exception says"
+                "{retrying} targets of {service} have failed, and are run again {}: mend what their exception says",
+                match consumers {
+                    0 => format!("once a worker consumes `{name}`, which none does now"),
+                    _ => "by themselves".to_owned(),
+                }
             )),
         }
         advice
     }
 
+    /// Callbacks and manifests are worth putting back. A request has failed its target when it was parked, and what is malformed stays so.
     fn of_parked(&self) -> Option<String> {
         let (parked, cid) = (self.parked.len(), &self.cid);
+        let worth = |kind: &str| matches!(kind, header::TYPE_CALLBACK | header::TYPE_MANIFEST);
+        let worth = self.parked.iter().filter(|parked| worth(&parked.kind) && parked.from.is_some()).count();
+        let what_to_do = match worth {
+            0 => format!(
+                "nothing waits for them: mend that, and drop them with `fanfare parked purge --cid {cid}`"
+            ),
+            all if all == parked => {
+                format!("mend that, and put them back with `fanfare parked replay --cid {cid}`")
+            }
+            worth => format!(
+                "mend that, put back those {worth} that are callbacks or manifests with `fanfare parked replay ID`, and drop the others with \
+                 `fanfare parked purge ID`: their targets have failed already"
+            ),
+        };
         (parked > 0).then(|| {
-            format!(
-                "{parked} messages of it are parked: `fanfare parked list --cid {cid}` tells why; mend that, and put them back \
-                 with `fanfare parked replay --cid {cid}`"
-            )
+            format!("{parked} messages of it are parked: `fanfare parked list --cid {cid}` tells why; {what_to_do}")
         })
     }
 }

@@ -18,7 +18,9 @@ pub enum AskError {
     #[error("nobody could be asked")]
     NotSent(#[source] PublishError),
     /// No coordinator listens.
-    #[error("no coordinator runs under the prefix `{prefix}`: start one, and ask again")]
+    #[error(
+        "no coordinator can be asked under the prefix `{prefix}`: start one, and ask again; where one runs, its exchange was deleted, and comes back within 30 s"
+    )]
     NoCoordinator {
         /// How its queues' names would begin.
         prefix: Prefix,
@@ -41,7 +43,7 @@ const fn silence(blocked: bool) -> &'static str {
     if blocked {
         PRESSED
     } else {
-        "they may be of a version that cannot, or the broker may be slow; ask again"
+        "they stand still, are of a version that cannot answer, or the broker is slow: ask again, and restart those that stay silent"
     }
 }
 

@@ -325,7 +325,9 @@ pub enum CancelError {
     #[error("no coordinator could be asked")]
     NotSent(#[source] PublishError),
     /// No coordinator listens: the fan-out goes on once one is started.
-    #[error("no coordinator runs under the prefix `{prefix}`: start one, and cancel again")]
+    #[error(
+        "no coordinator can be asked under the prefix `{prefix}`: start one, and cancel again; where one runs, its exchange was deleted, and comes back within 30 s"
+    )]
     NoCoordinator {
         /// How its queues' names would begin.
         prefix: Prefix,

@@ -112,7 +112,14 @@ impl Examination<'_> {
         let broker = self.fanfare.broker();
         let heard = match broker.publish_through(&exchange.name, "", Message::default()).await {
             Err(PublishError::NoExchange(_)) => {
-                return finding(Verdict::Note, "not there yet: whoever listens first declares it");
+                return match self.fanfare.broker().inspect(&self.fanfare.names().dead().name).await {
+                    Ok(Some(QueueState { consumers: 1.., .. })) => finding(
+                        Verdict::Warn,
+                        "missing, and coordinators run: it was deleted, and comes back with those who listen within 30 s",
+                    )
+                    .remedy("ask again; until then, nobody can be asked, and nothing be cancelled"),
+                    _ => finding(Verdict::Note, "not there yet: whoever listens first declares it"),
+                };
             }
             heard => heard,
         };

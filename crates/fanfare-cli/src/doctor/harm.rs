@@ -28,6 +28,8 @@ pub(super) enum Kind {
     Aggregation,
     /// The same, with parts that a callback still refers to.
     Payload,
+    /// Who runs hears through it, or is answered.
+    Ear,
     /// Manifests, shards, dead letters, parked messages: whatever leaves it without an ack is lost.
     Own,
 }
@@ -41,7 +43,7 @@ impl Kind {
             "agg" => Some(Self::Aggregation),
             "payload" => Some(Self::Payload),
             "fanin" | "shard" | "dead" | "parked" => Some(Self::Own),
-            // A waiting caller's queue holds one message, for as long as the caller is there.
+            "wait" | "coordinator" | "worker" => Some(Self::Ear),
             _ => None,
         }
     }
@@ -59,6 +61,8 @@ pub(super) struct Harm {
     pub(super) does: &'static str,
 }
 
+const LOSES_WORDS: &str = "loses answers to callers and operators, and cancels on their way to workers";
+
 /// What policies do to a queue that they should not.
 pub(super) fn harms(kind: Kind, policy: &Definition) -> Vec<Harm> {
     let mut harms = Vec::new();
@@ -75,12 +79,15 @@ pub(super) fn harms(kind: Kind, policy: &Definition) -> Vec<Harm> {
             Kind::Delay => {
                 add(Verdict::Note, "message-ttl", "makes retries come early where it is the shorter time")
             }
+            Kind::Ear => add(Verdict::Warn, "message-ttl", LOSES_WORDS),
             Kind::Aggregation | Kind::Payload | Kind::Own => {
                 add(Verdict::Wrong, "message-ttl", "loses what waits so long");
             }
         }
     }
     match (kind, policy.expires) {
+        // Somebody uses it for as long as it is of use.
+        (Kind::Ear, _) => {}
         (Kind::Aggregation, Some(milliseconds)) if milliseconds >= AGGREGATION_EXPIRES_MS => {}
         (Kind::Payload, Some(milliseconds)) if milliseconds >= PAYLOAD_EXPIRES_MS => {}
         (Kind::Payload, Some(_)) => add(
@@ -100,6 +107,7 @@ pub(super) fn harms(kind: Kind, policy: &Definition) -> Vec<Harm> {
             Some(_) if refuses => {
                 add(Verdict::Note, setting, "makes publishers wait or fail while the queue is full")
             }
+            Some(_) if kind == Kind::Ear => add(Verdict::Warn, setting, LOSES_WORDS),
             Some(_) => {
                 add(Verdict::Wrong, setting, "drops the oldest messages: it needs overflow reject-publish")
             }
@@ -108,7 +116,7 @@ pub(super) fn harms(kind: Kind, policy: &Definition) -> Vec<Harm> {
     }
     match (kind, policy.delivery_limit) {
         // A classic queue does not count; a replicated one loses results.
-        (_, None | Some(..=-1)) | (Kind::Delay, _) => {}
+        (_, None | Some(..=-1)) | (Kind::Delay | Kind::Ear, _) => {}
         (Kind::Service, Some(_)) => add(
             Verdict::Warn,
             "delivery-limit",

@@ -1,7 +1,6 @@
 //! Which policies a queue will get, as RabbitMQ chooses them.
 
 use fancy_regex::Regex;
-use fanfare_protocol::QueueSpec;
 use serde::Deserialize;
 use serde_json::{Map, Value};
 
@@ -53,8 +52,9 @@ impl Policies {
 
     /// One policy and one operator's at most, each that of the highest priority whose pattern matches; what the operator's sets comes before
     /// what the other does (<https://www.rabbitmq.com/docs/policies>). Of those with the same priority the broker takes any.
-    pub(super) fn of(&self, queue: &QueueSpec) -> Chosen {
-        let (users, operators) = (best(&self.users, queue), best(&self.operators, queue));
+    pub(super) fn of(&self, queue: &str, is_quorum: bool) -> Chosen {
+        let (users, operators) =
+            (best(&self.users, queue, is_quorum), best(&self.operators, queue, is_quorum));
         let name = |policy: Option<&Policy>| policy.map(|policy| policy.name.clone());
         let definitions = [users, operators].into_iter().flatten().map(|policy| policy.definition.clone());
         Chosen {
@@ -63,19 +63,36 @@ impl Policies {
             definition: definitions.flatten().collect(),
         }
     }
+
+    /// Those that name the prefix, and match none of these queues, with their patterns and what they set.
+    pub(super) fn of_none<'a>(
+        &'a self,
+        prefix: &str,
+        queues: &[&str],
+    ) -> impl Iterator<Item = (&'a str, &'a str, &'a Map<String, Value>)> {
+        let of_none = |(pattern, policy): &&(Regex, Policy)| {
+            policy.pattern.contains(prefix) && !queues.iter().any(|queue| matches(pattern, queue))
+        };
+        let of_none: Vec<_> = self.users.iter().chain(&self.operators).filter(of_none).collect();
+        of_none
+            .into_iter()
+            .map(|(_, policy)| (policy.name.as_str(), policy.pattern.as_str(), &policy.definition))
+    }
 }
 
-fn best<'a>(policies: &'a [(Regex, Policy)], queue: &QueueSpec) -> Option<&'a Policy> {
-    let matching = policies.iter().filter(|(pattern, policy)| {
-        // A pattern that takes too long to try is as good as none.
-        policy.applies_to(queue) && pattern.is_match(&queue.name).unwrap_or(false)
-    });
+fn best<'a>(policies: &'a [(Regex, Policy)], queue: &str, is_quorum: bool) -> Option<&'a Policy> {
+    let matching =
+        policies.iter().filter(|(pattern, policy)| policy.applies_to(is_quorum) && matches(pattern, queue));
     matching.map(|(_, policy)| policy).max_by_key(|policy| policy.priority)
 }
 
+/// A pattern that takes too long to try is as good as none.
+fn matches(pattern: &Regex, queue: &str) -> bool {
+    pattern.is_match(queue).unwrap_or(false)
+}
+
 impl Policy {
-    fn applies_to(&self, queue: &QueueSpec) -> bool {
-        let is_quorum = queue.arguments.get("x-queue-type") == Some(&"quorum".into());
+    fn applies_to(&self, is_quorum: bool) -> bool {
         match self.apply_to.as_str() {
             "all" | "queues" => true,
             "classic_queues" => !is_quorum,
@@ -88,6 +105,7 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use fanfare::QueueNames;
+    use fanfare_protocol::QueueSpec;
     use serde_json::json;
 
     use super::*;
@@ -112,7 +130,7 @@ mod tests {
         let policies = Policies::new(users, operators);
         let names = QueueNames::default();
         let chosen = |queue: QueueSpec| {
-            let chosen = policies.of(&queue);
+            let chosen = policies.of(&queue.name, true);
             (chosen.policy.unwrap(), chosen.operator_policy, chosen.definition["max-length"].clone())
         };
         assert_eq!(chosen(names.fanin()), ("high".to_owned(), None, json!(2)));

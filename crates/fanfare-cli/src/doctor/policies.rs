@@ -5,6 +5,7 @@ use std::fmt::Write;
 
 use fanfare::{Cid, Environment, Fanfare, QueueNames, QueueType, RunId, ServiceName, System};
 use fanfare_protocol::QueueSpec;
+use fanfare_protocol::queue::DELAY_STEPS;
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -21,9 +22,8 @@ pub(super) async fn examine(
     shards: u32,
 ) -> Vec<Finding> {
     let names = fanfare.names();
-    let expected = queues(fanfare, services, shards);
-    match ask(management, expected).await {
-        Ok((there, to_come)) => judge(there, to_come, names),
+    match ask(management).await {
+        Ok((there, policies)) => judge(there, &expected(fanfare, services, shards), policies, names),
         Err(reason) => {
             let prefix = names.prefix();
             vec![Finding::new(Verdict::Unknown, "policies", reason).remedy(format!(
@@ -34,20 +34,16 @@ pub(super) async fn examine(
     }
 }
 
-/// The queues that are there, and the others, where their policies are told.
-async fn ask(
-    management: Option<&Management>,
-    expected: Vec<QueueSpec>,
-) -> Result<(Vec<Queue>, Result<ToCome, String>), String> {
+/// The queues that are there, and all policies, where they are told.
+async fn ask(management: Option<&Management>) -> Result<(Vec<Queue>, Result<Policies, String>), String> {
     let management = management.ok_or_else(|| WITHOUT_TLS.to_owned())?;
-    let there = management.queues("name,policy,operator_policy,effective_policy_definition").await?;
+    let there = management.queues("name,type,policy,operator_policy,effective_policy_definition").await?;
     let policies = management.policies().await;
-    let to_come = policies.map(|(users, operators)| ToCome::new(expected, &Policies::new(users, operators)));
-    Ok((there, to_come))
+    Ok((there, policies.map(|(users, operators)| Policies::new(users, operators))))
 }
 
 /// All queues that there can be, one of each kind that has many.
-fn queues(fanfare: &Fanfare, services: &BTreeSet<ServiceName>, shards: u32) -> Vec<QueueSpec> {
+fn expected(fanfare: &Fanfare, services: &BTreeSet<ServiceName>, shards: u32) -> Vec<QueueSpec> {
     let (names, id) = (fanfare.names(), System.unique());
     let (cid, run) = (Cid::from(id), RunId::from(id));
     let of_fan_outs = match fanfare.publisher().config().queue_type {
@@ -58,42 +54,28 @@ fn queues(fanfare: &Fanfare, services: &BTreeSet<ServiceName>, shards: u32) -> V
     };
     let services = services.iter().map(|service| names.service(service));
     let shards = (0..shards).map(|shard| names.shard(shard));
-    let others = [names.fanin(), names.dead(), names.parked(), names.delay(1)];
-    of_fan_outs.into_iter().chain(services).chain(shards).chain(others).collect()
+    let delays = DELAY_STEPS.iter().map(|&seconds| names.delay(seconds));
+    let others = [names.fanin(), names.dead(), names.parked()];
+    let ears = [names.wait(run), names.coordinator(run), names.worker(run)];
+    of_fan_outs.into_iter().chain(services).chain(shards).chain(delays).chain(others).chain(ears).collect()
 }
 
-/// What the policies will do to queues that are not there.
-#[derive(Debug, Default)]
-struct ToCome {
-    queues: Vec<Queue>,
-    /// Policies whose pattern is not understood.
-    unread: Vec<String>,
-}
-
-impl ToCome {
-    fn new(queues: Vec<QueueSpec>, policies: &Policies) -> Self {
-        let queues = queues.into_iter().map(|queue| {
-            let Chosen { policy, operator_policy, definition } = policies.of(&queue);
-            Queue {
-                name: queue.name,
-                policy,
-                operator_policy,
-                effective_policy_definition: definition.into(),
-                is_to_come: true,
-            }
-        });
-        Self { queues: queues.collect(), unread: policies.unread.clone() }
+fn judge(
+    there: Vec<Queue>,
+    expected: &[QueueSpec],
+    policies: Result<Policies, String>,
+    names: &QueueNames,
+) -> Vec<Finding> {
+    let mut queues = there;
+    if let Ok(policies) = &policies {
+        // What the API tells of a queue is some seconds old, and of one that is not there it tells nothing.
+        queues.iter_mut().for_each(|queue| queue.choose(policies));
+        let is_there: BTreeSet<String> = queues.iter().map(|queue| queue.name.clone()).collect();
+        let to_come = expected.iter().filter(|queue| !is_there.contains(&queue.name));
+        queues.extend(to_come.map(|queue| Queue::to_come(queue, policies)));
     }
-}
-
-fn judge(there: Vec<Queue>, to_come: Result<ToCome, String>, names: &QueueNames) -> Vec<Finding> {
-    let (to_come, untold) = match to_come {
-        Ok(to_come) => (to_come, None),
-        Err(reason) => (ToCome::default(), Some(reason)),
-    };
-    let is_there: BTreeSet<String> = there.iter().map(|queue| queue.name.clone()).collect();
-    let to_come_only = to_come.queues.into_iter().filter(|queue| !is_there.contains(&queue.name));
-    let queues: Vec<Queue> = there.into_iter().chain(to_come_only).collect();
+    let others =
+        policies.as_ref().map_or_else(|_| Vec::new(), |policies| of_others(policies, &queues, names));
     let known: Vec<(&Queue, Kind)> =
         queues.iter().filter_map(|queue| Some((queue, Kind::of(&queue.name, names)?))).collect();
     // A policy on ten thousand aggregation queues is one finding.
@@ -106,16 +88,14 @@ fn judge(there: Vec<Queue>, to_come: Result<ToCome, String>, names: &QueueNames)
     }
     let well = found.is_empty().then(|| {
         let there = known.iter().filter(|(queue, _)| !queue.is_to_come).count();
-        let to_come = match untold {
-            None => "nor of those to come".to_owned(),
-            Some(reason) => format!("what those to come will have is not known: {reason}"),
+        let to_come = match &policies {
+            Ok(_) => "nor of those to come".to_owned(),
+            Err(reason) => format!(
+                "that was so some seconds ago, and what those to come will have is not known: {reason}"
+            ),
         };
         let found = format!("none loses messages of the {there} queues that are there; {to_come}");
         Finding::new(Verdict::Ok, "policies", found)
-    });
-    let unread = to_come.unread.into_iter().map(|policy| {
-        Finding::new(Verdict::Unknown, format!("policy `{policy}`"), "its pattern is not understood here")
-            .remedy(format!("see that it matches no queue `{}.*`, or does it no harm", names.prefix()))
     });
     let harmful = found.into_values().map(|(harm, queue, count)| {
         let others = if count > 1 { format!(" and {} like it", count - 1) } else { String::new() };
@@ -125,13 +105,34 @@ fn judge(there: Vec<Queue>, to_come: Result<ToCome, String>, names: &QueueNames)
             "take the setting out of the policy, or narrow the policy's pattern: rabbitmqctl list_policies",
         )
     });
-    well.into_iter().chain(harmful).chain(unread).collect()
+    well.into_iter().chain(harmful).chain(others).collect()
+}
+
+/// Policies that may be for queues of Fanfare's, and are not known to be.
+fn of_others(policies: &Policies, queues: &[Queue], names: &QueueNames) -> Vec<Finding> {
+    let unread = policies.unread.iter().map(|policy| {
+        Finding::new(Verdict::Unknown, format!("policy `{policy}`"), "its pattern is not understood here")
+            .remedy(format!("see that it matches no queue `{}.*`, or does it no harm", names.prefix()))
+    });
+    let looked_at: Vec<&str> = queues.iter().map(|queue| queue.name.as_str()).collect();
+    let of_none = policies.of_none(names.prefix().as_str(), &looked_at).filter_map(|(policy, pattern, definition)| {
+        let definition: Definition = serde_json::from_value(definition.clone().into()).unwrap_or_default();
+        let settings: BTreeSet<_> = harms(Kind::Own, &definition).into_iter().map(|harm| harm.setting).collect();
+        let settings = settings.into_iter().collect::<Vec<_>>().join(", ");
+        let found = format!("its pattern `{pattern}` matches none of the queues that were looked at, and it sets {settings}");
+        (!settings.is_empty()).then(|| {
+            Finding::new(Verdict::Note, format!("policy `{policy}`"), found)
+                .remedy("see that it matches no queue to come, such as those of CIDs or services of yours")
+        })
+    });
+    unread.chain(of_none).collect()
 }
 
 /// A queue as the management API tells of it.
 #[derive(Debug, Deserialize)]
 struct Queue {
     name: String,
+    r#type: Option<String>,
     policy: Option<String>,
     operator_policy: Option<String>,
     #[serde(default)]
@@ -142,6 +143,27 @@ struct Queue {
 }
 
 impl Queue {
+    fn to_come(queue: &QueueSpec, policies: &Policies) -> Self {
+        let is_quorum = queue.arguments.get("x-queue-type") == Some(&"quorum".into());
+        let mut queue = Self {
+            name: queue.name.clone(),
+            r#type: is_quorum.then(|| "quorum".to_owned()),
+            policy: None,
+            operator_policy: None,
+            effective_policy_definition: Value::Null,
+            is_to_come: true,
+        };
+        queue.choose(policies);
+        queue
+    }
+
+    fn choose(&mut self, policies: &Policies) {
+        let is_quorum = self.r#type.as_deref() == Some("quorum");
+        let Chosen { policy, operator_policy, definition } = policies.of(&self.name, is_quorum);
+        (self.policy, self.operator_policy) = (policy, operator_policy);
+        self.effective_policy_definition = definition.into();
+    }
+
     /// What the policies set. Where they set nothing, the API has an empty list for the object.
     fn definition(&self) -> Definition {
         serde_json::from_value(self.effective_policy_definition.clone()).unwrap_or_default()
@@ -169,7 +191,7 @@ mod tests {
 
     fn judged(queues: &str) -> String {
         let queues: Vec<Queue> = serde_json::from_str(queues).unwrap();
-        let findings = judge(queues, Ok(ToCome::default()), &QueueNames::default());
+        let findings = judge(queues, &[], Err("untold".to_owned()), &QueueNames::default());
         findings.iter().map(|finding| format!("{finding}\n")).collect()
     }
 
@@ -205,6 +227,8 @@ mod tests {
             ("fanfare.service.a", r#"{"max-length":10,"overflow":"drop-head"}"#, "note "),
             ("fanfare.fanin", r#"{"max-length":10,"overflow":"reject-publish"}"#, "note "),
             ("fanfare.delay.1", r#"{"message-ttl":10}"#, "note "),
+            ("fanfare.wait.r", r#"{"message-ttl":10}"#, "warn "),
+            ("fanfare.worker.r", r#"{"max-length":1}"#, "warn "),
         ] {
             let found = one(queue, definition);
             assert!(found.starts_with(expected), "{found}");
@@ -233,20 +257,28 @@ mod tests {
     fn queues_to_come_are_judged_where_they_are_not_there_yet() {
         let fanfare = Fanfare::in_memory();
         let policy = serde_json::json!([
-            {"name": "p", "pattern": "^fanfare.(agg|fanin)", "apply-to": "queues", "definition": {"max-length": 9}}
+            {"name": "p", "pattern": "^fanfare.agg", "apply-to": "queues", "definition": {"max-length": 9}},
+            {"name": "nightly", "pattern": "^fanfare\\.agg\\.nightly-", "apply-to": "queues", "definition": {"expires": 9}}
         ]);
         let odd = serde_json::json!([{"name": "odd", "pattern": "(", "apply-to": "all", "definition": {}}]);
         let (users, operators) =
             (serde_json::from_value(policy).unwrap(), serde_json::from_value(odd).unwrap());
-        let to_come = ToCome::new(queues(&fanfare, &BTreeSet::new(), 0), &Policies::new(users, operators));
-        let there = serde_json::from_str(r#"[{"name":"fanfare.fanin"}]"#).unwrap();
-        let findings = judge(there, Ok(to_come), fanfare.names());
+        let expected = expected(&fanfare, &BTreeSet::new(), 0);
+        // It was of another policy before.
+        let there = r#"[{"name":"fanfare.fanin","type":"quorum","policy":"old","effective_policy_definition":{"expires":1}}]"#;
+        let there = serde_json::from_str(there).unwrap();
+        let findings = judge(there, &expected, Ok(Policies::new(users, operators)), fanfare.names());
         let shown: Vec<String> = findings.iter().map(ToString::to_string).collect();
-        let [wrong, unread] = &shown[..] else { panic!("{shown:?}") };
+        let [wrong, unread, unmatched] = &shown[..] else { panic!("{shown:?}") };
         assert!(wrong.starts_with("WRONG   policy `p` on queue fanfare.agg."), "{wrong}");
         assert!(wrong.contains(", once it is there: max-length drops the oldest messages"), "{wrong}");
         assert!(unread.starts_with("unknown policy `odd`: its pattern is not understood here"), "{unread}");
-        let untold = judge(Vec::new(), Err("it answered 401".to_owned()), fanfare.names());
+        assert!(unmatched.starts_with("note    policy `nightly`: its pattern `^fanfare"), "{unmatched}");
+        assert!(
+            unmatched.contains(" matches none of the queues that were looked at, and it sets expires"),
+            "{unmatched}"
+        );
+        let untold = judge(Vec::new(), &expected, Err("it answered 401".to_owned()), fanfare.names());
         assert!(untold[0].to_string().contains("what those to come will have is not known: it answered 401"));
     }
 

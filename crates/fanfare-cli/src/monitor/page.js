@@ -94,7 +94,7 @@ const rate = field => (after, before) => {
 };
 const queued = state => Object.values(state.services).reduce((sum, queue) => sum + (queue?.waiting ?? 0), state.waiting ?? 0);
 const PLOTS = [
-  ["Open fan-outs", "", state => state.open_count],
+  ["Open fan-outs", "", state => state.told ? state.open_count : null],
   ["Fan-outs ended", "/s", rate("fan_outs")],
   ["Succeeded", "/s", rate("succeeded")],
   ["Failed", "/s", rate("failed")],
@@ -136,7 +136,7 @@ function measure(state) {
 }
 function coordinator(it) {
   const made = element("li", it.name, it.answers ? "" : "silent");
-  if (!it.answers) made.append(" has not answered since ", it.last_utc.slice(11), " UTC");
+  if (!it.answers) made.append(" does not answer; it did last at ", it.last_utc.slice(11), " UTC");
   return made;
 }
 function depth(queue, most) {
@@ -151,23 +151,28 @@ function pool([service, queue], _, pools) {
   return row([[service, "service"], [depth(queue, most), "depth"],
     [queue?.there ? queue.consumers.toLocaleString("en") : "–", nobody ? "number alarm" : "number"]]);
 }
-async function lookAtAll() {
-  const state = await ask("api/state");
-  now = state.now_ms;
-  measure(state);
-  byId("who").textContent = state.role + " " + state.version + (state.own ? ", which tells of its own fan-outs only" : "");
-  byId("trouble").textContent = [...state.hindrances, ...(state.shortfall ? [state.shortfall] : [])].join("\n");
-  fill("coordinators", state.own ? [] : state.coordinators, all => all.map(coordinator));
-  byId("waiting").textContent = state.waiting ? plural(state.waiting, "fan-out") + " more wait until a coordinator has room" : "";
+function tellOfFanOuts(state) {
   const unlisted = state.open_count - state.open.length;
   byId("open-count").textContent = state.open_count + (unlisted > 0 ? ", of which " + unlisted + " are not listed" : "");
   fill("open", state.open, all => all.map(it => row([[link(it), "cid"], [it.source, "source"], [ago(it.req_ts_utc), "time"],
     [bar(it), "bar"], [it.state === "gathering" ? tally(it) : tally(it) + ", " + (STATES[it.state] ?? it.state), "number"]])));
   fill("failures", state.failures, all => all.map(it => row([[it.at_utc.slice(5), "time"], [link(it), "cid"], [it.key, "key"],
     [it.service, "service"], [element("pre", it.exception), "why"]])));
-  fill("pools", Object.entries(state.services), all => all.map(pool));
   fill("ended", state.ended, all => all.map(it => row([[link(it), "cid"], [it.source, "source"], [ago(it.ended_utc), "time"],
     [bar(it), "bar"], [tally(it), "number"], [it.ended_by ?? "all targets", it.ended_by ? "by" : "by all"]])));
+}
+async function lookAtAll() {
+  const state = await ask("api/state");
+  now = state.now_ms;
+  measure(state);
+  byId("who").textContent = state.role + " " + state.version + (state.own ? ", which tells of its own fan-outs only" : "");
+  const untold = "What was told last of fan-outs and failures, if anything, is left below.";
+  byId("trouble").textContent = [...state.hindrances, ...(state.shortfall ? [state.shortfall] : []), ...(state.told ? [] : [untold])].join("\n");
+  fill("coordinators", state.own ? [] : state.coordinators, all => all.map(coordinator));
+  byId("waiting").textContent = state.waiting ? plural(state.waiting, "fan-out") + " more wait until a coordinator has room" : "";
+  if (state.told) tellOfFanOuts(state);
+  else byId("open-count").textContent = "unknown";
+  fill("pools", Object.entries(state.services), all => all.map(pool));
   byId("parked-count").textContent = state.parked ?? "unknown";
   byId("look").hidden = state.own || !state.parked;
   byId("parked-hint").textContent = !state.parked ? "Nothing is kept for a person to look at."
@@ -257,7 +262,8 @@ async function lookAtOne(cid, run) {
   byId("cid").textContent = cid;
   fill("advice", told.advice, all => all.map(it => element("li", it)));
   const fanOut = told.fan_out;
-  byId("exceptions-card").hidden = !fanOut?.failed_targets.length;
+  const failed = fanOut ? [...fanOut.failed_targets, ...fanOut.missing_targets.filter(it => it.exception)] : [];
+  byId("exceptions-card").hidden = !failed.length;
   if (!fanOut) {
     for (const id of ["facts", "progress", "timeline"]) fill(id, null, () => []);
     byId("unlisted").textContent = byId("scale").textContent = "";
@@ -271,7 +277,7 @@ async function lookAtOne(cid, run) {
   fill("timeline", [targets, fanOut.ended_utc ?? now], () => timeline(targets, begun));
   const unlisted = fanOut.targets - targets.length;
   byId("unlisted").textContent = unlisted > 0 ? "and " + plural(unlisted, "target") + " more" : "";
-  fill("exceptions", fanOut.failed_targets, all => all.map(it => row([[it.key, "key"], [it.service, "service"],
+  fill("exceptions", failed, all => all.map(it => row([[it.key, "key"], [it.service, "service"],
     [element("pre", it.exception), "why"]])));
 }
 

@@ -38,6 +38,8 @@ pub(super) struct State {
 struct FanOuts {
     /// Whether it tells of one coordinator only.
     own: bool,
+    /// Whether any coordinator has told. Else nothing is known of fan-outs, open and ended, and of failures.
+    told: bool,
     /// Why nothing, or not all, is told.
     shortfall: Option<String>,
     coordinators: Vec<Coordinator>,
@@ -96,7 +98,7 @@ impl FanOuts {
         let mut shown = Self { own: subject.coordinator.is_some(), ..Self::default() };
         let (heard, mut lately) = match told {
             Ok(Status { matching, fan_outs, lately, coordinators }) => {
-                shown.shortfall = coordinators.shortfall();
+                (shown.told, shown.shortfall) = (true, coordinators.shortfall());
                 (shown.open_count, shown.open) = (matching, fan_outs);
                 (coordinators.heard, lately)
             }

@@ -205,7 +205,9 @@ fn dashboard_shows_the_fan_outs_of_all_coordinators_and_names_one_that_was_kille
     let silent = "[...document.querySelectorAll('.silent')].map(it => it.textContent).join()";
     eventually("it is named", || {
         let silent = browser.value_of(silent);
-        silent.as_str().is_some_and(|silent| silent.contains(&format!("{name} has not answered since")))
+        silent
+            .as_str()
+            .is_some_and(|silent| silent.contains(&format!("{name} does not answer; it did last at ")))
     });
     eventually("its fan-out waits for room", || {
         open().len() == 1

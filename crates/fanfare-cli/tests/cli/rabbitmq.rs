@@ -135,7 +135,11 @@ fn cancel_ends_with_the_exit_codes_that_its_help_promises() {
     assert_eq!(coordinator.stop(Signal::TERM).0, Some(0));
     let ended = run(directory.path(), &["cancel", "c-1"]);
     assert_eq!(ended.exit, 1, "{ended:?}");
-    assert!(ended.stderr.contains("no coordinator runs under the prefix `cli-cancel"), "{}", ended.stderr);
+    assert!(
+        ended.stderr.contains("no coordinator can be asked under the prefix `cli-cancel"),
+        "{}",
+        ended.stderr
+    );
 }
 
 /// Runs a command until what it prints is as wanted.
