@@ -166,17 +166,21 @@ impl Life {
     }
 
     /// Takes a step, unless the connection dies before. While a step that it dies after takes effect, its user is stopped already:
-    /// a slow confirm leaves no time for anything that depends on another.
-    async fn take<T>(&self, step: Step, work: impl Future<Output = T>) -> T {
+    /// a slow confirm leaves no time for anything that depends on another. That step needs no user who goes on with it, since it may be at
+    /// another, where it is stopped.
+    async fn take<T: Send>(&self, step: Step, work: impl Future<Output = T> + Send + 'static) -> T {
         if self.over.is_cancelled() {
             return pending().await;
         }
         match self.reaches(step) {
             Some(death) => {
                 self.over.cancel();
-                let _dead = self.dead.clone().drop_guard();
+                let dead = self.dead.clone().drop_guard();
                 if death.takes_effect {
-                    work.await;
+                    tokio::spawn(async move {
+                        work.await;
+                        drop(dead);
+                    });
                 }
             }
             None => {
@@ -199,11 +203,13 @@ impl Broker for Mortal {
         message: Message,
         latest: Option<Instant>,
     ) -> Result<(), PublishError> {
-        self.life.take(Step::Publish, self.inner.publish_by(queue, message, latest)).await
+        let (inner, queue) = (Arc::clone(&self.inner), queue.to_owned());
+        self.life.take(Step::Publish, async move { inner.publish_by(&queue, message, latest).await }).await
     }
 
     async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
-        self.life.take(Step::Prepare, self.inner.declare(queue)).await
+        let (inner, queue) = (Arc::clone(&self.inner), queue.clone());
+        self.life.take(Step::Prepare, async move { inner.declare(&queue).await }).await
     }
 
     fn is_blocked(&self) -> bool {
@@ -211,15 +217,18 @@ impl Broker for Mortal {
     }
 
     async fn exists(&self, queue: &str) -> Result<bool, BrokerError> {
-        self.life.take(Step::Prepare, self.inner.exists(queue)).await
+        let (inner, queue) = (Arc::clone(&self.inner), queue.to_owned());
+        self.life.take(Step::Prepare, async move { inner.exists(&queue).await }).await
     }
 
     async fn inspect(&self, queue: &str) -> Result<Option<QueueState>, BrokerError> {
-        self.life.take(Step::Prepare, self.inner.inspect(queue)).await
+        let (inner, queue) = (Arc::clone(&self.inner), queue.to_owned());
+        self.life.take(Step::Prepare, async move { inner.inspect(&queue).await }).await
     }
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
-        self.life.take(Step::Delete, self.inner.delete(queue)).await
+        let (inner, queue) = (Arc::clone(&self.inner), queue.to_owned());
+        self.life.take(Step::Delete, async move { inner.delete(&queue).await }).await
     }
 
     async fn publish_through(
@@ -228,31 +237,38 @@ impl Broker for Mortal {
         routing_key: &str,
         message: Message,
     ) -> Result<(), PublishError> {
-        let publish = self.inner.publish_through(exchange, routing_key, message);
+        let (inner, exchange) = (Arc::clone(&self.inner), exchange.to_owned());
+        let routing_key = routing_key.to_owned();
+        let publish = async move { inner.publish_through(&exchange, &routing_key, message).await };
         self.life.take(Step::Publish, publish).await
     }
 
     async fn declare_exchange(&self, exchange: &ExchangeSpec) -> Result<(), BrokerError> {
-        self.life.take(Step::Prepare, self.inner.declare_exchange(exchange)).await
+        let (inner, exchange) = (Arc::clone(&self.inner), exchange.clone());
+        self.life.take(Step::Prepare, async move { inner.declare_exchange(&exchange).await }).await
     }
 
     async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
-        self.life.take(Step::Prepare, self.inner.bind(queue, exchange)).await
+        let (inner, queue, exchange) = (Arc::clone(&self.inner), queue.to_owned(), exchange.to_owned());
+        self.life.take(Step::Prepare, async move { inner.bind(&queue, &exchange).await }).await
     }
 
     async fn delete_exchange(&self, exchange: &str) -> Result<(), BrokerError> {
-        self.life.take(Step::Delete, self.inner.delete_exchange(exchange)).await
+        let (inner, exchange) = (Arc::clone(&self.inner), exchange.to_owned());
+        self.life.take(Step::Delete, async move { inner.delete_exchange(&exchange).await }).await
     }
 
     async fn open(&self) -> Result<Arc<dyn ConsumerChannel>, BrokerError> {
-        let inner = self.life.take(Step::Prepare, self.inner.open()).await?;
+        let inner = Arc::clone(&self.inner);
+        let inner = self.life.take(Step::Prepare, async move { inner.open().await }).await?;
         let held = Arc::new(Held { life: Arc::clone(&self.life), deliveries: Mutex::default() });
         self.life.state().channels.push(Arc::downgrade(&held));
         Ok(Arc::new(MortalChannel { inner, held }))
     }
 
     async fn server(&self) -> Result<ServerInfo, BrokerError> {
-        self.life.take(Step::Prepare, self.inner.server()).await
+        let inner = Arc::clone(&self.inner);
+        self.life.take(Step::Prepare, async move { inner.server().await }).await
     }
 
     /// Closes the connection, of a dead one too.
@@ -276,7 +292,8 @@ struct MortalChannel {
 impl ConsumerChannel for MortalChannel {
     async fn consume(&self, queue: &str, prefetch: u16) -> Result<Consumer, BrokerError> {
         let life = &self.held.life;
-        let consumer = life.take(Step::Prepare, self.inner.consume(queue, prefetch)).await?;
+        let (inner, queue) = (Arc::clone(&self.inner), queue.to_owned());
+        let consumer = life.take(Step::Prepare, async move { inner.consume(&queue, prefetch).await }).await?;
         let tag = consumer.tag().to_owned();
         let deliveries = stream::unfold((consumer, Arc::clone(&self.held)), |(mut consumer, held)| async {
             let next = tokio::select! {
@@ -291,27 +308,32 @@ impl ConsumerChannel for MortalChannel {
     }
 
     async fn get(&self, queue: &str) -> Result<Option<Delivery>, BrokerError> {
-        let got = self.held.life.take(Step::Prepare, self.inner.get(queue)).await?;
+        let (inner, queue) = (Arc::clone(&self.inner), queue.to_owned());
+        let got = self.held.life.take(Step::Prepare, async move { inner.get(&queue).await }).await?;
         Ok(got.map(|delivery| self.held.hand_out(delivery)))
     }
 
     async fn declare_exclusive(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
-        self.held.life.take(Step::Prepare, self.inner.declare_exclusive(queue)).await
+        let (inner, queue) = (Arc::clone(&self.inner), queue.clone());
+        self.held.life.take(Step::Prepare, async move { inner.declare_exclusive(&queue).await }).await
     }
 
     async fn bind(&self, queue: &str, exchange: &str) -> Result<(), BrokerError> {
-        self.held.life.take(Step::Prepare, self.inner.bind(queue, exchange)).await
+        let (inner, queue, exchange) = (Arc::clone(&self.inner), queue.to_owned(), exchange.to_owned());
+        self.held.life.take(Step::Prepare, async move { inner.bind(&queue, &exchange).await }).await
     }
 
     async fn cancel(&self, consumer: &str) -> Result<(), BrokerError> {
-        self.held.life.take(Step::Settle, self.inner.cancel(consumer)).await
+        let (inner, consumer) = (Arc::clone(&self.inner), consumer.to_owned());
+        self.held.life.take(Step::Settle, async move { inner.cancel(&consumer).await }).await
     }
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         let half_deletes =
             self.held.life.state().half_deletes.take_if(|(half_deleted, _)| half_deleted == queue);
         let Some((_, instead)) = half_deletes else {
-            return self.held.life.take(Step::Delete, self.inner.delete(queue)).await;
+            let (inner, queue) = (Arc::clone(&self.inner), queue.to_owned());
+            return self.held.life.take(Step::Delete, async move { inner.delete(&queue).await }).await;
         };
         self.held.life.take(Step::Delete, instead).await;
         self.inner.close().await;
@@ -319,11 +341,13 @@ impl ConsumerChannel for MortalChannel {
     }
 
     async fn ping(&self) -> Result<(), BrokerError> {
-        self.held.life.take(Step::Prepare, self.inner.ping()).await
+        let inner = Arc::clone(&self.inner);
+        self.held.life.take(Step::Prepare, async move { inner.ping().await }).await
     }
 
     async fn close(&self) {
-        self.held.life.take(Step::Settle, self.inner.close()).await;
+        let inner = Arc::clone(&self.inner);
+        self.held.life.take(Step::Settle, async move { inner.close().await }).await;
         self.held.deliveries().open.clear();
     }
 
@@ -356,7 +380,11 @@ impl Held {
         Delivery { receipt: Receipt::new(Arc::clone(self) as Arc<dyn Acknowledge>, tag), ..delivery }
     }
 
-    async fn settle(&self, tag: u64, answer: impl AsyncFnOnce(Receipt)) -> Option<Open> {
+    async fn settle<A: Future<Output = ()> + Send + 'static>(
+        &self,
+        tag: u64,
+        answer: impl FnOnce(Receipt) -> A,
+    ) -> Option<Open> {
         let receipt = self.deliveries().open.get(&tag)?.receipt.clone();
         self.life.take(Step::Settle, answer(receipt)).await;
         self.deliveries().open.remove(&tag)
@@ -368,9 +396,9 @@ impl Acknowledge for Held {
     async fn ack(&self, tag: u64) {
         let at_an_ack = self.life.state().at_an_ack.take();
         let forgotten = at_an_ack.as_ref().is_some_and(|&(forgotten, _)| forgotten);
-        let answer = async |receipt: Receipt| {
+        let answer = |receipt: Receipt| async move {
             if !forgotten {
-                receipt.ack().await
+                receipt.ack().await;
             }
         };
         let acked = self.settle(tag, answer).await;
@@ -383,7 +411,7 @@ impl Acknowledge for Held {
     }
 
     async fn requeue(&self, tag: u64) {
-        self.settle(tag, async |receipt| receipt.requeue().await).await;
+        self.settle(tag, |receipt| async move { receipt.requeue().await }).await;
     }
 
     fn is_live(&self, tag: u64) -> bool {
@@ -399,7 +427,7 @@ impl fmt::Debug for Held {
 
 #[cfg(test)]
 mod tests {
-    use std::cell::Cell;
+    use std::sync::atomic::{AtomicBool, Ordering};
 
     use futures_util::future::join;
 
@@ -409,16 +437,26 @@ mod tests {
     async fn while_its_last_step_takes_effect_no_other_does() {
         let life = Life::default();
         life.state().death = Some(Death { nth: 1, of: Some(Step::Publish), takes_effect: true });
-        let (published, deleted) = (Cell::new(false), Cell::new(false));
-        let publish = life.take(Step::Publish, async {
+        let (published, deleted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (publishes, deletes) = (Arc::clone(&published), Arc::clone(&deleted));
+        let publish = life.take(Step::Publish, async move {
             tokio::task::yield_now().await;
-            published.set(true);
+            publishes.store(true, Ordering::Relaxed);
         });
-        let delete = life.take(Step::Delete, async { deleted.set(true) });
+        let delete = life.take(Step::Delete, async move { deletes.store(true, Ordering::Relaxed) });
         tokio::select! {
             _ = join(publish, delete) => panic!("its user is told of a step"),
             () = life.dead.cancelled() => {}
         }
-        assert!(published.get() && !deleted.get());
+        assert!(published.load(Ordering::Relaxed) && !deleted.load(Ordering::Relaxed));
+    }
+
+    #[tokio::test]
+    async fn its_last_step_takes_effect_though_nobody_goes_on_with_it() {
+        let life = Life::default();
+        life.state().death = Some(Death { nth: 1, of: Some(Step::Publish), takes_effect: true });
+        let mut publish = Box::pin(life.take(Step::Publish, tokio::task::yield_now()));
+        assert!((&mut publish).now_or_never().is_none());
+        life.dead.cancelled().await;
     }
 }
