@@ -7,11 +7,12 @@ use fanfare_broker::System;
 use fanfare_operator::{
     Config as OperatorConfig, Explanation, Operator, ServiceQueue, Shard, Told, Whereabouts,
 };
-use fanfare_protocol::{Cid, EndedBy, FanOutState, QueueNames, RunId};
+use fanfare_protocol::{Cid, EndedBy, FanOutState, Message, QueueNames, RunId, WireTime, header};
 use fanfare_publisher::{Accepted, Fanout, Publisher, Target};
 use fanfare_tests::{PATIENCE, Stack, eventually, in_shards, on_both_brokers, services};
 use fanfare_worker::{Context, Registration, Retry, service};
 use serde_json::Value;
+use uuid::Uuid;
 
 on_both_brokers!(
     each_missing_target_is_told_of_with_where_it_is,
@@ -22,6 +23,7 @@ on_both_brokers!(
     a_fan_out_that_waits_for_a_coordinator_is_told_from_one_that_is_not_known,
     a_coordinator_that_does_not_answer_may_hold_what_the_others_do_not_know,
     a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of,
+    what_is_not_worth_putting_back_is_to_be_purged,
     a_target_that_nobody_shows_is_told_of_with_where_it_may_be,
     only_the_run_that_is_meant_is_told_of,
 );
@@ -316,6 +318,32 @@ async fn a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of(stack: St
     // Whoever asks again and again leaves it where it is.
     let followed = operator.follow(&accepted.cid, None, 10).await.expect("it is told");
     assert_eq!((followed.matching, followed.parked.len()), (1, 0));
+}
+
+/// A request that is parked has failed its target already.
+async fn what_is_not_worth_putting_back_is_to_be_purged(stack: Stack) {
+    let _coordinator = stack.coordinator();
+    let operator = stack.operator(PATIENCE);
+    stack.bystander().declare(&stack.names().parked()).await.expect("it is declared");
+    let cid = Cid::new("c").expect("a proper CID");
+    let park = async |kind: &str| {
+        let mut message = Message { body: "1".into(), ..Message::default() };
+        message.properties.kind = Some(kind.into());
+        message.properties.correlation_id = Some(cid.as_str().into());
+        let at = WireTime::from_timestamp(1_000).expect("a time");
+        let parked = message.parked("fanfare.service.nobody", "expired", at, Uuid::new_v4());
+        stack.publish(&stack.names().parked().name, parked).await;
+    };
+    park(header::TYPE_REQUEST).await;
+    let requests = explained(&operator, &cid, None, |explanation| explanation.parked.len() == 1).await;
+    advises(&requests, &stack, &["nothing waits for them", "fanfare parked purge --cid c"]);
+    park(header::TYPE_CALLBACK).await;
+    let both = explained(&operator, &cid, None, |explanation| explanation.parked.len() == 2).await;
+    advises(
+        &both,
+        &stack,
+        &["put back those 1 that are callbacks", "drop the others with `fanfare parked purge ID`"],
+    );
 }
 
 async fn a_target_that_nobody_shows_is_told_of_with_where_it_may_be(stack: Stack) {

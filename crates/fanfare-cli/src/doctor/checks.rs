@@ -112,13 +112,13 @@ impl Examination<'_> {
         let broker = self.fanfare.broker();
         let heard = match broker.publish_through(&exchange.name, "", Message::default()).await {
             Err(PublishError::NoExchange(_)) => {
-                return match self.fanfare.broker().inspect(&self.fanfare.names().dead().name).await {
-                    Ok(Some(QueueState { consumers: 1.., .. })) => finding(
-                        Verdict::Warn,
-                        "missing, and coordinators run: it was deleted, and comes back with those who listen within 30 s",
-                    )
-                    .remedy("ask again; until then, nobody can be asked, and nothing be cancelled"),
-                    _ => finding(Verdict::Note, "not there yet: whoever listens first declares it"),
+                let deleted =
+                    "missing, and coordinators run: it was deleted, and comes back with them within 30 s";
+                return match self.is_taken_from_coordinators(exchange).await {
+                    true => finding(Verdict::Warn, deleted).remedy(
+                        "ask again; until then, no coordinator can be asked, and nothing be cancelled",
+                    ),
+                    false => finding(Verdict::Note, "not there yet: whoever listens first declares it"),
                 };
             }
             heard => heard,
@@ -144,6 +144,13 @@ impl Examination<'_> {
                     .remedy("see that the broker takes messages: rabbitmq-diagnostics alarms"),
             },
         }
+    }
+
+    /// Whether it is the one by which coordinators are asked, and some of them run. Workers are known by nothing else than their exchange.
+    async fn is_taken_from_coordinators(&self, exchange: &ExchangeSpec) -> bool {
+        let names = self.fanfare.names();
+        let dead = self.fanfare.broker().inspect(&names.dead().name).await;
+        *exchange == names.coordinators() && matches!(dead, Ok(Some(QueueState { consumers: 1.., .. })))
     }
 
     /// The manifests' queue, and whether a coordinator consumes it.

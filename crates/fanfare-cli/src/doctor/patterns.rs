@@ -8,16 +8,16 @@ use serde_json::{Map, Value};
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Policy {
-    name: String,
-    pattern: String,
+    pub(super) name: String,
+    pub(super) pattern: String,
     apply_to: String,
     #[serde(default)]
     priority: i64,
-    definition: Map<String, Value>,
+    pub(super) definition: Map<String, Value>,
 }
 
 /// All policies of a virtual host.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Policies {
     users: Vec<(Regex, Policy)>,
     operators: Vec<(Regex, Policy)>,
@@ -26,7 +26,7 @@ pub(super) struct Policies {
 }
 
 /// What a queue gets.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Chosen {
     pub(super) policy: Option<String>,
     pub(super) operator_policy: Option<String>,
@@ -64,19 +64,14 @@ impl Policies {
         }
     }
 
-    /// Those that name the prefix, and match none of these queues, with their patterns and what they set.
-    pub(super) fn of_none<'a>(
-        &'a self,
-        prefix: &str,
-        queues: &[&str],
-    ) -> impl Iterator<Item = (&'a str, &'a str, &'a Map<String, Value>)> {
-        let of_none = |(pattern, policy): &&(Regex, Policy)| {
-            policy.pattern.contains(prefix) && !queues.iter().any(|queue| matches(pattern, queue))
-        };
-        let of_none: Vec<_> = self.users.iter().chain(&self.operators).filter(of_none).collect();
-        of_none
-            .into_iter()
-            .map(|(_, policy)| (policy.name.as_str(), policy.pattern.as_str(), &policy.definition))
+    /// Those that name the prefix, and match none of these queues.
+    pub(super) fn of_none(&self, prefix: &str, queues: &[&str]) -> Vec<&Policy> {
+        let all = self.users.iter().chain(&self.operators);
+        let of_none = all.filter(|(pattern, policy)| {
+            policy.pattern.replace('\\', "").contains(prefix)
+                && !queues.iter().any(|queue| matches(pattern, queue))
+        });
+        of_none.map(|(_, policy)| policy).collect()
     }
 }
 

@@ -115,13 +115,17 @@ fn of_others(policies: &Policies, queues: &[Queue], names: &QueueNames) -> Vec<F
             .remedy(format!("see that it matches no queue `{}.*`, or does it no harm", names.prefix()))
     });
     let looked_at: Vec<&str> = queues.iter().map(|queue| queue.name.as_str()).collect();
-    let of_none = policies.of_none(names.prefix().as_str(), &looked_at).filter_map(|(policy, pattern, definition)| {
-        let definition: Definition = serde_json::from_value(definition.clone().into()).unwrap_or_default();
-        let settings: BTreeSet<_> = harms(Kind::Own, &definition).into_iter().map(|harm| harm.setting).collect();
-        let settings = settings.into_iter().collect::<Vec<_>>().join(", ");
-        let found = format!("its pattern `{pattern}` matches none of the queues that were looked at, and it sets {settings}");
+    let of_none = policies.of_none(names.prefix().as_str(), &looked_at).into_iter().filter_map(|policy| {
+        let definition: Definition =
+            serde_json::from_value(policy.definition.clone().into()).unwrap_or_default();
+        let settings: Vec<_> = harms(Kind::Own, &definition).into_iter().map(|harm| harm.setting).collect();
+        let found = format!(
+            "its pattern `{}` matches none of the queues that were looked at, and it sets {}",
+            policy.pattern,
+            settings.join(", ")
+        );
         (!settings.is_empty()).then(|| {
-            Finding::new(Verdict::Note, format!("policy `{policy}`"), found)
+            Finding::new(Verdict::Note, format!("policy `{}`", policy.name), found)
                 .remedy("see that it matches no queue to come, such as those of CIDs or services of yours")
         })
     });

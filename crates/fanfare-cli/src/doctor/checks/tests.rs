@@ -139,6 +139,21 @@ async fn exchange_that_nobody_listens_to_is_worth_knowing_and_a_missing_one_is_n
 }
 
 #[tokio::test]
+async fn exchange_that_is_taken_from_coordinators_is_told_from_one_that_nobody_has_declared() {
+    let fanfare = Fanfare::in_memory();
+    let (broker, names) = (fanfare.broker(), fanfare.names());
+    broker.declare(&names.dead()).await.unwrap();
+    let channel = broker.open().await.unwrap();
+    let _coordinator = channel.consume(&names.dead().name, 1).await.unwrap();
+    let found = text(&examination(&fanfare).cancelling().await);
+    assert!(
+        found.contains("warn    exchange fanfare.coordinators: missing, and coordinators run"),
+        "{found}"
+    );
+    assert!(found.contains("note    exchange fanfare.workers: not there yet"), "{found}");
+}
+
+#[tokio::test]
 async fn queue_with_other_arguments_is_wrong_and_a_missing_one_is_not_created() {
     let fanfare = Fanfare::in_memory();
     let examination = examination(&fanfare);
