@@ -54,6 +54,11 @@ fn the_lack_of_a_fence_is_found() {
 }
 
 #[test]
+fn what_was_handed_out_taken_for_what_is_kept_is_found() {
+    is_found(Defect::HandedOutIsKept, Kind::Contradicted);
+}
+
+#[test]
 fn an_emptied_queue_taken_for_a_young_one_is_found() {
     is_found(Defect::NoSentinel, Kind::Contradicted);
 }

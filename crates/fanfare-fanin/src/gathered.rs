@@ -69,13 +69,17 @@ pub(crate) struct Gathered<T> {
     uncalled: usize,
     has_calls: bool,
     /// Places whose on-target callbacks wait to be published, in the order in which they counted. May hold places that
-    /// no longer wait.
-    pub(crate) to_call: VecDeque<usize>,
+    /// no longer wait. Each with the change by which its result came to count.
+    pub(crate) to_call: VecDeque<(u64, usize)>,
     /// Places whose calls are confirmed and not settled, in that order. May hold places that were settled since.
     pub(crate) to_settle: VecDeque<usize>,
     pub(crate) checkpoints: BTreeMap<CheckpointId, HeldCheckpoint<T>>,
     /// Results of this run that are unacked.
     pub(crate) plain: usize,
+    /// How often a result has come to count, in an empty place or in that of another.
+    changes: u64,
+    /// The last of those that put one in the place of another.
+    replaced: u64,
     tally: Tally,
 }
 
@@ -134,6 +138,8 @@ impl<T: Clone> Gathered<T> {
             to_settle: VecDeque::new(),
             checkpoints: BTreeMap::new(),
             plain: 0,
+            changes: 0,
+            replaced: 0,
             tally: Tally::default(),
         }
     }
@@ -196,6 +202,16 @@ impl<T: Clone> Gathered<T> {
         }
     }
 
+    /// How often a result has come to count, in an empty place or in that of another.
+    pub(crate) const fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// The place whose on-target callbacks are next, and the change up to which all has to be kept before they are published.
+    pub(crate) fn next_to_call(&self) -> Option<(usize, u64)> {
+        self.to_call.front().map(|(change, place)| (*place, self.replaced.max(*change)))
+    }
+
     /// What the targets themselves have answered.
     pub(crate) const fn tally(&self) -> Tally {
         self.tally
@@ -216,10 +232,11 @@ impl<T: Clone> Gathered<T> {
 
     fn insert(&mut self, place: usize, mut entry: Entry<T>) {
         self.missing -= 1;
+        self.changes += 1;
         self.tally.add(&entry.answer);
         if self.has_calls {
             self.uncalled += 1;
-            self.to_call.push_back(place);
+            self.to_call.push_back((self.changes, place));
         } else {
             entry.calls = Calls::Confirmed;
             self.to_settle.push_back(place);
@@ -255,6 +272,8 @@ impl<T: Clone> Gathered<T> {
                 self.tally.add(&answer);
                 let before = std::mem::replace(&mut self.known(place).answer, answer);
                 self.tally.remove(&before);
+                self.changes += 1;
+                self.replaced = self.changes;
             }
             Some(_) => return None,
         }

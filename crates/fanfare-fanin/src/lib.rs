@@ -29,6 +29,7 @@ mod copies;
 mod effect;
 mod event;
 mod gathered;
+mod kept;
 mod machine;
 mod places;
 mod read;

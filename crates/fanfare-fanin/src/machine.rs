@@ -13,6 +13,7 @@ use fanfare_protocol::{Ending, FanOutState, Manifest, Message, RunId, TraceParen
 use crate::checkpoints::Checkpoints;
 use crate::copies::Copies;
 use crate::gathered::Gathered;
+use crate::kept::Kept;
 use crate::machine::closing::Closing;
 use crate::places::Places;
 use crate::read::read;
@@ -100,9 +101,12 @@ pub struct FanIn<T> {
     renewal: Duration,
     /// When a cancel was asked for that nobody was told of yet.
     cancel: Option<WireTime>,
+    /// The change by which its completion policy was met.
+    met_at: Option<u64>,
     /// There once the fan-out is being ended before all targets have responded.
     closing: Option<Closing>,
     gathered: Gathered<T>,
+    kept: Kept<T>,
     checkpoints: Checkpoints<T>,
     /// On-target callbacks published and in no confirmed checkpoint.
     at_risk: usize,
@@ -163,6 +167,7 @@ enum Pending {
     OnFinal(Option<usize>),
     Checkpoint,
     Fence,
+    Mark,
     Sentinel,
     Renewal,
     Missing,
@@ -208,8 +213,10 @@ impl<T: Clone> FanIn<T> {
             deadline: None,
             renewal: limits.renewal,
             cancel: None,
+            met_at: None,
             closing: None,
             gathered: Gathered::new(&manifest),
+            kept: if manifest.replicated { Kept::all() } else { Kept::nothing() },
             checkpoints: Checkpoints::new(hold.token, limits, now),
             at_risk: 0,
             unknown: VecDeque::new(),
@@ -370,6 +377,7 @@ impl<T: Clone> FanIn<T> {
                 self.close(now, out);
                 self.publish_calls(out);
                 self.finalize(out);
+                self.mark(out);
             }
         }
         if matches!(self.phase, Phase::Gathering | Phase::Finalizing(1..)) {

@@ -44,6 +44,9 @@ pub struct Manifest {
     /// Whether a [`Sentinel`](crate::Sentinel) was put into the aggregation queue before this manifest into its own.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sentinel: bool,
+    /// Whether the aggregation queue is a quorum queue, which hands out only what would survive the broker's death.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub replicated: bool,
     /// When it is complete before all targets have responded; never, where there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub completion: Option<CompletionPolicy>,

@@ -9,7 +9,7 @@ use fanfare_protocol::{
 };
 
 use crate::publisher::Shared;
-use crate::{Aggregation, Fanout, Invalid};
+use crate::{Aggregation, Fanout, Invalid, QueueType};
 
 /// A fan-out that keeps all rules which can be checked without the broker: what is to be sent, and in which order.
 #[derive(Debug)]
@@ -55,6 +55,10 @@ impl Fanout {
             waiter,
             progress,
             sentinel: shared.config.aggregation == Aggregation::PerCid,
+            replicated: matches!(
+                (shared.config.aggregation, shared.config.queue_type),
+                (Aggregation::PerCid, QueueType::Quorum)
+            ),
             completion,
             metadata: fanout.metadata,
             traceparent: trace::current(),

@@ -193,6 +193,7 @@ fn callback(bench: &Bench, name: &str, body: &'static str) -> Message {
         waiter: None,
         progress: false,
         sentinel: false,
+        replicated: false,
         completion: None,
         metadata: fanfare_protocol::Metadata::default(),
         traceparent: None,

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::Weak;
 
 use clap::ValueEnum;
-use fanfare_protocol::{EndedBy, Message, TargetResult, header};
+use fanfare_protocol::{EndedBy, Fence, Message, TargetResult, header};
 use tokio::sync::mpsc;
 
 use super::channel::Pipe;
@@ -28,6 +28,8 @@ pub enum Defect {
     NoCheckpoint,
     /// A coordinator that takes over writes no fence, and acts on the first thing it reads.
     NoFence,
+    /// A coordinator takes what it was handed for what is on the broker's disk, and appends no mark to find out.
+    HandedOutIsKept,
     /// A coordinator does not look for the sentinel, and takes a queue that was emptied for one that is still to be filled.
     NoSentinel,
     /// A coordinator counts results instead of keys: the second result of a target counts for another one.
@@ -66,6 +68,7 @@ impl Defect {
                 Sending::Unconfirmed
             }
             (Self::NoCheckpoint, _, header::TYPE_CHECKPOINT) => Sending::Nowhere,
+            (Self::HandedOutIsKept, _, header::TYPE_FENCE) if is_mark(message) => Sending::Nowhere,
             (Self::NoFence, _, header::TYPE_FENCE) => Sending::ToItself,
             (Self::DeadlineDecides, Role::Coordinator, header::TYPE_RESULT) if is_by_deadline(message) => {
                 Sending::ToItself
@@ -73,6 +76,10 @@ impl Defect {
             _ => Sending::Confirmed,
         }
     }
+}
+
+fn is_mark(fence: &Message) -> bool {
+    Fence::decode(fence).is_ok_and(|decoded| fence.run().is_ok_and(|run| run == decoded.token))
 }
 
 fn is_by_deadline(result: &Message) -> bool {

@@ -218,6 +218,10 @@ impl Link {
         let taken = self.memory.publish(&queue, message.clone()).await;
         if taken.is_ok() {
             self.shared.arrived(&self.name, &queue, &message);
+            if !self.shared.written(&queue).await {
+                self.shared.journal.trace(|| format!("{}: a message in {queue} is lost", self.name));
+                return None;
+            }
         }
         Some(taken)
     }

@@ -167,6 +167,7 @@ impl Mischief {
     /// Where it shares a machine with the coordinators, they go with it.
     fn broker_was_killed(&mut self) {
         self.take_broker_down(Disturbance::Killed);
+        self.shared.lose_unwritten();
         if self.random.chance(0.5) {
             self.processes.kill_all(Role::Coordinator);
         }

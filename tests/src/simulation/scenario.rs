@@ -118,6 +118,8 @@ pub(super) struct Faults {
     pub(super) broker_restart: Option<Duration>,
     /// The broker is killed over the deletion of an aggregation queue, which is back after that, and empty.
     pub(super) half_delete: f64,
+    /// The broker is killed before it has written a message to its disk that has come into a classic queue.
+    pub(super) half_write: f64,
     /// Pause between kills, whatever the process is doing.
     pub(super) kill: Option<Duration>,
     /// Pause between rolling restarts.
@@ -314,6 +316,7 @@ impl Faults {
             failing_callback: rate(0.1),
             broker_restart: pause(3_000, 20_000),
             half_delete: rate(0.3),
+            half_write: rate(0.05),
             kill: pause(500, 10_000),
             stop: pause(500, 10_000),
             delete_queue: random.chance(0.1).then(|| Duration::from_millis(random.of(2_000..=20_000))),

@@ -19,6 +19,9 @@ use super::random::Random;
 use super::scenario::Faults;
 use crate::oracle::{Disturbance, Event, Role};
 
+/// The longest that a classic queue takes to write a message to the disk.
+const WRITE_MS: u64 = 200;
+
 /// The longest that a step on the broker takes where nothing is wrong.
 const LATENCY_MS: u64 = 3;
 
@@ -53,6 +56,10 @@ struct State {
     aggregation: BTreeMap<String, QueueSpec>,
     /// Runs whose manifest came into its queue.
     committed: Vec<String>,
+    /// By classic queue, the place up to which the broker has written its messages to its disk.
+    written: BTreeMap<String, u64>,
+    /// How often the broker was killed.
+    killed: u64,
     /// The queue that is out, and by queue what ends when it goes out.
     out: Option<String>,
     outages: BTreeMap<String, CancellationToken>,
@@ -225,6 +232,39 @@ impl Shared {
         }
     }
 
+    /// A message has come into its queue, where it may be handed out. Returns whether it was not lost until it was on disk, which it is at
+    /// once in a quorum queue.
+    pub(super) async fn written(&self, queue: &str) -> bool {
+        let state = || self.state();
+        let is_classic = |run: String| state().aggregation.get(&run).is_some_and(is_classic);
+        if !self.run_of(queue).is_some_and(is_classic) {
+            return true;
+        }
+        let killed = state().killed;
+        if self.happens(self.faults.half_write) {
+            wait(Duration::from_millis(self.random.of(0..=WRITE_MS))).await;
+            let _ = self.deaths.send(Death::OfBroker);
+        }
+        wait(self.latency().min(Duration::from_millis(WRITE_MS))).await;
+        let mut state = state();
+        if state.killed > killed {
+            return false;
+        }
+        // All that is in the queue is written at once.
+        let place = self.broker.next_place(queue);
+        state.written.insert(queue.to_owned(), place);
+        true
+    }
+
+    /// The broker was killed, and all connections have ended: what it had not written is lost.
+    pub(super) fn lose_unwritten(&self) {
+        let mut state = self.state();
+        state.killed += 1;
+        for queue in state.aggregation.values().filter(|queue| is_classic(queue)) {
+            self.broker.lose_from(&queue.name, state.written.get(&queue.name).copied().unwrap_or(0));
+        }
+    }
+
     /// The run whose aggregation queue this is, if it is one.
     pub(super) fn run_of(&self, queue: &str) -> Option<String> {
         let of = queue.strip_prefix(self.names.prefix().as_str())?.strip_prefix(".agg.")?;
@@ -240,4 +280,8 @@ impl Shared {
     pub(super) fn is_committed(&self, run: &str) -> bool {
         self.state().committed.iter().any(|committed| committed == run)
     }
+}
+
+fn is_classic(queue: &QueueSpec) -> bool {
+    queue.arguments.get("x-queue-type") == Some(&"classic".into())
 }

@@ -116,6 +116,18 @@ impl MemoryBroker {
         self.server.with(|state, _| state.most_bytes = most_bytes);
     }
 
+    /// The place that the next message of a queue takes: all that is in it has a lower one.
+    #[must_use]
+    pub fn next_place(&self, queue: &str) -> u64 {
+        self.server.with(|state, _| state.next_place(queue))
+    }
+
+    /// Loses what waits in a queue from a place on, as a broker that is killed before it has written that to its disk. What is handed
+    /// out stays: let the connections end before.
+    pub fn lose_from(&self, queue: &str, place: u64) {
+        self.server.with(|state, _| state.lose_from(queue, place));
+    }
+
     /// How many messages of a queue are handed out and not answered yet. No client of a real broker is told.
     #[must_use]
     pub fn unacked(&self, queue: &str) -> usize {

@@ -136,6 +136,16 @@ impl Queue {
         is_due.then(|| head.remove())
     }
 
+    /// The place that the next message takes.
+    pub(super) const fn next_place(&self) -> u64 {
+        self.next_place
+    }
+
+    /// Loses what waits from a place on.
+    pub(super) fn lose_from(&mut self, place: u64) {
+        self.ready.split_off(&place);
+    }
+
     /// The next message, for who asks for one.
     pub(super) fn take(&mut self) -> Option<(u64, Waiting)> {
         self.ready.pop_first()

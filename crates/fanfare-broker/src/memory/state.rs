@@ -309,6 +309,16 @@ impl State {
         held.filter(|unacked| unacked.queue == *id).count()
     }
 
+    pub(super) fn next_place(&self, name: &str) -> u64 {
+        self.names.get(name).and_then(|id| self.queues.get(id)).map_or(0, Queue::next_place)
+    }
+
+    pub(super) fn lose_from(&mut self, name: &str, place: u64) {
+        if let Some(queue) = self.names.get(name).and_then(|id| self.queues.get_mut(id)) {
+            queue.lose_from(place);
+        }
+    }
+
     pub(super) fn is_unacked(&self, channel: ChannelId, tag: u64) -> bool {
         self.channels.get(&channel).is_some_and(|channel| channel.unacked.contains_key(&tag))
     }

@@ -183,6 +183,7 @@ impl Case {
             waiter: None,
             progress: false,
             sentinel: false,
+            replicated: false,
             completion: None,
             metadata: Metadata::default(),
             traceparent: None,

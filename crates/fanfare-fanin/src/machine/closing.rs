@@ -53,6 +53,9 @@ impl<T: Clone> FanIn<T> {
             return;
         }
         if self.closing.is_none() && !self.gathered.has_all() {
+            if self.met_at.is_none() && self.completion_is_met().is_some() {
+                self.met_at = Some(self.gathered.changes());
+            }
             self.closing = self.reason_to_close(now);
         }
         if self.closing.is_some() {
@@ -66,8 +69,9 @@ impl<T: Clone> FanIn<T> {
         if let Some(at) = self.cancel {
             return Some(Closing::new(EndedBy::Cancel, CANCELLED, Some(at)));
         }
-        let policy = self.manifest.completion.as_ref();
-        if let Some(met) = policy.and_then(|policy| policy.met(tally.succeeded, tally.failed)) {
+        let met = self.completion_is_met();
+        let is_kept = self.met_at.is_some_and(|change| self.kept.covers(change));
+        if let Some(met) = met.as_ref().filter(|_| is_kept) {
             let exception = format!("not awaited: the fan-out was complete when {met}");
             return Some(Closing::new(EndedBy::Completion, exception, tally.latest));
         }
@@ -79,9 +83,18 @@ impl<T: Clone> FanIn<T> {
         let exception = match tally.ended_by? {
             EndedBy::Deadline => self.deadline_exceeded(),
             EndedBy::Cancel => CANCELLED.to_owned(),
+            // It is known as soon as a mark is confirmed.
+            EndedBy::Completion if met.is_some() => return None,
             _ => "not awaited: the fan-out was complete without it".to_owned(),
         };
         Some(Closing::new(tally.ended_by?, exception, tally.latest))
+    }
+
+    /// What completes the fan-out before all targets have responded, as far as this hold has read.
+    fn completion_is_met(&self) -> Option<String> {
+        let tally = self.gathered.tally();
+        let policy = self.manifest.completion.as_ref()?;
+        policy.met(tally.succeeded, tally.failed)
     }
 
     fn deadline_exceeded(&self) -> String {
@@ -117,7 +130,8 @@ impl<T: Clone> FanIn<T> {
         let over = match self.phase {
             Phase::Gathering if self.queue_gone => true,
             Phase::Gathering => {
-                self.closing.as_ref().is_some_and(appended) || (self.gathered.has_all() && !self.is_fenced())
+                self.closing.as_ref().is_some_and(appended)
+                    || (self.gathered.has_all() && !self.is_fenced() && self.all_is_kept())
             }
             Phase::Finalizing(_) | Phase::Deleting { completed: true } | Phase::Recording => true,
             Phase::Opening | Phase::Deleting { completed: false } | Phase::GivingUp | Phase::Done => false,

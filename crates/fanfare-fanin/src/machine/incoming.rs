@@ -5,6 +5,7 @@ use fanfare_protocol::{Checkpoint, WireTime};
 use super::closing::Closing;
 use super::{FanIn, FenceState, Leaving, Pending, Phase, Queue, Time};
 use crate::gathered::{CheckpointId, HeldCheckpoint, Home};
+use crate::kept::Kept;
 use crate::read::failure;
 use crate::{Effect, Item, Publication, PublicationId};
 
@@ -45,7 +46,7 @@ impl<T: Clone> FanIn<T> {
                     } else {
                         self.summary.duplicates += 1;
                     }
-                    out.push(Effect::Ack(tag));
+                    self.ack_replaced(tag, out);
                 }
             }
             Item::Checkpoint(checkpoint) => self.read_checkpoint(tag, checkpoint, now, out),
@@ -109,21 +110,24 @@ impl<T: Clone> FanIn<T> {
         let id: CheckpointId = (checkpoint.coordinator, checkpoint.number);
         // What a final payload was made of is not overridden any more, and lives in messages that were read before.
         if matches!(self.phase, Phase::Finalizing(_)) || self.gathered.checkpoints.contains_key(&id) {
-            out.push(Effect::Ack(tag));
+            self.ack_replaced(tag, out);
             return;
         }
         let bytes = checkpoint.entries.iter().map(|entry| entry.body.len()).sum();
         let (called, level) = (checkpoint.called, 0);
         let held = HeldCheckpoint { tag: Some(tag.clone()), live: 0, called, level, bytes, since: now };
         self.gathered.checkpoints.insert(id, held);
+        let mut released = Vec::new();
         for entry in checkpoint.entries {
             let Some(place) = self.places.find(&self.manifest, entry.key.as_str()) else { continue };
-            let released = self.gathered.count_checkpointed(place, entry, id, called);
-            out.extend(released.map(Effect::Ack));
+            released.extend(self.gathered.count_checkpointed(place, entry, id, called));
         }
         if self.gathered.checkpoints.get(&id).is_some_and(|held| held.live == 0) {
             self.gathered.checkpoints.remove(&id);
-            out.push(Effect::Ack(tag));
+            released.push(tag);
+        }
+        for tag in released {
+            self.ack_replaced(tag, out);
         }
     }
 
@@ -153,6 +157,7 @@ impl<T: Clone> FanIn<T> {
             }
             Pending::Missing => self.closing.iter_mut().for_each(Closing::confirmed),
             Pending::Fence => {}
+            Pending::Mark => out.extend(self.kept.confirmed().into_iter().map(Effect::Ack)),
             Pending::Sentinel => out.extend(self.sentinel.renewed().map(Effect::Ack)),
             Pending::Renewal => out.extend(self.manifests.renewed().map(Effect::Ack)),
             Pending::ParkedManifest(leaving) => self.given_up(leaving, out),
@@ -198,6 +203,7 @@ impl<T: Clone> FanIn<T> {
                 let settled = self.checkpoints.too_large(&mut self.gathered, most);
                 self.at_risk -= settled * self.manifest.on_target.len();
             }
+            Pending::Mark => out.extend(self.kept.confirmed().into_iter().map(Effect::Ack)),
             Pending::Sentinel => out.extend(self.sentinel.not_renewed(now).map(Effect::Ack)),
             Pending::Renewal => out.extend(self.manifests.not_renewed(now).map(Effect::Ack)),
             Pending::Missing => self.closing.iter_mut().for_each(Closing::confirmed),
@@ -229,6 +235,8 @@ impl<T: Clone> FanIn<T> {
         out.extend(self.sentinel.take().into_iter().map(Effect::Ack));
         out.extend(self.checkpoints.give_up().map(Effect::Ack));
         out.extend(self.gathered.take_tags().into_iter().map(Effect::Ack));
+        out.extend(self.kept.take().into_iter().map(Effect::Ack));
+        self.kept = Kept::all();
         // No crash will repeat anything from now on; what is left to bound is how much is published at once.
         self.at_risk = self.gathered.open_calls() * self.manifest.on_target.len();
         let missing: Vec<usize> = self.gathered.missing().collect();

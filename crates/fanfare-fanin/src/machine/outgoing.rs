@@ -46,19 +46,46 @@ impl<T: Clone> FanIn<T> {
         }
     }
 
+    /// Appends a mark where something waits for what was read to be kept. It is a fence that is nobody's, which its reader acks.
+    pub(super) fn mark(&mut self, out: &mut Vec<Effect<T>>) {
+        let waits = self.kept.holds_any()
+            || self.gathered.has_all()
+            || (!self.manifest.on_target.is_empty() && !self.is_fenced())
+            || self.met_at.is_some_and(|change| !self.kept.covers(change));
+        let change = self.gathered.changes();
+        if waits && self.phase == Phase::Gathering && self.kept.can_mark(change) {
+            self.kept.mark(change);
+            self.publish(Pending::Mark, self.fence_of_nobody(), out);
+        }
+    }
+
+    pub(super) fn fence_of_nobody(&self) -> Publication {
+        Publication::Fence(Fence { token: self.manifest.run })
+    }
+
+    /// Whether all that counts would survive the broker's death.
+    pub(super) const fn all_is_kept(&self) -> bool {
+        self.kept.covers(self.gathered.changes())
+    }
+
+    /// Acks a delivery in whose place another counts, once that is kept.
+    pub(super) fn ack_replaced(&mut self, tag: T, out: &mut Vec<Effect<T>>) {
+        out.extend(self.kept.replaced(tag, self.gathered.changes()).map(Effect::Ack));
+    }
+
     pub(super) fn publish_calls(&mut self, out: &mut Vec<Effect<T>>) {
         let callbacks = self.manifest.on_target.len();
         if self.is_fenced() || callbacks == 0 {
             return;
         }
-        while let Some(&place) = self.gathered.to_call.front() {
+        while let Some((place, change)) = self.gathered.next_to_call() {
             let entry = self.gathered.entry(place).expect("what is to be called has a result");
             if entry.calls != Calls::Waiting {
                 self.gathered.to_call.pop_front();
                 continue;
             }
             let fits = self.at_risk == 0 || self.at_risk + callbacks <= self.limits.calls_at_risk;
-            if !fits {
+            if !fits || !self.kept.covers(change) {
                 break;
             }
             let body = entry.answer.body.clone();
@@ -85,7 +112,7 @@ impl<T: Clone> FanIn<T> {
     }
 
     pub(super) fn finalize(&mut self, out: &mut Vec<Effect<T>>) {
-        if self.is_fenced() || !self.gathered.is_complete() {
+        if self.is_fenced() || !self.gathered.is_complete() || !self.all_is_kept() {
             return;
         }
         self.summary.ending = self.gathered.ending();
@@ -178,6 +205,7 @@ impl<T: Clone> FanIn<T> {
             out.extend(self.manifests.take().into_iter().map(Effect::Ack));
         }
         out.extend(self.gathered.take_tags().into_iter().map(Effect::Ack));
+        out.extend(self.kept.take().into_iter().map(Effect::Ack));
         out.extend(self.checkpoints.give_up().map(Effect::Ack));
         out.extend(self.sentinel.take().into_iter().map(Effect::Ack));
         out.extend(self.unknown.drain(..).map(|(_, tag)| Effect::Ack(tag)));

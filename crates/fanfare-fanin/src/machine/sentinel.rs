@@ -1,7 +1,5 @@
 //! The sentinel of a queue that the fan-out has for itself, without which it has ended.
 
-use fanfare_protocol::Fence;
-
 use super::{FanIn, FenceState, Pending, Phase, Queue, Time};
 use crate::{Effect, Publication};
 
@@ -41,7 +39,7 @@ impl<T: Clone> FanIn<T> {
         if self.probe_due().is_some_and(|due| due <= now) {
             self.probed = true;
             self.want_fence();
-            self.publish(Pending::Fence, Publication::Fence(Fence { token: self.manifest.run }), out);
+            self.publish(Pending::Fence, self.fence_of_nobody(), out);
         }
     }
 

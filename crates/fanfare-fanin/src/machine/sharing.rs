@@ -2,12 +2,14 @@
 
 use super::{FanIn, FenceState, Phase, Queue, Time};
 use crate::Effect;
+use crate::kept::Kept;
 
 impl<T: Clone> FanIn<T> {
     /// Puts the fan-out into a shard. `fenced` says whether the shard's fence, which counts for it too, is still to be read.
     pub(crate) fn in_shard(self, fenced: bool) -> Self {
         Self {
             queue: Queue::Shard { record: self.hold.take_over },
+            kept: Kept::all(),
             fence: if fenced { FenceState::Shards } else { FenceState::NotNeeded },
             // Its manifest came from the same queue, so this hold is the one that reads it.
             read_anything: true,

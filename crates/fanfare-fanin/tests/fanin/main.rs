@@ -5,6 +5,7 @@ mod cancel;
 mod checkpoints;
 mod completion;
 mod deadline;
+mod kept;
 mod limits;
 mod links;
 mod model;

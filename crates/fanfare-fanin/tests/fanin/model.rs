@@ -178,7 +178,7 @@ impl World {
         manifests.push(false);
         results.push(Sentinel::encode(&manifest.cid, manifest.run));
         Self {
-            manifest: Manifest { sentinel: true, ..manifest },
+            manifest: Manifest { sentinel: true, replicated: false, ..manifest },
             deadline,
             now: Duration::ZERO,
             next_tag: 0,

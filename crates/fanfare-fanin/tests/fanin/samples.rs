@@ -46,6 +46,7 @@ pub(crate) fn manifest<'a>(
         waiter: None,
         progress: false,
         sentinel: false,
+        replicated: true,
         completion: None,
         metadata: Metadata::default(),
         traceparent: None,

@@ -234,7 +234,7 @@ impl Story {
             }
             Publication::Fence(fence) => {
                 if fence.token == self.machine.manifest().run {
-                    return "probe".to_owned();
+                    return "mark".to_owned();
                 }
                 assert_eq!(fence.token, id(OWN), "a fence carries the hold's token");
                 "fence".to_owned()

@@ -170,6 +170,7 @@ fn a_manifest_with_all_that_may_be_set() {
         waiter: Some("fanfare.wait.1".to_owned()),
         progress: true,
         sentinel: true,
+        replicated: true,
         completion: Some(CompletionPolicy { succeeded: Some(2), responded: Some(1), failed_above: Some(0) }),
         metadata: metadata(),
         ..manifest()
@@ -177,7 +178,7 @@ fn a_manifest_with_all_that_may_be_set() {
     let body = String::from_utf8(full.encode().body.to_vec()).unwrap();
     assert!(body.contains(r#""channel":"parallel-exec-call""#));
     assert!(
-        body.ends_with(r#","deadline_ms":60000,"waiter":"fanfare.wait.1","progress":true,"sentinel":true,"completion":{"succeeded":2,"responded":1,"failed_above":0},"metadata":{"order":"7"}}"#),
+        body.ends_with(r#","deadline_ms":60000,"waiter":"fanfare.wait.1","progress":true,"sentinel":true,"replicated":true,"completion":{"succeeded":2,"responded":1,"failed_above":0},"metadata":{"order":"7"}}"#),
         "{body}"
     );
     assert_eq!(Manifest::decode(&full.encode(), &QueueNames::default()), Ok(full));

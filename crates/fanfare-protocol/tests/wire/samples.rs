@@ -64,6 +64,7 @@ pub(crate) fn manifest() -> Manifest {
         waiter: None,
         progress: false,
         sentinel: false,
+        replicated: false,
         completion: None,
         metadata: Metadata::default(),
         traceparent: None,
