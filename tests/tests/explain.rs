@@ -120,13 +120,13 @@ async fn each_missing_target_is_told_of_with_where_it_is(stack: Stack) {
     assert!(*since_utc >= fan_out.status.req_ts_utc);
     assert_eq!(at(fan_out, "nobody"), &Whereabouts::Queued);
     let nobody =
-        format!("no worker consumes `{}.service.nobody`, where 1 messages wait", stack.names().prefix());
-    advises(&explanation, &stack, &[&nobody, "1 targets of my.holding run"]);
+        format!("no worker consumes `{}.service.nobody`, where 1 message waits", stack.names().prefix());
+    advises(&explanation, &stack, &[&nobody, "1 target of my.holding runs"]);
 
     // The worker holds one at a time.
     let explanation = explained(&operator, &waits.cid, Some(waits.run), |it| it.matching == 1).await;
     assert_eq!(at(one(&explanation), "waits"), &Whereabouts::Queued);
-    advises(&explanation, &stack, &["1 messages wait in", "for 1 consumers"]);
+    advises(&explanation, &stack, &["1 message waits in", "for 1 consumer "]);
     for accepted in [accepted, waits] {
         publisher.cancel(&accepted).await.expect("it is cancelled");
     }
@@ -153,7 +153,7 @@ async fn a_target_that_waits_for_another_attempt_is_told_of_with_its_exception(s
     };
     assert_eq!(exception, "not today");
     assert!(until_utc.timestamp() > fan_out.status.req_ts_utc.timestamp() + 100);
-    advises(&explanation, &stack, &["1 targets of moody have failed, and are run again by themselves"]);
+    advises(&explanation, &stack, &["1 target of moody has failed, and is run again after a pause"]);
     publisher.cancel(&accepted).await.expect("it is cancelled");
 }
 
@@ -361,8 +361,8 @@ async fn a_target_that_nobody_shows_is_told_of_with_where_it_may_be(stack: Stack
     assert_eq!(at(one(&explanation), "handed"), &Whereabouts::Handed);
     assert_eq!(at(one(&explanation), "emptied"), &Whereabouts::Elsewhere);
     let expected = [
-        "they wait there for their turn, run at a worker that does not tell, or are lost;",
-        "they were on their way when this looked, or are lost;",
+        "each may wait for its turn, run at a worker that does not tell, or be lost;",
+        "each may have been on its way when this looked, or be lost;",
     ];
     advises(&explanation, &stack, &expected);
     publisher.cancel(&accepted).await.expect("it is cancelled");

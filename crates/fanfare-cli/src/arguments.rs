@@ -95,7 +95,7 @@ pub(crate) struct Shared {
     pub(crate) consumer_timeout: Option<Duration>,
 
     /// What is logged to standard error, such as `debug` or `warn,fanfare_coordinator=debug` [default: RUST_LOG, else info for
-    /// workers and coordinators, warn for the others]
+    /// workers and coordinators, error for the doctor, warn for the others]
     #[arg(long, global = true, env = "FANFARE_LOG", value_name = "FILTER")]
     pub(crate) log: Option<String>,
 

@@ -7,6 +7,7 @@ use fanfare::{Accepted, CancelError, Cancellation, Cid, EndedBy, RunId};
 use serde::Serialize;
 
 use crate::exit::{self, Exit, Failure, print, print_json};
+use crate::numbers::counted;
 use crate::settings::Settings;
 
 #[derive(Debug, Args)]
@@ -84,7 +85,8 @@ fn told(ended: &BTreeMap<RunId, Cancellation>, json: bool) -> Result<Exit, Failu
 
 fn shown(cancellation: &Cancellation) -> String {
     let Cancellation { responded, missing, ended_by } = *cancellation;
-    let responded = format!("{responded} of {} targets had responded", responded + missing);
+    let responded =
+        format!("{responded} of {} had responded", counted(responded + missing, "target", "targets"));
     match ended_by {
         Some(EndedBy::Cancel) => format!("cancelled: {responded}"),
         Some(by) => format!("ended before, by {by}: {responded}"),

@@ -8,6 +8,7 @@ use fanfare::{
 
 use crate::exit::{Exit, Failure, print};
 use crate::management::ManagementUrl;
+use crate::numbers::counted;
 use crate::settings::Settings;
 use crate::silent;
 use crate::status::state_shown;
@@ -111,7 +112,7 @@ fn of_fan_out(fan_out: &Told, now: WireTime) -> Vec<String> {
     let (done, targets, failed) = (status.done, status.targets, status.failed);
     let mut lines = vec![
         format!("{cid} run {run}, invoked by {source} {age} ago: {how}"),
-        format!("{done} of {targets} targets are done, {failed} of them failed"),
+        format!("{done} of {} done, {failed} of them failed", counted(targets, "target is", "targets are")),
     ];
     let rows: Vec<Vec<String>> = missing.iter().map(|target| row(target, now)).collect();
     lines.extend(table::lines(&rows).into_iter().map(|line| format!("  {line}")));

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::durations;
 use crate::exit::{self, Exit, Failure, print, print_json, say};
 use crate::management::{Management, ManagementUrl, WITHOUT_TLS};
+use crate::numbers::counted;
 use crate::settings::Settings;
 use crate::silent;
 
@@ -129,8 +130,10 @@ fn told(leftovers: &[Leftover], json: bool) -> Result<Exit, Failure> {
         match error {
             Some(reason) => say(format_args!("{name} is not removed: {reason}")),
             None if json => {}
-            None if *removed => print(format_args!("{name} removed ({messages} messages)"))?,
-            None => print(format_args!("{name} ({messages} messages)"))?,
+            None if *removed => {
+                print(format_args!("{name} removed ({})", counted(*messages, "message", "messages")))?
+            }
+            None => print(format_args!("{name} ({})", counted(*messages, "message", "messages")))?,
         }
     }
     let all_well = leftovers.iter().all(|leftover| leftover.error.is_none());
@@ -142,7 +145,8 @@ async fn list(fanfare: &Fanfare, management: &Management) -> Result<Vec<Leftover
     match leftovers.len() {
         0 => say(NONE),
         count => say(format_args!(
-            "{count} queues would be removed, where they are so still after --min-age: give --yes"
+            "{} would be removed, where that is so still after --min-age: give --yes",
+            counted(count, "queue", "queues")
         )),
     }
     Ok(leftovers)
@@ -160,7 +164,8 @@ async fn remove(
     }
     let (count, shown) = (first.len(), humantime::format_duration(min_age));
     say(format_args!(
-        "{count} queues are without a fan-out; looking again in {shown}, in case one is just being invoked"
+        "{} without a fan-out; looking again in {shown}, in case one is just being invoked",
+        counted(count, "queue is", "queues are")
     ));
     tokio::time::sleep(min_age).await;
     let before: BTreeSet<String> = first.into_iter().map(|leftover| leftover.name).collect();
@@ -221,8 +226,8 @@ fn undecidable(explanation: &Explanation, waiting: Option<u64>, fanin: &str) -> 
         None => Some(format!("whether fan-outs wait in `{fanin}` is not known")),
         Some((0, 0)) => None,
         Some((before, after)) => Some(format!(
-            "{} fan-outs wait in `{fanin}` for a coordinator, and their queues look like nobody's; try again when they have been taken",
-            before.max(after)
+            "{} in `{fanin}` for a coordinator, and what is waited for looks like nobody's; try again when that is over",
+            counted(before.max(after), "fan-out waits", "fan-outs wait")
         )),
     }
 }

@@ -19,6 +19,7 @@ use tracing::Instrument;
 use crate::durations::{self, Limit};
 use crate::exit::{EXIT_CODES, Exit, Failure, print, say, without_broker};
 use crate::numbers;
+use crate::numbers::counted;
 use crate::settings::Settings;
 use crate::table::plain;
 
@@ -233,7 +234,7 @@ fn told_failures(payload: &FinalPayload, wanted: Option<usize>) -> Exit {
     if failed == 0 {
         return Exit::Done;
     }
-    say(format_args!("{failed} of {} targets failed:", payload.data.len()));
+    say(format_args!("{failed} of {} failed:", counted(payload.data.len(), "target", "targets")));
     for failure in payload.failures().take(NAMED_FAILURES) {
         let lines = failure.to_string().lines().map(plain).collect::<Vec<_>>();
         say(format_args!("  {}", lines.join("\n    ")));

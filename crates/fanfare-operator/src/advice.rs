@@ -1,6 +1,7 @@
 //! What an explanation comes down to, and what to do, in plain words.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use fanfare_protocol::{FanOutState, QueueNames, ServiceName, header};
 
@@ -58,9 +59,10 @@ impl Explanation {
         }
         if let Some(waiting @ 1..) = self.manifests_waiting {
             return Some(format!(
-                "{waiting} fan-outs wait in `{}` until a coordinator has room, and {cid} may be one of them: start another \
-                 coordinator, or raise --channels",
-                names.fanin().name
+                "{} in `{}` until a coordinator has room, and {cid} may be {}: start another coordinator, or raise --channels",
+                counted(waiting, "fan-out waits", "fan-outs wait"),
+                names.fanin().name,
+                if waiting == 1 { "that" } else { "one of them" },
             ));
         }
         let fanin = match self.manifests_waiting {
@@ -118,63 +120,81 @@ impl Explanation {
         match count(|at| *at == Whereabouts::Queued) {
             0 => {}
             missing if consumers == 0 => advice.push(format!(
-                "no worker consumes `{name}`, where {waiting} messages wait ({missing} of the missing targets above): start one, as with \
-                 `fanfare worker --service {service}`"
+                "no worker consumes `{name}`, where {} ({missing} of the missing targets above): start one, as with \
+                 `fanfare worker --service {service}`",
+                counted(waiting, "message waits", "messages wait")
             )),
             missing => advice.push(format!(
-                "{waiting} messages wait in `{name}` for {consumers} consumers ({missing} of the missing targets above): they come to their \
-                 turn; if that takes too long, start more workers or raise their concurrency"
+                "{} in `{name}` for {} ({missing} of the missing targets above), until it is their turn; if that takes too long, start \
+                 more workers or raise their concurrency",
+                counted(waiting, "message waits", "messages wait"),
+                counted(consumers, "consumer", "consumers")
             )),
         }
         match count(|at| *at == Whereabouts::NoQueue) {
             0 => {}
             missing => advice.push(format!(
-                "`{name}` is gone, and {missing} requests with it: they fail at the deadline, where there is one; `fanfare cancel` ends \
-                 the fan-out before"
+                "`{name}` is gone, and {} with it: what is lost fails at the deadline, where there is one; `fanfare cancel` ends \
+                 the fan-out before",
+                counted(missing, "request", "requests")
             )),
         }
         let retrying = match self.retries_waiting {
             Some(0) => None,
-            Some(waiting) => Some(format!("are among the {waiting} messages that wait for another attempt,")),
-            None => Some("wait for another attempt,".to_owned()),
+            Some(waiting) => Some(format!(
+                "may be among the {} for another attempt,",
+                counted(waiting, "message that waits", "messages that wait")
+            )),
+            None => Some("may wait for another attempt,".to_owned()),
         };
         match count(|at| *at == Whereabouts::Handed) {
             0 => {}
             missing => advice.push(format!(
-                "{missing} targets of {service} were handed to one of {consumers} consumers of `{name}`, and none says that it \
-                 runs them: they wait there for their turn, run at a worker that does not tell,{} or are lost; what is lost \
-                 fails at the deadline, and `fanfare cancel` ends the fan-out before",
+                "{} to one of {} of `{name}`, and no worker says that it runs there: each may wait for its turn, run at a worker that \
+                 does not tell,{} or be lost; what is lost fails at the deadline, and `fanfare cancel` ends the fan-out before",
+                counted(missing, &format!("target of {service} was handed"), &format!("targets of {service} were handed")),
+                counted(consumers, "consumer", "consumers"),
                 retrying.as_ref().map(|retrying| format!(" {retrying}")).unwrap_or_default()
             )),
         }
         match count(|at| *at == Whereabouts::Elsewhere) {
             0 => {}
             missing => advice.push(format!(
-                "{missing} targets of {service} are not in `{name}`, which is empty, and nobody consumes it: they {} or are lost; what \
-                 is lost fails at the deadline, and `fanfare cancel` ends the fan-out before",
+                "{} in `{name}`, which is empty, and nobody consumes it: each {} or be lost; what is lost fails at the deadline, and \
+                 `fanfare cancel` ends the fan-out before",
+                counted(missing, &format!("target of {service} is not"), &format!("targets of {service} are not")),
                 match &retrying {
                     Some(retrying) => format!("{retrying} for which a worker has to be started,"),
-                    None => "were on their way when this looked,".to_owned(),
+                    None => "may have been on its way when this looked,".to_owned(),
                 }
             )),
         }
         match count(|at| *at == Whereabouts::Unknown) {
             0 => {}
-            missing => advice.push(format!("{missing} targets may wait in `{name}`, which {UNSEEN}")),
+            missing => advice.push(format!(
+                "{} may wait in `{name}`, which {UNSEEN}",
+                counted(missing, "target", "targets")
+            )),
         }
         match count(|at| matches!(at, Whereabouts::Running { .. })) {
             0 => {}
             running => advice.push(format!(
-                "{running} targets of {service} run: wait for them, or see the log of their workers"
+                "{}: wait for that, or see the log of the workers",
+                counted(running, &format!("target of {service} runs"), &format!("targets of {service} run"))
             )),
         }
         match count(|at| matches!(at, Whereabouts::Retrying { .. })) {
             0 => {}
             retrying => advice.push(format!(
-                "{retrying} targets of {service} have failed, and are run again {}: mend what their exception says",
+                "{} again {}: mend what the exception says",
+                counted(
+                    retrying,
+                    &format!("target of {service} has failed, and is run"),
+                    &format!("targets of {service} have failed, and are run")
+                ),
                 match consumers {
                     0 => format!("once a worker consumes `{name}`, which none does now"),
-                    _ => "by themselves".to_owned(),
+                    _ => "after a pause".to_owned(),
                 }
             )),
         }
@@ -199,7 +219,8 @@ impl Explanation {
             ),
         };
         (parked > 0).then(|| {
-            format!("{parked} messages of it are parked: `fanfare parked list --cid {cid}` tells why; {what_to_do}")
+            let parked = counted(parked, "message of it is", "messages of it are");
+            format!("{parked} parked: `fanfare parked list --cid {cid}` tells why; {what_to_do}")
         })
     }
 }
@@ -214,13 +235,20 @@ fn of_shard(shard: &Shard) -> Option<String> {
         }
         Some(ServiceQueue { waiting: 0, .. }) => return None,
         Some(ServiceQueue { waiting, consumers: 0, .. }) => format!(
-            "or it is among {waiting} messages that wait in `{name}`, which nobody consumes: start a coordinator with as many --shards"
+            "or it is among {} in `{name}`, which nobody consumes: start a coordinator with as many --shards",
+            counted(waiting, "message that waits", "messages that wait")
         ),
         Some(ServiceQueue { waiting, .. }) => format!(
-            "or it is among {waiting} messages that wait in `{name}` until its coordinator reads them: ask again; if that lasts, use \
-             more shards"
+            "or it is among {} in `{name}` for its coordinator to read: ask again; if that lasts, use more shards",
+            counted(waiting, "message that waits", "messages that wait")
         ),
     })
+}
+
+/// A number with what is counted by it.
+fn counted<N: PartialEq + From<u8> + Display>(count: N, one: &str, many: &str) -> String {
+    let what = if count == N::from(1) { one } else { many };
+    format!("{count} {what}")
 }
 
 fn of_state(fan_out: &Told) -> Option<String> {

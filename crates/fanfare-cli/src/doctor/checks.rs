@@ -9,6 +9,7 @@ use fanfare_protocol::{ExchangeSpec, Message, QueueSpec, limits};
 
 use super::finding::{Finding, Verdict};
 use crate::exit::remedy;
+use crate::numbers::counted;
 
 /// The oldest version that Fanfare is tested with.
 const OLDEST: (u32, u32) = (3, 10);
@@ -159,15 +160,16 @@ impl Examination<'_> {
         let (finding, state) = self.queue(&queue).await;
         let coordinators = |verdict, found: &str| Finding::new(verdict, "coordinators", found);
         let present = match state.map(|state| (state.consumers, state.messages)) {
-            Some((0, waiting)) if waiting > 0 => {
-                coordinators(Verdict::Wrong, &format!("none, and {waiting} fan-outs wait for one"))
-                    .remedy("start one: fanfare coordinator")
-            }
+            Some((0, waiting)) if waiting > 0 => coordinators(
+                Verdict::Wrong,
+                &format!("none, and {} for one", counted(waiting, "fan-out waits", "fan-outs wait")),
+            )
+            .remedy("start one: fanfare coordinator"),
             // It could not be looked at.
             None if finding.verdict != Verdict::Note => return vec![finding],
             None | Some((0, _)) => coordinators(Verdict::Wrong, "none")
                 .remedy("start one, since no fan-out ends without: fanfare coordinator"),
-            Some((consumers, _)) => coordinators(Verdict::Ok, &format!("there ({consumers} consumers)")),
+            Some((consumers, _)) => coordinators(Verdict::Ok, &there(consumers)),
         };
         vec![finding, present]
     }
@@ -188,7 +190,7 @@ impl Examination<'_> {
                 }
                 Some(QueueState { consumers: 0, messages }) => {
                     let verdict = if messages > 0 { Verdict::Wrong } else { Verdict::Warn };
-                    (verdict, format!("nobody consumes it, and {messages} messages wait"))
+                    (verdict, format!("nobody consumes it, and {}", waits(messages)))
                 }
                 _ => continue,
             };
@@ -220,7 +222,7 @@ impl Examination<'_> {
             let (finding, state) = self.queue(&queue).await;
             findings.push(finding);
             if let Some(state) = state.filter(|state| state.messages > 0) {
-                let found = format!("{} messages", state.messages);
+                let found = counted(state.messages, "message", "messages");
                 findings.push(
                     Finding::new(Verdict::Warn, format!("kept in {}", queue.name), found).remedy(remedy),
                 );
@@ -238,10 +240,10 @@ impl Examination<'_> {
         let present = state.map(|state| match (state.consumers, state.messages) {
             (0, 0) => workers(Verdict::Note, "none, and nothing waits for one"),
             (0, waiting) => {
-                workers(Verdict::Wrong, &format!("none, and {waiting} messages wait for one")).remedy(start)
+                workers(Verdict::Wrong, &format!("none, and {} for one", waits(waiting))).remedy(start)
             }
             (consumers, waiting) => {
-                workers(Verdict::Ok, &format!("there ({consumers} consumers), and {waiting} messages wait"))
+                workers(Verdict::Ok, &format!("{}, and {}", there(consumers), waits(waiting)))
             }
         });
         std::iter::once(finding).chain(present).collect()
@@ -338,3 +340,12 @@ fn shown(duration: Duration) -> humantime::FormattedDuration {
 
 #[cfg(test)]
 mod tests;
+
+fn waits(messages: u64) -> String {
+    counted(messages, "message waits", "messages wait")
+}
+
+/// A process has as many consumers as it has channels for what it consumes.
+fn there(consumers: u64) -> String {
+    format!("there ({}, of which a process may have several)", counted(consumers, "consumer", "consumers"))
+}

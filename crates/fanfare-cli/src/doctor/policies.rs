@@ -94,7 +94,7 @@ fn judge(
                 "that was so some seconds ago, and what those to come will have is not known: {reason}"
             ),
         };
-        let found = format!("none loses messages of the {there} queues that are there; {to_come}");
+        let found = format!("none loses messages of the queues that are there ({there}); {to_come}");
         Finding::new(Verdict::Ok, "policies", found)
     });
     let harmful = found.into_values().map(|(harm, queue, count)| {

@@ -13,6 +13,7 @@ use serde::Serialize;
 use super::{Queue, listed};
 use crate::exit::{Exit, Failure, print, print_json, say};
 use crate::management::Management;
+use crate::numbers::counted;
 use crate::parked::reached;
 
 /// Parked messages that are looked at, as many as an operator can.
@@ -47,11 +48,15 @@ pub(super) async fn list(
     } else {
         for Payload { name, messages, idle_since } in &payloads {
             let since = idle_since.format("%Y-%m-%d %H:%M:%S");
-            print(format_args!("{name} ({messages} messages, idle since {since} UTC)"))?;
+            print(format_args!(
+                "{name} ({}, idle since {since} UTC)",
+                counted(*messages, "message", "messages")
+            ))?;
         }
     }
     let (count, shown) = (payloads.len(), humantime::format_duration(idle_for));
-    say(format_args!("{count} queues of large payloads have been idle for {shown}; none is removed"));
+    let queues = counted(count, "queue of a large payload has", "queues of large payloads have");
+    say(format_args!("{queues} been idle for {shown}; none is removed"));
     if silent > 0 {
         say(format_args!("{silent} do not tell since when they are idle, as replicated ones never do"));
     }

@@ -61,7 +61,7 @@ fn invocations_end_with_the_exit_codes_that_the_help_promises() {
     let ended = pool.invoke(&["--cid", "c-bad", "--target", "bad@t.program", "--wait"]);
     assert_eq!(ended.exit, 1, "{ended:?}");
     assert!(ended.stdout.contains("failed with exit status: 3: broken"), "{}", ended.stdout);
-    assert!(ended.stderr.contains("1 of 1 targets failed"), "{}", ended.stderr);
+    assert!(ended.stderr.contains("1 of 1 target failed"), "{}", ended.stderr);
 
     let ended = pool.invoke(&["--target", "t.told", "--metadata", "tenant=a", "--wait"]);
     assert!(ended.stdout.contains("\"response\":{\"tenant\":\"a\"}"), "{ended:?}");
@@ -109,13 +109,13 @@ fn cancel_ends_with_the_exit_codes_that_its_help_promises() {
     for time in ["first", "second"] {
         let ended = cancel("c-1");
         assert_eq!((ended.exit, ended.stderr.as_str()), (0, ""), "{time}");
-        assert!(ended.stdout.ends_with(" cancelled: 0 of 1 targets had responded\n"), "{time}: {ended:?}");
+        assert!(ended.stdout.ends_with(" cancelled: 0 of 1 target had responded\n"), "{time}: {ended:?}");
         assert_eq!(ended.stdout.lines().count(), 1, "{time}: {ended:?}");
     }
     assert_eq!(pool.invoke(&["--target", "helpers.echo", "--cid", "c-2", "--wait"]).exit, 0);
     let ended = cancel("c-2");
     assert_eq!(ended.exit, 0, "{ended:?}");
-    assert!(ended.stdout.ends_with(" ended before: 1 of 1 targets had responded\n"), "{ended:?}");
+    assert!(ended.stdout.ends_with(" ended before: 1 of 1 target had responded\n"), "{ended:?}");
     let run_id = ended.stdout.split(' ').next().unwrap();
     let again = run(pool.path(), &["cancel", "c-2", "--run", run_id]);
     assert_eq!((again.exit, &again.stdout), (0, &ended.stdout));
