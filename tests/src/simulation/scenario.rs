@@ -316,7 +316,7 @@ impl Faults {
             failing_callback: rate(0.1),
             broker_restart: pause(3_000, 20_000),
             half_delete: rate(0.3),
-            half_write: rate(0.05),
+            half_write: rate(0.2),
             kill: pause(500, 10_000),
             stop: pause(500, 10_000),
             delete_queue: random.chance(0.1).then(|| Duration::from_millis(random.of(2_000..=20_000))),
