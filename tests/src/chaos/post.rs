@@ -1,4 +1,5 @@
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -28,6 +29,8 @@ pub(super) struct Post {
     proxy: Proxy,
     /// Processes that it has had.
     processes: usize,
+    /// Connections that there were before the process.
+    before: u64,
     state: State,
 }
 
@@ -59,7 +62,15 @@ impl Post {
         let word = word(role);
         let proxy = Proxy::start(broker.address()?).await?;
         let name = format!("{word}-{number}");
-        Ok(Self { role, name, arguments, proxy, processes: 0, state: State::Vacant(Instant::now()) })
+        Ok(Self {
+            role,
+            name,
+            arguments,
+            proxy,
+            processes: 0,
+            before: 0,
+            state: State::Vacant(Instant::now()),
+        })
     }
 
     pub(super) const fn role(&self) -> Role {
@@ -97,6 +108,7 @@ impl Post {
             command.arg("--chaos").arg(scene.folder).args(["--process", &process]);
         }
         let child = command.spawn().with_context(|| format!("cannot start {}", scene.program.display()))?;
+        self.before = self.proxy.accepted();
         self.state = State::Running(child);
         Ok(())
     }
@@ -113,7 +125,13 @@ impl Post {
                 None if Instant::now() < *until => Ok(()),
                 None => self.kill(journal, Disturbance::StopCutShort, Instant::now()),
                 Some(status) => {
-                    ensure!(status.success(), "{process} was asked to stop, and failed: {status}");
+                    // One that was asked before it could listen to signals has not come to do anything.
+                    let too_early = status.signal() == Some(Signal::TERM.as_raw())
+                        && self.proxy.accepted() == self.before;
+                    ensure!(
+                        status.success() || too_early,
+                        "{process} was asked to stop, and failed: {status}"
+                    );
                     self.state = State::Vacant(Instant::now());
                     Ok(())
                 }

@@ -1,6 +1,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::copy_bidirectional;
@@ -13,6 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 pub(crate) struct Proxy {
     port: u16,
     connections: Connections,
+    accepted: Arc<AtomicU64>,
     _running: DropGuard,
 }
 
@@ -27,9 +29,10 @@ impl Proxy {
         let port = listener.local_addr()?.port();
         let connections = Connections::default();
         let running = CancellationToken::new();
-        let accepting = accept(listener, broker, connections.clone(), running.clone());
+        let accepted = Arc::<AtomicU64>::default();
+        let accepting = accept(listener, broker, connections.clone(), Arc::clone(&accepted), running.clone());
         tokio::spawn(running.clone().run_until_cancelled_owned(accepting));
-        Ok(Self { port, connections, _running: running.drop_guard() })
+        Ok(Self { port, connections, accepted, _running: running.drop_guard() })
     }
 
     /// The port that it listens on.
@@ -40,6 +43,11 @@ impl Proxy {
     /// How many connections are open.
     pub(crate) fn connections(&self) -> usize {
         self.connections.lock().len()
+    }
+
+    /// How many connections there were since it was started.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// Drops one of the open connections: the `nth` of them, modulo their number.
@@ -68,11 +76,13 @@ async fn accept(
     listener: TcpListener,
     broker: SocketAddr,
     connections: Connections,
+    accepted: Arc<AtomicU64>,
     running: CancellationToken,
 ) {
     for id in 0.. {
         // Out of file descriptors for a moment, for instance: the client tries again, and so does this.
         let Ok((client, _)) = listener.accept().await else { continue };
+        accepted.store(id + 1, Ordering::Relaxed);
         let dropped = running.child_token();
         connections.lock().insert(id, dropped.clone());
         let connections = connections.clone();
