@@ -76,7 +76,8 @@ pub(crate) struct Gathered<T> {
     pub(crate) checkpoints: BTreeMap<CheckpointId, HeldCheckpoint<T>>,
     /// Results of this run that are unacked.
     pub(crate) plain: usize,
-    /// How often a result has come to count, in an empty place or in that of another.
+    /// How often something was read that stands for what others hold: a result that counts, in an empty place or in that of another, or
+    /// a further sentinel.
     changes: u64,
     /// The last of those that put one in the place of another.
     replaced: u64,
@@ -202,7 +203,12 @@ impl<T: Clone> Gathered<T> {
         }
     }
 
-    /// How often a result has come to count, in an empty place or in that of another.
+    /// Something was read that stands for what others hold.
+    pub(crate) const fn change(&mut self) {
+        self.changes += 1;
+    }
+
+    /// How often that was so.
     pub(crate) const fn changes(&self) -> u64 {
         self.changes
     }
@@ -232,7 +238,7 @@ impl<T: Clone> Gathered<T> {
 
     fn insert(&mut self, place: usize, mut entry: Entry<T>) {
         self.missing -= 1;
-        self.changes += 1;
+        self.change();
         self.tally.add(&entry.answer);
         if self.has_calls {
             self.uncalled += 1;
@@ -272,7 +278,7 @@ impl<T: Clone> Gathered<T> {
                 self.tally.add(&answer);
                 let before = std::mem::replace(&mut self.known(place).answer, answer);
                 self.tally.remove(&before);
-                self.changes += 1;
+                self.change();
                 self.replaced = self.changes;
             }
             Some(_) => return None,

@@ -17,7 +17,10 @@ impl<T: Clone> FanIn<T> {
 
     pub(super) fn sentinel_arrived(&mut self, tag: T, now: Time, out: &mut Vec<Effect<T>>) {
         self.sentinel_seen = true;
-        out.extend(self.sentinel.arrived(tag, now).map(Effect::Ack));
+        if let Some(before) = self.sentinel.arrived(tag, now) {
+            self.gathered.change();
+            self.ack_replaced(before, out);
+        }
     }
 
     /// Whether the queue has lost what was in it: all that was ever there lies before this hold's fence.

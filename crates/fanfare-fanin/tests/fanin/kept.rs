@@ -157,3 +157,12 @@ fn what_a_predecessor_has_begun_to_end_by_completion_goes_on_for_the_same_reason
         .confirm("mark")
         .check(&["missing c=!not awaited: the fan-out was complete when 1 target had succeeded"]);
 }
+
+#[test]
+fn a_sentinel_is_acked_when_the_one_that_renews_it_is_kept() {
+    let mut story = Story::taken_over(Manifest { sentinel: true, ..manifest(["a"], 0) });
+    story.opened().check(&[]);
+    story.sentinel("s1", RUN).check(&["fence"]);
+    story.sentinel("s2", RUN).check(&["mark"]);
+    story.confirm("mark").check(&["ack s1"]);
+}
