@@ -271,7 +271,7 @@ async fn a_fan_out_that_waits_in_its_shard_is_told_from_one_that_is_not_known(st
     stack.exchange_is_heard(&stack.names().coordinators()).await;
     let name = stack.names().shard(QueueNames::shard_of(&waits.cid, 2)).name;
     stack.queue_has(&name, "the manifest", |state| state.messages == 1).await;
-    let waits_there = format!("or it is among 1 messages that wait in `{name}`, which nobody consumes");
+    let waits_there = format!("or it is among what waits in `{name}` (1 message), which nobody consumes");
     let operator = stack.operator(PATIENCE);
     let explanation = operator.explain(&waits.cid, None, 1).await.expect("it is told");
     let queue = Some(ServiceQueue { there: true, waiting: 1, consumers: 0 });
@@ -304,7 +304,7 @@ async fn a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of(stack: St
     let operator = stack.operator(PATIENCE);
     let gone = explained(&operator, &accepted.cid, None, |explanation| explanation.matching == 1).await;
     assert_eq!(at(one(&gone), "nobody"), &Whereabouts::NoQueue);
-    advises(&gone, &stack, &["is gone, and 1 requests with it"]);
+    advises(&gone, &stack, &["is gone, and 1 request with it"]);
     // Its on-target callback has no queue either.
     publisher.cancel(&accepted).await.expect("it is cancelled");
     done.next_final().await;
@@ -312,7 +312,7 @@ async fn a_queue_that_is_gone_and_a_message_that_is_parked_are_told_of(stack: St
     let is_told = |explanation: &Explanation| (explanation.matching, explanation.parked.len()) == (1, 1);
     let parked = explained(&operator, &accepted.cid, None, is_told).await;
     assert_eq!(parked.parked[0].run, Some(accepted.run));
-    advises(&parked, &stack, &["1 messages of it are parked", "fanfare parked replay --cid"]);
+    advises(&parked, &stack, &["1 message of it is parked", "fanfare parked replay --cid"]);
     let fan_out = one(&parked);
     assert_eq!(fan_out.responded[0].ended_by, Some(EndedBy::Cancel));
     // Whoever asks again and again leaves it where it is.

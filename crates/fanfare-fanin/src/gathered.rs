@@ -215,7 +215,12 @@ impl<T: Clone> Gathered<T> {
 
     /// The place whose on-target callbacks are next, and the change up to which all has to be kept before they are published.
     pub(crate) fn next_to_call(&self) -> Option<(usize, u64)> {
-        self.to_call.front().map(|(change, place)| (*place, self.replaced.max(*change)))
+        self.to_call.front().map(|(change, place)| (*place, self.since_replaced(*change)))
+    }
+
+    /// The change up to which all has to be kept where something rests on a change, and on what has been put in the place of another.
+    pub(crate) fn since_replaced(&self, change: u64) -> u64 {
+        self.replaced.max(change)
     }
 
     /// What the targets themselves have answered.

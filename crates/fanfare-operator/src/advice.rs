@@ -142,8 +142,8 @@ impl Explanation {
         let retrying = match self.retries_waiting {
             Some(0) => None,
             Some(waiting) => Some(format!(
-                "may be among the {} for another attempt,",
-                counted(waiting, "message that waits", "messages that wait")
+                "may be among what waits for another attempt ({}),",
+                counted(waiting, "message", "messages")
             )),
             None => Some("may wait for another attempt,".to_owned()),
         };
@@ -235,12 +235,12 @@ fn of_shard(shard: &Shard) -> Option<String> {
         }
         Some(ServiceQueue { waiting: 0, .. }) => return None,
         Some(ServiceQueue { waiting, consumers: 0, .. }) => format!(
-            "or it is among {} in `{name}`, which nobody consumes: start a coordinator with as many --shards",
-            counted(waiting, "message that waits", "messages that wait")
+            "or it is among what waits in `{name}` ({}), which nobody consumes: start a coordinator with as many --shards",
+            counted(waiting, "message", "messages")
         ),
         Some(ServiceQueue { waiting, .. }) => format!(
-            "or it is among {} in `{name}` for its coordinator to read: ask again; if that lasts, use more shards",
-            counted(waiting, "message that waits", "messages that wait")
+            "or it is among what waits in `{name}` ({}) until its coordinator reads it: ask again; if that lasts, use more shards",
+            counted(waiting, "message", "messages")
         ),
     })
 }

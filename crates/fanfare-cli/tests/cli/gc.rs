@@ -31,7 +31,7 @@ async fn queue_that_no_fan_out_owns_is_told_of_first_and_then_removed_and_no_oth
     eventually("no fan-out waits for its coordinator", || gc(&[]).exit == 0);
     let told = gc(&[]);
     assert_eq!((told.exit, told.stdout), (0, format!("{} (0 messages)\n", leftover.name)));
-    assert!(told.stderr.starts_with("1 queues would be removed"), "{}", told.stderr);
+    assert!(told.stderr.starts_with("1 queue would be removed"), "{}", told.stderr);
     assert!(publisher.broker().exists(&leftover.name).await.unwrap(), "to tell removes nothing");
 
     let json = |removed| {

@@ -49,13 +49,13 @@ impl<T: Clone> FanIn<T> {
 
     /// Ends the fan-out early where something wants it to, and appends as many failed results as may be on their way.
     pub(super) fn close(&mut self, now: Time, out: &mut Vec<Effect<T>>) {
+        // What has met it may be overridden by another hold's checkpoint.
+        let is_met = self.completion_is_met().is_some();
+        self.met_at = is_met.then(|| self.met_at.unwrap_or_else(|| self.gathered.changes()));
         if !self.may_close() {
             return;
         }
         if self.closing.is_none() && !self.gathered.has_all() {
-            if self.met_at.is_none() && self.completion_is_met().is_some() {
-                self.met_at = Some(self.gathered.changes());
-            }
             self.closing = self.reason_to_close(now);
         }
         if self.closing.is_some() {
@@ -70,7 +70,8 @@ impl<T: Clone> FanIn<T> {
             return Some(Closing::new(EndedBy::Cancel, CANCELLED, Some(at)));
         }
         let met = self.completion_is_met();
-        let is_kept = self.met_at.is_some_and(|change| self.kept.covers(change));
+        let is_kept =
+            self.met_at.is_some_and(|change| self.kept.covers(self.gathered.since_replaced(change)));
         if let Some(met) = met.as_ref().filter(|_| is_kept) {
             let exception = format!("not awaited: the fan-out was complete when {met}");
             return Some(Closing::new(EndedBy::Completion, exception, tally.latest));

@@ -51,7 +51,7 @@ impl<T: Clone> FanIn<T> {
         let waits = self.kept.holds_any()
             || self.gathered.has_all()
             || (!self.manifest.on_target.is_empty() && !self.is_fenced())
-            || self.met_at.is_some_and(|change| !self.kept.covers(change));
+            || self.met_at.is_some_and(|change| !self.kept.covers(self.gathered.since_replaced(change)));
         let change = self.gathered.changes();
         if waits && self.phase == Phase::Gathering && self.kept.can_mark(change) {
             self.kept.mark(change);

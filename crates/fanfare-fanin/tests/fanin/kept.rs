@@ -166,3 +166,20 @@ fn a_sentinel_is_acked_when_the_one_that_renews_it_is_kept() {
     story.sentinel("s2", RUN).check(&["mark"]);
     story.confirm("mark").check(&["ack s1"]);
 }
+
+#[test]
+fn a_policy_that_an_override_has_unmet_is_met_by_what_comes_after() {
+    let policy = CompletionPolicy { succeeded: Some(1), responded: None, failed_above: None };
+    let mut story = Story::fresh(Manifest { completion: Some(policy), ..manifest(["a", "b", "c"], 0) });
+    story.opened().check(&[]);
+    story.result("r1", "a", "one").check(&["mark"]);
+    story.checkpoint("c1", &written_by_another(false, &[("a", "!broken")])).check(&["fence"]);
+    story.confirm("mark").check(&["mark"]);
+    story.result("r2", "b", "two").check(&[]);
+    story.confirm("mark").check(&["ack r1", "mark"]);
+    // The second mark was behind the checkpoint, and before what meets the policy now.
+    story.fence("f1", OWN).check(&["ack f1"]);
+    story
+        .confirm("mark")
+        .check(&["missing c=!not awaited: the fan-out was complete when 1 target had succeeded"]);
+}
