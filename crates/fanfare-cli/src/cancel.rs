@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 
 use clap::Args;
 use fanfare::{Accepted, CancelError, Cancellation, Cid, EndedBy, RunId};
+use fanfare_protocol::counted;
 use serde::Serialize;
 
 use crate::exit::{self, Exit, Failure, print, print_json};
-use crate::numbers::counted;
 use crate::settings::Settings;
 
 #[derive(Debug, Args)]

@@ -5,10 +5,10 @@ use fanfare::{
     Cid, Environment, Explanation, FanOutState, MissingFrom, QueueNames, RunId, System, Told, Whereabouts,
     WireTime,
 };
+use fanfare_protocol::counted;
 
 use crate::exit::{Exit, Failure, print};
 use crate::management::ManagementUrl;
-use crate::numbers::counted;
 use crate::settings::Settings;
 use crate::silent;
 use crate::status::state_shown;

@@ -8,14 +8,13 @@ use std::time::Duration;
 use anyhow::anyhow;
 use clap::Args;
 use fanfare::{Cid, Explanation, FanOutState, Fanfare, PublisherConfig, RunId};
-use fanfare_protocol::header;
+use fanfare_protocol::{counted, header};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use crate::durations;
 use crate::exit::{self, Exit, Failure, print, print_json, say};
 use crate::management::{Management, ManagementUrl, WITHOUT_TLS};
-use crate::numbers::counted;
 use crate::settings::Settings;
 use crate::silent;
 

@@ -12,14 +12,13 @@ use std::time::Duration;
 use anyhow::{anyhow, bail};
 use clap::Args;
 use fanfare::{Cid, Fanfare, Fanout, FinalPayload, InvokeError, ServiceName, Source, Target, WaitError};
-use fanfare_protocol::quoted;
+use fanfare_protocol::{counted, quoted};
 use indicatif::{ProgressBar, ProgressStyle};
 use tracing::Instrument;
 
 use crate::durations::{self, Limit};
 use crate::exit::{EXIT_CODES, Exit, Failure, print, say, without_broker};
 use crate::numbers;
-use crate::numbers::counted;
 use crate::settings::Settings;
 use crate::table::plain;
 

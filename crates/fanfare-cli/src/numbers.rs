@@ -31,12 +31,6 @@ impl Number for usize {
     const MOST: Option<Self> = None;
 }
 
-/// A number with what is counted by it.
-pub(crate) fn counted<N: PartialEq + From<u8> + Display>(count: N, one: &str, many: &str) -> String {
-    let what = if count == N::from(1) { one } else { many };
-    format!("{count} {what}")
-}
-
 /// Reads one of the command line, of which none would be too few.
 pub(crate) fn parse<T: Number>(text: &str) -> Result<T, String> {
     some(read(text, 1)?)

@@ -2,7 +2,8 @@
 //!
 //! Such a queue hands a message out before it is on disk. Where the broker is killed in between, it has never had the message: its
 //! sender, who saw no confirm, sends another. So nothing is done on the strength of what was read before that is known to be kept.
-//! A mark is appended to the queue, and its confirm says that all that was handed out before is kept too.
+//! A mark is appended to the queue, and its confirm says that what was handed out before is kept too: as far as it is no larger than 4 KiB,
+//! which RabbitMQ keeps elsewhere.
 
 use std::collections::VecDeque;
 

@@ -1,9 +1,8 @@
 //! What an explanation comes down to, and what to do, in plain words.
 
 use std::collections::BTreeMap;
-use std::fmt::Display;
 
-use fanfare_protocol::{FanOutState, QueueNames, ServiceName, header};
+use fanfare_protocol::{FanOutState, QueueNames, ServiceName, counted, header};
 
 use crate::explain::{MissingFrom, ServiceQueue, Shard};
 use crate::{Explanation, Told, Whereabouts};
@@ -243,12 +242,6 @@ fn of_shard(shard: &Shard) -> Option<String> {
             counted(waiting, "message", "messages")
         ),
     })
-}
-
-/// A number with what is counted by it.
-fn counted<N: PartialEq + From<u8> + Display>(count: N, one: &str, many: &str) -> String {
-    let what = if count == N::from(1) { one } else { many };
-    format!("{count} {what}")
 }
 
 fn of_state(fan_out: &Told) -> Option<String> {

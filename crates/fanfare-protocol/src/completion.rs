@@ -1,5 +1,6 @@
 use std::fmt;
 
+use crate::counted;
 use serde::{Deserialize, Deserializer, Serialize};
 
 /// When a fan-out is complete before all of its targets have responded. Of the rules that are set, the one that is met
@@ -82,7 +83,7 @@ impl CompletionPolicy {
 }
 
 fn of_targets(count: usize) -> String {
-    if count == 1 { "1 target".to_owned() } else { format!("{count} targets") }
+    counted(count, "target", "targets")
 }
 
 /// Why a coordinator wrote a failed result in a target's place. Of several reasons in one fan-out, the greatest is the one

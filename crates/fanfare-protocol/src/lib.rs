@@ -24,6 +24,7 @@ mod cancel;
 mod channel;
 mod completion;
 mod coordination;
+mod counted;
 mod explain;
 mod final_body;
 mod hash;
@@ -55,6 +56,7 @@ pub use cancel::{CancelAnswer, CancelRequest, CancelState, Cancelled};
 pub use channel::{Channel, UnknownChannel};
 pub use completion::{Cancellation, CompletionPolicy, EndedBy, Ending, InvalidPolicy};
 pub use coordination::{Checkpoint, CheckpointEntry, Ended, EndedRun, Fence, Sentinel};
+pub use counted::counted;
 pub use explain::{
     AtWorker, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, MissingTarget, RespondedTarget,
     WorkerAnswer,

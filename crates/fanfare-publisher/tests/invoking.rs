@@ -404,6 +404,13 @@ async fn a_cluster_gets_replicated_aggregation_queues_where_configured() {
     let accepted = enrichment(&broker.publisher_with(config)).invoke().await.unwrap();
     let queue = QueueNames::default().replicated_aggregation(&accepted.cid, accepted.run);
     broker.memory.declare(&queue).await.expect("it was declared with these arguments");
+    let of_quorum = &broker.messages(FANIN).await[0];
+    assert!(Manifest::decode(of_quorum, &QueueNames::default()).unwrap().replicated);
+
+    let broker = served().await;
+    enrichment(&broker.publisher()).invoke().await.unwrap();
+    let of_classic = &broker.messages(FANIN).await[0];
+    assert!(!Manifest::decode(of_classic, &QueueNames::default()).unwrap().replicated);
 }
 
 #[tokio::test(start_paused = true)]

@@ -5,11 +5,10 @@ use std::time::Duration;
 use fanfare::{BrokerError, Cid, Environment, Fanfare, PublishError, RunId, ServiceName, System};
 use fanfare_broker::amqp::redacted;
 use fanfare_broker::{QueueState, consumer_timeout};
-use fanfare_protocol::{ExchangeSpec, Message, QueueSpec, limits};
+use fanfare_protocol::{ExchangeSpec, Message, QueueSpec, counted, limits};
 
 use super::finding::{Finding, Verdict};
 use crate::exit::remedy;
-use crate::numbers::counted;
 
 /// The oldest version that Fanfare is tested with.
 const OLDEST: (u32, u32) = (3, 10);

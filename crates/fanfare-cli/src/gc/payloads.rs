@@ -11,9 +11,10 @@ use fanfare::{Environment, Fanfare, ParkedQuery, RunId, System};
 use serde::Serialize;
 
 use super::{Queue, listed};
+use fanfare_protocol::counted;
+
 use crate::exit::{Exit, Failure, print, print_json, say};
 use crate::management::Management;
-use crate::numbers::counted;
 use crate::parked::reached;
 
 /// Parked messages that are looked at, as many as an operator can.
