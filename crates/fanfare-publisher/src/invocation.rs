@@ -16,6 +16,7 @@ use crate::known_queues::Unprepared;
 use crate::plan::Plan;
 use crate::publisher::Shared;
 use crate::schedule::Schedule;
+use crate::spares::Declared;
 use crate::{Aggregation, Failure, InvokeError, Target, telemetry};
 
 /// Requests of one fan-out that are under way to the broker at the same time.
@@ -114,7 +115,7 @@ pub(crate) async fn send(
 }
 
 impl Accepted {
-    fn of(plan: &Plan) -> Self {
+    pub(crate) fn of(plan: &Plan) -> Self {
         Self { cid: plan.manifest.cid.clone(), run: plan.manifest.run }
     }
 
@@ -168,20 +169,49 @@ impl Commitment {
 
     /// Brings all requests into their queues.
     async fn prepare_and_request(&mut self) -> Result<(), InvokeError> {
-        let declared = self.declare_queues().await;
-        declared.map_err(|failure| self.accepted.not_accepted(failure, false))?;
-        self.publish_requests().await.map_err(|failure| self.accepted.not_accepted(failure, true))
+        let declared =
+            self.declare_queues().await.map_err(|failure| self.accepted.not_accepted(failure, false))?;
+        let settled = async {
+            match declared {
+                Some(declared) => self.shared.settle(declared, self.schedule.sent).await,
+                None => Ok(()),
+            }
+        };
+        let outcome = future::try_join(self.publish_requests(), settled).await;
+        outcome.map(|((), ())| ()).map_err(|failure| self.accepted.not_accepted(failure, true))
     }
 
-    /// Each try to declare the aggregation queue is a run of its own. One that was cut off may have left a queue which has no
-    /// leader before a lost node is back (seen on RabbitMQ 3.10), and to declare that again succeeds.
-    async fn declare_queues(&mut self) -> Result<(), Failure> {
+    /// Returns what is to be settled before the manifest may follow.
+    async fn declare_queues(&mut self) -> Result<Option<Declared>, Failure> {
         let until = self.schedule.prepared;
         let shared = Arc::clone(&self.shared);
         if let Aggregation::Shared { shards } = shared.config.aggregation {
-            return shared.ensure_shard(&self.plan.queue.name, shards, until).await;
+            return shared.ensure_shard(&self.plan.queue.name, shards, until).await.map(|()| None);
         }
         shared.ensure_declared(&shared.config.names.fanin(), until).await?;
+        let declared = match self.take_spare() {
+            Some(declared) => declared,
+            None => self.declare_aggregation(until).await?,
+        };
+        if self.plan.is_drawn {
+            shared.declare_next();
+        }
+        Ok(Some(declared))
+    }
+
+    /// Takes a queue that is ready, where the CID need not be another. Nothing is returned where it is to be declared all the same.
+    fn take_spare(&mut self) -> Option<Declared> {
+        let spare = self.plan.is_drawn.then(|| self.shared.spares.take()).flatten()?;
+        let declared = spare.trusted();
+        self.plan.take(spare, &self.shared);
+        self.accepted = Accepted::of(&self.plan);
+        declared
+    }
+
+    /// Each try is a run of its own. One that was cut off may have left a queue which has no leader before a lost node is back (seen on RabbitMQ
+    /// 3.10), and to declare that again succeeds.
+    async fn declare_aggregation(&mut self, until: Instant) -> Result<Declared, Failure> {
+        let shared = Arc::clone(&self.shared);
         let mut left = Vec::new();
         let declared = shared.through_outages(until, || {
             if !left.is_empty() {
@@ -190,8 +220,8 @@ impl Commitment {
             }
             let queue = self.plan.queue.clone();
             left.push(queue.name.clone());
-            let broker = &shared.broker;
-            async move { broker.declare(&queue).await }
+            let shared = &shared;
+            async move { shared.declare_aggregation(&queue).await }
         });
         let declared = declared.await;
         left.pop();
@@ -318,7 +348,7 @@ impl Shared {
     }
 
     /// Deletes the aggregation queue of a run that has come to nothing.
-    async fn delete(&self, queue: &str) {
+    pub(crate) async fn delete(&self, queue: &str) {
         let began = Instant::now();
         let deleted = tokio::time::timeout(CLEAN_UP_LIMIT, self.broker.delete(queue)).await;
         if began.elapsed() >= Aftercare::SLOW {

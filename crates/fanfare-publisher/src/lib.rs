@@ -19,6 +19,7 @@ mod names;
 mod plan;
 mod publisher;
 mod schedule;
+mod spares;
 mod target;
 mod telemetry;
 mod waiting;

@@ -9,6 +9,7 @@ use fanfare_protocol::{
 };
 
 use crate::publisher::Shared;
+use crate::spares::Spare;
 use crate::{Aggregation, Fanout, Invalid, QueueType};
 
 /// A fan-out that keeps all rules which can be checked without the broker: what is to be sent, and in which order.
@@ -22,6 +23,8 @@ pub(crate) struct Plan {
     pub(crate) bodies: Vec<Bytes>,
     pub(crate) declare_missing: bool,
     pub(crate) nested: bool,
+    /// Whether its CID was drawn.
+    pub(crate) is_drawn: bool,
 }
 
 impl Fanout {
@@ -31,6 +34,7 @@ impl Fanout {
         let completion = fanout.completion_policy()?;
         let shared = fanout.publisher.shared;
         let environment = &shared.environment;
+        let is_drawn = fanout.cid.is_none();
         let cid = fanout.cid.unwrap_or_else(|| Cid::from(environment.sequential()));
         let run = RunId::from(environment.unique());
         let progress = waiter.is_some() && fanout.on_progress.is_some();
@@ -69,7 +73,7 @@ impl Fanout {
             return Err(Invalid::ManifestTooLarge { bytes });
         }
         let (declare_missing, nested) = (fanout.declare_missing, fanout.nested);
-        Ok(Plan { manifest, manifest_message, queue, bodies, declare_missing, nested })
+        Ok(Plan { manifest, manifest_message, queue, bodies, declare_missing, nested, is_drawn })
     }
 
     /// Adds what is wrong with the whole to the mistakes that were made on the way. Of what was left out then, nothing is said again.
@@ -126,10 +130,22 @@ impl Plan {
     /// Makes it another run of the same fan-out. Nothing of it may have been sent.
     pub(crate) fn draw_again(&mut self, shared: &Shared) {
         let run = RunId::from(shared.environment.unique());
-        self.queue =
+        let queue =
             shared.config.gathering(&self.manifest.cid, run).expect("it was checked for the first run");
+        self.gather_in(queue, run, shared);
+    }
+
+    /// Has its results gathered in a queue that is there already, under the CID that was drawn for that. Nothing of it may have been sent.
+    pub(crate) fn take(&mut self, spare: Spare, shared: &Shared) {
+        let Spare { cid, run, queue, .. } = spare;
+        self.manifest.cid = cid;
+        self.gather_in(queue, run, shared);
+    }
+
+    fn gather_in(&mut self, queue: QueueSpec, run: RunId, shared: &Shared) {
         self.manifest.run = run;
-        self.manifest.reply_to.clone_from(&self.queue.name);
+        self.manifest.reply_to.clone_from(&queue.name);
+        self.queue = queue;
         self.manifest_message = message(&self.manifest, shared);
     }
 

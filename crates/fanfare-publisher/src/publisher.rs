@@ -9,6 +9,7 @@ use tokio::sync::OnceCell;
 
 use crate::backlog::Backlog;
 use crate::known_queues::KnownQueues;
+use crate::spares::Spares;
 use crate::{Accepted, CancelError, Fanout, Invalid, InvokeError, Target, cancelling, invocation};
 
 /// Invokes services: the way into Fanfare for a program, and for a service that invokes others. Cheap to clone.
@@ -146,15 +147,16 @@ pub(crate) struct Shared {
     /// Set once the broker has taken the `user_id`.
     pub(crate) user_id_taken: OnceCell<()>,
     pub(crate) backlog: Backlog,
+    pub(crate) spares: Spares,
 }
 
 impl Publisher {
     /// A publisher on a broker. Nothing is sent or declared before the first invocation.
     #[must_use]
     pub fn new(broker: Arc<dyn Broker>, environment: Arc<dyn Environment>, config: Config) -> Self {
-        let (known, user_id_taken, backlog) = Default::default();
+        let (known, user_id_taken, backlog, spares) = Default::default();
         let aftercare = Aftercare::new(Arc::clone(&broker));
-        let shared = Shared { broker, aftercare, environment, config, known, user_id_taken, backlog };
+        let shared = Shared { broker, aftercare, environment, config, known, user_id_taken, backlog, spares };
         Self { shared: Arc::new(shared) }
     }
 
@@ -216,6 +218,12 @@ impl Publisher {
     ) -> Result<BTreeMap<RunId, Cancellation>, CancelError> {
         let cid = Cid::new(cid.as_ref()).map_err(CancelError::Invalid)?;
         cancelling::cancel_all(Arc::clone(&self.shared), cid, None).await
+    }
+
+    /// Deletes the queues that it keeps ready for its next fan-outs, and keeps none from now on. It goes on invoking. Those of a program
+    /// that ends without this go by themselves after seven days.
+    pub async fn close(&self) {
+        self.shared.close_spares().await;
     }
 
     /// The broker that it publishes to.

@@ -39,12 +39,13 @@ pub(crate) async fn invoke_and_wait(fanout: Fanout, timeout: Duration) -> Result
     let queue = shared.config.names.wait(RunId::from(shared.environment.unique()));
     let on_progress = fanout.on_progress.clone();
     let plan = fanout.plan(Some(queue.name.clone())).map_err(InvokeError::Invalid)?;
-    let expected = Accepted { cid: plan.manifest.cid.clone(), run: plan.manifest.run };
     let mut mailbox = open_mailbox(&shared, &queue, schedule.prepared)
         .await
-        .map_err(|failure| expected.not_accepted(failure, false))?;
-    let Accepted { cid, run } = invocation::invoke(shared, plan, schedule).await?;
+        .map_err(|failure| Accepted::of(&plan).not_accepted(failure, false))?;
+    // It may have come to another run than the one that was planned.
+    let expected = invocation::invoke(shared, plan, schedule).await?;
 
+    let Accepted { cid, run } = expected.clone();
     let left = timeout.saturating_sub(started.elapsed());
     match tokio::time::timeout(left, receive(&mut mailbox, &expected, on_progress.as_ref())).await {
         Ok(Ok(answer)) => answer.payload().map_err(|source| WaitError::Malformed { cid, run, source }),

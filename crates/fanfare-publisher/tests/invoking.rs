@@ -112,11 +112,13 @@ async fn the_manifest_follows_the_last_request_and_comes_once() {
     let broker = served().await;
     enrichment(&broker.publisher()).invoke().await.unwrap();
     let asked = broker.asked();
-    let first_publish = asked.iter().position(|asked| asked.starts_with("publish")).unwrap();
-    assert!(asked[first_publish - 1].starts_with("declare fanfare.agg.order-7."));
-    // Three requests and the sentinel come before it.
-    assert_eq!(asked[first_publish..].len(), 5);
-    assert_eq!(asked.last().unwrap(), "publish fanfare.fanin");
+    let declared = asked.iter().position(|asked| asked.starts_with("declare fanfare.agg.order-7.")).unwrap();
+    // Three requests and the sentinel come before it, and the declaration that settles the one of its queue.
+    let (manifest, before) = asked[declared + 1..].split_last().unwrap();
+    assert_eq!(manifest, "publish fanfare.fanin");
+    assert_eq!(before.iter().filter(|asked| asked.starts_with("publish")).count(), 4);
+    assert_eq!(before.iter().filter(|asked| asked.starts_with("declare fanfare.agg.")).count(), 1);
+    assert_eq!(before.len(), 5);
 }
 
 #[tokio::test]
@@ -366,7 +368,7 @@ async fn a_manifest_that_is_being_written_is_left_to_its_end_when_the_future_is_
     tokio::time::timeout(Duration::from_secs(1), invocation).await.unwrap_err();
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!(broker.aggregation_queues().await.len(), 1);
-    assert_eq!(broker.count("delete"), 0);
+    assert_eq!(broker.count("delete fanfare.agg.order-7"), 0);
 }
 
 #[tokio::test]
@@ -419,8 +421,11 @@ async fn a_queue_whose_declaration_was_cut_off_is_not_used() {
     broker.cut_declarations(2);
     let accepted = enrichment(&broker.publisher()).invoke().await.unwrap();
     let used = QueueNames::default().aggregation(&accepted.cid, accepted.run).name;
-    let declared: std::collections::BTreeSet<String> =
-        broker.asked().into_iter().filter(|asked| asked.starts_with("declare fanfare.agg.")).collect();
+    let declared: std::collections::BTreeSet<String> = broker
+        .asked()
+        .into_iter()
+        .filter(|asked| asked.starts_with("declare fanfare.agg.order-7."))
+        .collect();
     assert_eq!(declared.len(), 3);
     for request in broker.messages(STOCK).await {
         assert_eq!(request.properties.reply_to.as_deref(), Some(&*used));

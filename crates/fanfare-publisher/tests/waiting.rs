@@ -105,10 +105,26 @@ async fn a_wait_that_times_out_says_that_the_fan_out_goes_on() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_is_that_of_the_run_that_was_accepted_though_another_was_planned() {
+    let broker = served().await;
+    broker.cut_declarations(2);
+    let (publisher, coordinator) = (broker.publisher(), broker.memory.connect());
+    // The second one finds a queue that is ready.
+    for _ in 0..2 {
+        let question = publisher.fanout("shop").target("price", 1);
+        let (payload, ()) = tokio::join!(question.invoke_and_wait(MINUTE), async {
+            let manifest = manifest(&coordinator).await;
+            conclude(&coordinator, &manifest, "42").await;
+        });
+        assert_eq!(payload.unwrap().get::<u32>("price").unwrap(), 42);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_connection_ends_the_wait_and_not_the_fan_out() {
     let broker = served().await;
     let coordinator = broker.memory.connect();
-    let (outcome, ()) = tokio::join!(question(&broker).invoke_and_wait(MINUTE), async {
+    let (outcome, ()) = tokio::join!(question(&broker).cid("order-7").invoke_and_wait(MINUTE), async {
         manifest(&coordinator).await;
         broker.memory.cut();
     });

@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use fanfare_broker::Broker;
 use fanfare_coordinator::{Config as CoordinatorConfig, Coordinator};
@@ -12,6 +13,9 @@ use fanfare_worker::{Config as WorkerConfig, Worker};
 use serde::Serialize;
 
 use crate::{Builder, ConnectError};
+
+/// How long closing may take over what the broker is asked to delete.
+const CLOSE_LIMIT: Duration = Duration::from_secs(2);
 
 /// The way into Fanfare: invokes fan-outs and plain services, and makes workers and coordinators. Cheap to clone.
 ///
@@ -201,6 +205,8 @@ impl Fanfare {
 
     /// Closes the connections, of all clones and of the workers and coordinators that it made. Closing twice is harmless.
     pub async fn close(&self) {
+        // What an outage keeps there goes by itself.
+        let _ = tokio::time::timeout(CLOSE_LIMIT, self.publisher.close()).await;
         self.broker().close().await;
     }
 }

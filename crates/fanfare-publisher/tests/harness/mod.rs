@@ -140,11 +140,12 @@ impl Faulty {
         messages
     }
 
-    /// The names of the aggregation queues that there are, of those that were declared.
+    /// The names of the aggregation queues of fan-out `order-7` that there are, of those that were declared.
     pub(crate) async fn aggregation_queues(&self) -> Vec<String> {
         let mut queues = Vec::new();
         for asked in self.asked() {
-            if let Some(queue) = asked.strip_prefix("declare ").filter(|q| q.starts_with("fanfare.agg."))
+            if let Some(queue) =
+                asked.strip_prefix("declare ").filter(|q| q.starts_with("fanfare.agg.order-7."))
                 && self.memory.inspect(queue).await.unwrap().is_some()
             {
                 queues.push(queue.to_owned());
