@@ -59,6 +59,11 @@ fn what_was_handed_out_taken_for_what_is_kept_is_found() {
 }
 
 #[test]
+fn a_mark_that_is_too_small_is_found() {
+    is_found(Defect::SmallMarks, Kind::Contradicted);
+}
+
+#[test]
 fn an_emptied_queue_taken_for_a_young_one_is_found() {
     is_found(Defect::NoSentinel, Kind::Contradicted);
 }

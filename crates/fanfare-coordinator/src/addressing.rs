@@ -70,6 +70,9 @@ pub(crate) fn addressed(
         Publication::Fence(fence) => {
             Letter::new(manifest.reply_to.clone(), fence.encode(manifest), Absence::Waits)
         }
+        Publication::Mark(mark) => {
+            Letter::new(manifest.reply_to.clone(), mark.encode(manifest), Absence::Waits)
+        }
         Publication::Sentinel => {
             let sentinel = Sentinel::encode(&manifest.cid, manifest.run);
             Letter::new(manifest.reply_to.clone(), sentinel, Absence::Waits)

@@ -21,6 +21,7 @@ pub(crate) struct AggregationQueue {
     outbox: Outbox,
     /// Kept until the end: what it handed out goes back to the queue when it is dropped.
     channel: Option<Arc<dyn ConsumerChannel>>,
+    proof: Option<Arc<Proof>>,
     state: State,
 }
 
@@ -63,7 +64,7 @@ impl AggregationQueue {
     /// Begins to consume a queue, however long that takes in an outage.
     pub(crate) fn open(outbox: Outbox, name: String, window: u16) -> Self {
         let opening = Box::pin(consume(outbox.clone(), name.clone(), window));
-        Self { name, outbox, channel: None, state: State::Opening(opening) }
+        Self { name, outbox, channel: None, proof: None, state: State::Opening(opening) }
     }
 
     /// The next thing heard. Cancel safe: nothing is lost when the future is dropped.
@@ -72,6 +73,7 @@ impl AggregationQueue {
             match &mut self.state {
                 State::Opening(opening) => match opening.await {
                     Some((channel, consumer)) => {
+                        self.proof = Some(Arc::new(Proof::by(Arc::clone(&channel))));
                         self.channel = Some(channel);
                         self.state = State::Consuming(consumer);
                         return Heard::Opened;
@@ -122,8 +124,8 @@ impl AggregationQueue {
     }
 
     /// Proof by the channel that consumes it, once there is one.
-    pub(crate) fn proof(&self) -> Option<Proof> {
-        self.channel.clone().map(Proof::by)
+    pub(crate) fn proof(&self) -> Option<Arc<Proof>> {
+        self.proof.clone()
     }
 
     /// Begins to delete the queue. [`Heard::Deleted`] or [`Heard::Lost`] follows; after that, the former.

@@ -22,7 +22,7 @@ use crate::fan_out::{Conclusion, FanOut, Ties, Word};
 use crate::handle::Inquiry;
 use crate::inquiry::{Inquiries, Known, gather};
 use crate::messenger::Messenger;
-use crate::outbox::{Absence, Outbox, Outcome};
+use crate::outbox::{Absence, Outbox};
 use crate::shards::Shards;
 use crate::trust::Trust;
 use crate::view::View;
@@ -270,7 +270,7 @@ impl Coordinator {
         let message = self.trust.sign(manifest.encode_renewed(manifest.deadline_utc));
         let outbox = self.outbox.clone();
         self.parking.spawn(async move {
-            if outbox.publish(&shard, message, Absence::Parks).await == Outcome::Safe {
+            if outbox.publish(&shard, message, Absence::Parks).await.is_safe() {
                 delivery.receipt.ack().await;
             }
         });

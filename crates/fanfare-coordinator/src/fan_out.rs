@@ -24,7 +24,7 @@ use crate::inquiry::Question;
 use crate::messenger::Messenger;
 use crate::outbox::{Outbox, Outcome};
 use crate::parts;
-use crate::proof::needs_proof;
+use crate::proof::ToProve;
 use crate::telemetry;
 use crate::trust::Trust;
 use crate::view::{FailedResult, Watched};
@@ -193,6 +193,11 @@ impl FanOut {
     }
 
     fn handle_one(&mut self, event: Event<Tag>) -> Vec<Effect<Tag>> {
+        if let (Event::Delivered { item: Item::Mark(Some(number)), .. }, Some(proof)) =
+            (&event, self.queue.proof())
+        {
+            proof.has_read(*number);
+        }
         let failed = FailedResult::brought_by(&event);
         let effects = self.machine.handle(event, self.started.elapsed());
         self.watched.counted(&self.machine, failed);
@@ -281,15 +286,15 @@ impl FanOut {
 
     fn publish(&mut self, id: PublicationId, publication: Publication) {
         let (kind, manifest) = (telemetry::kind_of(&publication), self.machine.manifest());
-        let proof = needs_proof(&publication, manifest).then(|| self.queue.proof()).flatten();
+        let to_prove = self.queue.proof().zip(ToProve::by(&publication, manifest));
         let letter = addressed(manifest, publication, &self.outbox, &self.trust);
         let outbox = self.outbox.clone();
         self.publishing.push(Box::pin(async move {
             let outcome = parts::send(&outbox, letter).await;
-            if outcome == Outcome::Safe {
+            if let Outcome::Safe { again } = outcome {
                 telemetry::published(kind);
-                if let Some(proof) = proof {
-                    proof.given().await;
+                if let Some((proof, to_prove)) = to_prove {
+                    proof.of(to_prove, again).await;
                 }
             }
             (id, outcome)
@@ -315,7 +320,7 @@ impl FanOut {
 /// What has become of a publication, as the machine takes it.
 fn event_of_publication((id, outcome): (PublicationId, Outcome)) -> Event<Tag> {
     match outcome {
-        Outcome::Safe | Outcome::Gone => Event::Confirmed(id),
+        Outcome::Safe { .. } | Outcome::Gone => Event::Confirmed(id),
         Outcome::TooLarge(most) => Event::TooLarge { id, most },
     }
 }

@@ -27,12 +27,22 @@ pub(crate) enum Absence {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
     /// It is safe.
-    Safe,
+    Safe {
+        /// Whether it was published more than once: another copy may be there, or may have been.
+        again: bool,
+    },
     /// It is dropped, with its queue gone: nobody is there any more whom it could reach.
     Gone,
     /// It is in no queue, and never will be: the broker takes bodies of so many bytes. The protocol's own limit is kept to by
     /// all that a coordinator publishes; this is an operator's, which is lower.
     TooLarge(usize),
+}
+
+impl Outcome {
+    /// Whether it is safe.
+    pub(crate) const fn is_safe(self) -> bool {
+        matches!(self, Self::Safe { .. })
+    }
 }
 
 /// A cheap handle on the way out.
@@ -51,12 +61,13 @@ impl Outbox {
     /// Returns when the message is safe, however long that takes, or cannot be.
     pub(crate) async fn publish(&self, queue: &str, message: Message, absence: Absence) -> Outcome {
         let mut backoff = Backoff::default();
-        let mut told = false;
+        let (mut told, mut again) = (false, false);
         loop {
             let error = match self.broker.publish(queue, message.clone()).await {
-                Ok(()) => return Outcome::Safe,
+                Ok(()) => return Outcome::Safe { again },
                 Err(error) => error,
             };
+            again = true;
             match (&error, absence) {
                 (PublishError::Unroutable(_), Absence::Drops) => return Outcome::Gone,
                 (PublishError::Unroutable(_), Absence::Parks) if self.is_gone(queue).await => {
@@ -69,7 +80,7 @@ impl Outbox {
                         "queue `{queue}` does not exist: no worker has declared it, or it was deleted"
                     );
                     Box::pin(self.park(message, queue, &reason)).await;
-                    return Outcome::Safe;
+                    return Outcome::Safe { again };
                 }
                 (PublishError::Unroutable(_), Absence::Late) if self.is_gone(queue).await => {
                     return Outcome::Gone;

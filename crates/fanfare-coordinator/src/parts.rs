@@ -65,9 +65,16 @@ struct Writing<'a> {
 }
 
 impl Writing<'_> {
-    /// Declares the queue, however long that takes.
+    /// Declares the queue, however long that takes, and another one after it: where the broker is killed, the declaration that it answered last
+    /// may be undone.
     async fn declare_queue(&self) -> Unreferred {
-        let Self { outbox, cid, run, writer, .. } = *self;
+        let queue = self.declare(self.writer).await;
+        drop(self.declare(RunId::from(self.outbox.environment.unique())).await);
+        queue
+    }
+
+    async fn declare(&self, writer: RunId) -> Unreferred {
+        let Self { outbox, cid, run, .. } = *self;
         let spec = match outbox.replicated_payloads {
             true => outbox.names.replicated_payload(cid, run, writer),
             false => outbox.names.payload(cid, run, writer),
@@ -90,7 +97,7 @@ impl Writing<'_> {
         for body in self.parts.bodies() {
             let part = Part { writer: self.writer, number: parts, body };
             match self.outbox.publish(queue, part.encode(self.cid, self.run), absence).await {
-                Outcome::Safe => parts += 1,
+                Outcome::Safe { .. } => parts += 1,
                 outcome => return Err(outcome),
             }
         }

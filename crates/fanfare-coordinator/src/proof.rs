@@ -7,12 +7,13 @@ use fanfare_fanin::Publication;
 use fanfare_protocol::Manifest;
 use tokio::sync::Mutex;
 
-/// Proof that a checkpoint spares its on-target callbacks a repetition.
+/// Proof that the broker had not taken deliveries back before something was in their queue.
 ///
 /// The confirm alone is none: it comes over another connection than the deliveries. Where theirs has died without a word, another
-/// coordinator may have been handed them, and have come to its fence, before the checkpoint was in the queue. So the channel that holds them is asked
-/// for an answer *after* the confirm. Where it gives one, the broker had not taken them back before the checkpoint was there, and whoever is handed
-/// them reads that before a fence of its own.
+/// coordinator may have been handed them, and have come to its fence, before a checkpoint was in the queue; or the broker was killed, lost what it had not
+/// written of them, and has confirmed a mark after its start. So the channel that holds them is asked for an answer *after* the confirm. Where it gives
+/// one, whoever is handed them reads the checkpoint before a fence of its own, and the mark is behind them. A mark that the
+/// channel itself has handed out needs no question.
 #[derive(Debug)]
 pub(crate) struct Proof {
     channel: Arc<dyn ConsumerChannel>,
@@ -20,17 +21,33 @@ pub(crate) struct Proof {
     asked: AtomicU64,
     /// Which time it was that it answered last. Locked while it is being asked.
     answered: Mutex<u64>,
+    /// The last mark that it has handed out.
+    mark: AtomicU64,
 }
 
 impl Proof {
     /// By the channel that holds the deliveries.
     pub(crate) fn by(channel: Arc<dyn ConsumerChannel>) -> Self {
-        Self { channel, asked: AtomicU64::new(0), answered: Mutex::new(0) }
+        Self { channel, asked: AtomicU64::new(0), answered: Mutex::new(0), mark: AtomicU64::new(0) }
+    }
+
+    /// The channel has handed out this hold's mark of a number.
+    pub(crate) fn has_read(&self, mark: u64) {
+        self.mark.fetch_max(mark, Ordering::Relaxed);
+    }
+
+    /// Returns when there is proof of something that was confirmed before this was called. Where it was published again, what the channel
+    /// has handed out may be the copy that is not confirmed.
+    pub(crate) async fn of(&self, what: ToProve, again: bool) {
+        match what {
+            ToProve::Mark(number) if !again && self.mark.load(Ordering::Relaxed) >= number => {}
+            ToProve::Mark(_) | ToProve::Calls => self.given().await,
+        }
     }
 
     /// Returns when the channel has answered what it was asked after this was called: for many at once, where many wait. It never does where
     /// the channel has ended, of which its consumer hears.
-    pub(crate) async fn given(&self) {
+    async fn given(&self) {
         let before = self.asked.load(Ordering::Relaxed);
         let mut answered = self.answered.lock().await;
         if *answered > before {
@@ -44,10 +61,25 @@ impl Proof {
     }
 }
 
-/// Whether this counts only with proof: a checkpoint that says of on-target callbacks that they are not to be repeated.
-pub(crate) fn needs_proof(publication: &Publication, manifest: &Manifest) -> bool {
-    let is_called = matches!(publication, Publication::Checkpoint(checkpoint) if checkpoint.called);
-    is_called && !manifest.on_target.is_empty()
+/// What counts only with proof.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ToProve {
+    /// A checkpoint that says of on-target callbacks that they are not to be repeated.
+    Calls,
+    /// A mark, by its number.
+    Mark(u64),
+}
+
+impl ToProve {
+    pub(crate) fn by(publication: &Publication, manifest: &Manifest) -> Option<Self> {
+        match publication {
+            Publication::Checkpoint(checkpoint) if checkpoint.called && !manifest.on_target.is_empty() => {
+                Some(Self::Calls)
+            }
+            Publication::Mark(mark) => Some(Self::Mark(mark.number)),
+            _ => None,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -71,6 +103,19 @@ mod tests {
         assert_eq!(proof.asked.load(Ordering::Relaxed), 1);
         proof.given().await;
         assert_eq!(proof.asked.load(Ordering::Relaxed), 2);
+    }
+
+    #[tokio::test]
+    async fn a_mark_that_the_channel_has_handed_out_needs_no_question() {
+        let broker = MemoryBroker::new();
+        let proof = Proof::by(broker.open().await.unwrap());
+        proof.has_read(2);
+        proof.of(ToProve::Mark(2), false).await;
+        assert_eq!(proof.asked.load(Ordering::Relaxed), 0);
+        proof.of(ToProve::Mark(2), true).await;
+        proof.of(ToProve::Mark(3), false).await;
+        proof.of(ToProve::Calls, false).await;
+        assert_eq!(proof.asked.load(Ordering::Relaxed), 3);
     }
 
     #[tokio::test]

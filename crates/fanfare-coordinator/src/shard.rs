@@ -29,7 +29,7 @@ use crate::inquiry::Question;
 use crate::messenger::Messenger;
 use crate::outbox::{Absence, Outbox, Outcome};
 use crate::parts;
-use crate::proof::{Proof, needs_proof};
+use crate::proof::{Proof, ToProve};
 use crate::telemetry;
 use crate::trust::Trust;
 use crate::unbundled::Unbundled;
@@ -240,7 +240,7 @@ impl Hold<'_> {
 
     fn published(&mut self, id: ShardPublicationId, outcome: Outcome) {
         self.handle(match outcome {
-            Outcome::Safe | Outcome::Gone => ShardEvent::Confirmed(id),
+            Outcome::Safe { .. } | Outcome::Gone => ShardEvent::Confirmed(id),
             Outcome::TooLarge(most) => ShardEvent::TooLarge { id, most },
         });
     }
@@ -346,11 +346,11 @@ impl Hold<'_> {
         let outbox = self.task.messenger.outbox.clone();
         let shard = &self.task.queue.name;
         let to_shard = |message| Letter::new(shard.clone(), message, Absence::Waits);
-        let (mut kind, mut proof) = (None, None);
+        let (proof, mut kind, mut to_prove) = (Arc::clone(&self.proof), None, None);
         let letter = match publication {
             ShardPublication::Of(manifest, publication) => {
                 kind = telemetry::kind_of(&publication);
-                proof = needs_proof(&publication, &manifest).then(|| Arc::clone(&self.proof));
+                to_prove = ToProve::by(&publication, &manifest);
                 addressed(&manifest, publication, &outbox, &self.task.trust)
             }
             ShardPublication::Fence(fence) => to_shard(fence.encode_in_shard(shard)),
@@ -359,10 +359,10 @@ impl Hold<'_> {
         };
         self.publishing.push(Box::pin(async move {
             let outcome = parts::send(&outbox, letter).await;
-            if outcome == Outcome::Safe {
+            if let Outcome::Safe { again } = outcome {
                 telemetry::published(kind);
-                if let Some(proof) = proof {
-                    proof.given().await;
+                if let Some(to_prove) = to_prove {
+                    proof.of(to_prove, again).await;
                 }
             }
             (id, outcome)

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use fanfare_protocol::{Checkpoint, CheckpointEntry, Manifest, RunId, limits};
 
 use crate::gathered::{Calls, CheckpointId, Entry, Gathered, HeldCheckpoint, Home};
+use crate::kept::Kept;
 use crate::{Answer, Limits, Time};
 
 /// Checkpoints of one level that are folded into one of the next: each result is then written again at most once for
@@ -43,7 +44,8 @@ struct Writing<T> {
     called: bool,
     level: u32,
     bytes: usize,
-    arrived: Option<T>,
+    /// Its deliveries: more than one where it had to be published again.
+    arrived: Vec<T>,
 }
 
 /// What a confirmed checkpoint sets free.
@@ -90,6 +92,7 @@ impl<T: Clone> Checkpoints<T> {
     pub(crate) fn propose(
         &mut self,
         gathered: &mut Gathered<T>,
+        kept: &Kept<T>,
         manifest: &Manifest,
         fenced: bool,
         stopping: bool,
@@ -102,12 +105,12 @@ impl<T: Clone> Checkpoints<T> {
             plain
         } else if fenced {
             self.window_is_filling(gathered)?
-        } else if let Some(places) = self.enough_to_settle(gathered, manifest, stopping) {
+        } else if let Some(places) = self.enough_to_settle(gathered, kept, manifest, stopping) {
             (places, true, 0)
         } else if let Some((places, level)) = self.enough_to_fold(gathered) {
             (places, true, level)
         } else {
-            self.held_for_long(gathered, now)?
+            self.held_for_long(gathered, kept, now)?
         };
         self.write(gathered, manifest, &places, called, level)
     }
@@ -154,10 +157,23 @@ impl<T: Clone> Checkpoints<T> {
     fn enough_to_settle(
         &self,
         gathered: &mut Gathered<T>,
+        kept: &Kept<T>,
         manifest: &Manifest,
         stopping: bool,
     ) -> Option<Vec<usize>> {
-        let enough = match manifest.on_target.len() {
+        let enough = self.enough(manifest, stopping);
+        if gathered.to_settle.len() < enough || gathered.unsettled() < enough {
+            return None;
+        }
+        let is_kept = |(change, _): &&(u64, usize)| kept.covers(gathered.since_replaced(*change));
+        let places: Vec<usize> =
+            gathered.to_settle.iter().take_while(is_kept).map(|(_, place)| *place).collect();
+        (places.len() >= enough).then_some(places)
+    }
+
+    /// How many confirmed entries are worth a checkpoint.
+    fn enough(&self, manifest: &Manifest, stopping: bool) -> usize {
+        match manifest.on_target.len() {
             // Without on-target callbacks, another reads again what is held here, and repeats nothing by that.
             1.. if stopping => 1,
             0 => self.limits.results_held,
@@ -166,16 +182,16 @@ impl<T: Clone> Checkpoints<T> {
                 let at_risk = (self.limits.calls_at_risk / 2).div_ceil(callbacks);
                 at_risk.min(usize::from(self.limits.window) / 2).max(1)
             }
-        };
-        if gathered.to_settle.len() < enough {
-            return None;
         }
-        let to_settle = std::mem::take(&mut gathered.to_settle);
-        gathered.to_settle = to_settle
-            .into_iter()
-            .filter(|place| gathered.entry(*place).is_some_and(|entry| !entry.settled))
-            .collect();
-        (gathered.to_settle.len() >= enough).then(|| gathered.to_settle.iter().copied().collect())
+    }
+
+    /// Whether one is due as soon as what is held is known to be kept.
+    pub(crate) fn waits_for_kept(&self, gathered: &mut Gathered<T>, manifest: &Manifest) -> bool {
+        let enough = self.enough(manifest, false);
+        manifest.on_target.is_empty()
+            && self.writing.is_none()
+            && gathered.to_settle.len() >= enough
+            && gathered.unsettled() >= enough
     }
 
     fn enough_to_fold(&mut self, gathered: &Gathered<T>) -> Option<(Vec<usize>, u32)> {
@@ -200,7 +216,12 @@ impl<T: Clone> Checkpoints<T> {
     }
 
     /// Looks, every so often, for what will have been held too long by the next time but one.
-    fn held_for_long(&mut self, gathered: &Gathered<T>, now: Time) -> Option<(Vec<usize>, bool, u32)> {
+    fn held_for_long(
+        &mut self,
+        gathered: &Gathered<T>,
+        kept: &Kept<T>,
+        now: Time,
+    ) -> Option<(Vec<usize>, bool, u32)> {
         if now < self.next_sweep {
             return None;
         }
@@ -212,11 +233,14 @@ impl<T: Clone> Checkpoints<T> {
             Home::Checkpoint(id) => aged.binary_search(id).is_ok(),
             Home::Nowhere => false,
         };
-        let confirmed = gathered.places(|entry| entry.calls == Calls::Confirmed && is_old(entry));
+        let all_is_kept = kept.covers(gathered.changes());
+        let is_confirmed =
+            |entry: &Entry<T>| entry.calls == Calls::Confirmed && (entry.settled || all_is_kept);
+        let confirmed = gathered.places(|entry| is_confirmed(entry) && is_old(entry));
         if !confirmed.is_empty() {
             return Some((confirmed, true, 0));
         }
-        let waiting = gathered.places(|entry| entry.calls != Calls::Confirmed && is_old(entry));
+        let waiting = gathered.places(|entry| !is_confirmed(entry) && is_old(entry));
         if !waiting.is_empty() {
             return Some((waiting, false, 0));
         }
@@ -260,7 +284,7 @@ impl<T: Clone> Checkpoints<T> {
         let checkpoint =
             Checkpoint { coordinator: id.0, number: id.1, called, entries: answers().map(written).collect() };
         let entries = answers().map(|(place, answer)| (place, answer.body.clone())).collect();
-        self.writing = Some(Writing { id, entries, called, level, bytes, arrived: None });
+        self.writing = Some(Writing { id, entries, called, level, bytes, arrived: Vec::new() });
         Some(checkpoint)
     }
 
@@ -268,9 +292,10 @@ impl<T: Clone> Checkpoints<T> {
     pub(crate) fn confirmed(&mut self, gathered: &mut Gathered<T>, now: Time) -> Freed<T> {
         let Some(written) = self.writing.take() else { return Freed { tags: Vec::new(), settled: 0 } };
         let Writing { id, entries, called, level, bytes, arrived } = written;
-        let held = HeldCheckpoint { tag: arrived, live: 0, called, level, bytes, since: now };
+        let mut arrived = arrived.into_iter();
+        let held = HeldCheckpoint { tag: arrived.next(), live: 0, called, level, bytes, since: now };
         gathered.checkpoints.insert(id, held);
-        let mut freed = Freed { tags: Vec::new(), settled: 0 };
+        let mut freed = Freed { tags: arrived.collect(), settled: 0 };
         for (place, body) in entries {
             let Some(entry) = gathered.entry(place) else { continue };
             // A predecessor's checkpoint, read meanwhile, overrides what was written here.
@@ -310,13 +335,9 @@ impl<T: Clone> Checkpoints<T> {
     pub(crate) fn arrived(&mut self, gathered: &mut Gathered<T>, id: CheckpointId, tag: T) -> Option<T> {
         self.fold = true;
         if let Some(writing) = self.writing.as_mut().filter(|writing| writing.id == id) {
-            return match writing.arrived {
-                None => {
-                    writing.arrived = Some(tag);
-                    None
-                }
-                Some(_) => Some(tag),
-            };
+            // The broker could confirm it by the ack of a copy, without writing it.
+            writing.arrived.push(tag);
+            return None;
         }
         match gathered.checkpoints.get_mut(&id) {
             Some(held) if held.tag.is_none() => {
@@ -327,9 +348,9 @@ impl<T: Clone> Checkpoints<T> {
         }
     }
 
-    /// The queue is gone, and with it whatever was being written. Returns a delivery that came of it.
-    pub(crate) fn give_up(&mut self) -> Option<T> {
-        self.writing.take().and_then(|writing| writing.arrived)
+    /// The queue is gone, and with it whatever was being written. Returns the deliveries that came of it.
+    pub(crate) fn give_up(&mut self) -> Vec<T> {
+        self.writing.take().map(|writing| writing.arrived).unwrap_or_default()
     }
 }
 

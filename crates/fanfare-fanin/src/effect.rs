@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use fanfare_protocol::{Cancellation, Checkpoint, EndedBy, Ending, Fence, FinalBody, TraceParent};
+use fanfare_protocol::{Cancellation, Checkpoint, EndedBy, Ending, Fence, FinalBody, Mark, TraceParent};
 
 /// Something the coordinator has to do, in the order given.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,6 +73,8 @@ pub enum Publication {
     Checkpoint(Checkpoint),
     /// To the aggregation queue.
     Fence(Fence),
+    /// To the aggregation queue.
+    Mark(Mark),
     /// To the aggregation queue, for one that is held for too long.
     Sentinel,
     /// A failed result in the place of a target that is not awaited any longer, to the aggregation queue.

@@ -25,7 +25,7 @@ pub enum Event<T> {
         /// With which it is acked.
         tag: T,
     },
-    /// A publication is safe in its queue, or where its queue is gone, safe among the parked messages. Of a called checkpoint,
+    /// A publication is safe in its queue, or where its queue is gone, safe among the parked messages. Of a mark, and of a called checkpoint
     /// where there are on-target callbacks, it also says that the broker had given this hold's deliveries to nobody else before that was there:
     /// the confirm alone, which comes over another connection than they do, does not.
     Confirmed(PublicationId),
@@ -69,8 +69,10 @@ pub enum Item {
     Checkpoint(Checkpoint),
     /// Results that this hold wrote back, by the number of their checkpoint: it has them.
     OwnCheckpoint(u64),
-    /// A mark that a coordinator wrote.
+    /// What a coordinator wrote to read it back.
     Fence(Fence),
+    /// A fence that nobody waits for: its number where it is a mark of this hold.
+    Mark(Option<u64>),
     /// What lies in the queue from before the manifest to its deletion.
     Sentinel,
     /// A result of another run, CID or service, or of a target that the manifest does not list: an ordinary event, ignored.

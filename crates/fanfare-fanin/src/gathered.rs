@@ -71,8 +71,9 @@ pub(crate) struct Gathered<T> {
     /// Places whose on-target callbacks wait to be published, in the order in which they counted. May hold places that
     /// no longer wait. Each with the change by which its result came to count.
     pub(crate) to_call: VecDeque<(u64, usize)>,
-    /// Places whose calls are confirmed and not settled, in that order. May hold places that were settled since.
-    pub(crate) to_settle: VecDeque<usize>,
+    /// Places whose calls are confirmed and not settled, in that order. May hold places that were settled since. Each with the change up to
+    /// which all has to be kept before a checkpoint may say so.
+    pub(crate) to_settle: VecDeque<(u64, usize)>,
     pub(crate) checkpoints: BTreeMap<CheckpointId, HeldCheckpoint<T>>,
     /// Results of this run that are unacked.
     pub(crate) plain: usize,
@@ -223,6 +224,13 @@ impl<T: Clone> Gathered<T> {
         self.replaced.max(change)
     }
 
+    /// How many are to be settled, and were not yet.
+    pub(crate) fn unsettled(&mut self) -> usize {
+        let entries = &self.entries;
+        self.to_settle.retain(|(_, place)| entries[*place].as_ref().is_some_and(|entry| !entry.settled));
+        self.to_settle.len()
+    }
+
     /// What the targets themselves have answered.
     pub(crate) const fn tally(&self) -> Tally {
         self.tally
@@ -250,7 +258,7 @@ impl<T: Clone> Gathered<T> {
             self.to_call.push_back((self.changes, place));
         } else {
             entry.calls = Calls::Confirmed;
-            self.to_settle.push_back(place);
+            self.to_settle.push_back((self.changes, place));
         }
         self.entries[place] = Some(entry);
     }
@@ -360,7 +368,8 @@ impl<T: Clone> Gathered<T> {
         }
         entry.calls = Calls::Confirmed;
         self.uncalled -= 1;
-        self.to_settle.push_back(place);
+        // It was kept before it was called.
+        self.to_settle.push_back((0, place));
         true
     }
 

@@ -2,8 +2,8 @@
 //!
 //! Such a queue hands a message out before it is on disk. Where the broker is killed in between, it has never had the message: its
 //! sender, who saw no confirm, sends another. So nothing is done on the strength of what was read before that is known to be kept.
-//! A mark is appended to the queue, and its confirm says that what was handed out before is kept too: as far as it is no larger than 4 KiB,
-//! which RabbitMQ keeps elsewhere.
+//! A mark is appended to the queue, and its confirm says that what was handed out before is kept too. Not that of one which was acked before:
+//! what nobody needs any more, RabbitMQ confirms without writing it.
 
 use std::collections::VecDeque;
 
@@ -16,17 +16,25 @@ pub(crate) struct Kept<T> {
     kept: u64,
     /// Deliveries in whose place others count, each with the change by which that is kept. Oldest first.
     replaced: VecDeque<(u64, T)>,
+    /// Marks that were appended.
+    marks: u64,
+    /// Those that were read while one was on its way.
+    read: Vec<T>,
 }
 
 impl<T> Kept<T> {
     /// Of a queue that hands a message out before it is kept.
     pub(crate) const fn nothing() -> Self {
-        Self { marked: 0, kept: 0, replaced: VecDeque::new() }
+        Self::up_to(0)
     }
 
     /// Of a queue that hands out only what is kept, or of what is nowhere but here.
     pub(crate) const fn all() -> Self {
-        Self { marked: u64::MAX, kept: u64::MAX, replaced: VecDeque::new() }
+        Self::up_to(u64::MAX)
+    }
+
+    const fn up_to(change: u64) -> Self {
+        Self { marked: change, kept: change, replaced: VecDeque::new(), marks: 0, read: Vec::new() }
     }
 
     /// Whether all is kept up to a change.
@@ -53,20 +61,33 @@ impl<T> Kept<T> {
         self.marked == self.kept && change > self.marked
     }
 
-    /// A mark is appended behind a change.
-    pub(crate) const fn mark(&mut self, change: u64) {
+    /// A mark is appended behind a change. Returns its number.
+    pub(crate) const fn mark(&mut self, change: u64) -> u64 {
         self.marked = change;
+        self.marks += 1;
+        self.marks
+    }
+
+    /// A mark was read, this hold's or not. Returns it unless the one on its way could be confirmed by its ack.
+    pub(crate) fn read_mark(&mut self, tag: T) -> Option<T> {
+        if self.marked == self.kept {
+            return Some(tag);
+        }
+        self.read.push(tag);
+        None
     }
 
     /// The mark is confirmed. Returns the deliveries that are not needed any more.
     pub(crate) fn confirmed(&mut self) -> Vec<T> {
         self.kept = self.marked;
         let free = self.replaced.iter().take_while(|(change, _)| *change <= self.kept).count();
-        self.replaced.drain(..free).map(|(_, tag)| tag).collect()
+        let free = self.replaced.drain(..free).map(|(_, tag)| tag);
+        self.read.drain(..).chain(free).collect()
     }
 
     /// Takes all that is held.
     pub(crate) fn take(&mut self) -> Vec<T> {
-        std::mem::take(&mut self.replaced).into_iter().map(|(_, tag)| tag).collect()
+        let replaced = self.replaced.drain(..).map(|(_, tag)| tag);
+        self.read.drain(..).chain(replaced).collect()
     }
 }

@@ -377,11 +377,11 @@ impl<T: Clone> FanIn<T> {
                 self.close(now, out);
                 self.publish_calls(out);
                 self.finalize(out);
-                self.mark(out);
             }
         }
         if matches!(self.phase, Phase::Gathering | Phase::Finalizing(1..)) {
             self.write_checkpoint(now, out);
+            self.mark(out);
             self.renew_sentinel(now, out);
             self.park_unknown(now, out);
         }

@@ -1,15 +1,15 @@
 use bytes::Bytes;
 use fanfare_protocol::{
-    Bundle, Checkpoint, CheckpointEntry, EndedBy, Fence, Malformed, Manifest, Message, RunId, TargetResult,
-    TraceParent, WireTime, header, limits,
+    Bundle, Checkpoint, CheckpointEntry, EndedBy, Fence, Malformed, Manifest, Mark, Message, RunId,
+    TargetResult, TraceParent, WireTime, header, limits,
 };
 use fanfare_protocol::{key_of, place_of};
 
 use crate::places::Places;
 use crate::{Answer, Item};
 
-/// Tells what a message of the aggregation queue is to this fan-out. `places` are those of the manifest, and `hold` is what marks
-/// the checkpoints of this hold.
+/// Tells what a message of the aggregation queue is to this fan-out. `places` are those of the manifest, and `hold` is what
+/// this hold's checkpoints and marks are known by.
 ///
 /// A result that can be told to belong to a target but is not of the protocol's form becomes a failed result which says
 /// what is wrong, always the same one for the same message: whichever coordinator reads it, the outcome is the same.
@@ -27,6 +27,7 @@ pub(crate) fn read(message: &Message, manifest: &Manifest, places: &Places, hold
         },
         header::TYPE_FENCE if is_foreign(message, manifest) => Item::Stranger,
         header::TYPE_FENCE => match Fence::decode(message) {
+            Ok(fence) if fence.token == manifest.run => Item::Mark(Mark::number_of(message, hold)),
             Ok(fence) => Item::Fence(fence),
             Err(Malformed(reason)) => Item::Garbage(reason),
         },

@@ -77,13 +77,7 @@ impl Checkpoint {
     /// The number of a checkpoint that this coordinator wrote, which has its results and need not decode them.
     #[must_use]
     pub fn number_of(message: &Message, coordinator: RunId) -> Option<u64> {
-        #[derive(Deserialize)]
-        struct Written {
-            coordinator: RunId,
-            number: u64,
-        }
-        let written: Written = crate::result::from_json("checkpoint", &message.body).ok()?;
-        (written.coordinator == coordinator).then_some(written.number)
+        Written::number_of(message, coordinator)
     }
 
     /// Decodes the body of a checkpoint.
@@ -140,6 +134,62 @@ impl Fence {
     /// Where it is malformed.
     pub fn decode(message: &Message) -> Result<Self, Malformed> {
         crate::result::from_json("fence", &message.body)
+    }
+}
+
+/// A fence that nobody waits for: its token is the run. Its confirm tells who wrote it that what it has read before is on the broker's disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Mark {
+    /// The hold that wrote it.
+    pub coordinator: RunId,
+    /// Counts its marks.
+    pub number: u64,
+}
+
+#[derive(Serialize)]
+struct MarkBody {
+    token: RunId,
+    coordinator: RunId,
+    number: u64,
+    /// Spaces.
+    padding: String,
+}
+
+impl Mark {
+    /// Bytes of a message from which on RabbitMQ keeps it in the store of its virtual host, and no longer among its queue's own
+    /// (`queue_index_embed_msgs_below`). The confirm of one that lies there says that smaller ones before it are kept, too; that of a smaller
+    /// one says nothing of larger ones.
+    const BYTES: usize = 4_096;
+
+    /// The message as the aggregation queue takes it.
+    #[must_use]
+    pub fn encode(&self, manifest: &Manifest) -> Message {
+        let Self { coordinator, number } = *self;
+        let body = MarkBody { token: manifest.run, coordinator, number, padding: " ".repeat(Self::BYTES) };
+        let id = format!("{}/mark/{coordinator}/{number}", manifest.cid);
+        let mut message = Message::of(header::TYPE_FENCE, &manifest.cid, id, crate::result::to_json(&body));
+        message.headers.insert(header::RUN, manifest.run);
+        message
+    }
+
+    /// The number of a mark that this coordinator wrote.
+    #[must_use]
+    pub fn number_of(message: &Message, coordinator: RunId) -> Option<u64> {
+        Written::number_of(message, coordinator)
+    }
+}
+
+/// By which a coordinator knows what it wrote itself.
+#[derive(Deserialize)]
+struct Written {
+    coordinator: RunId,
+    number: u64,
+}
+
+impl Written {
+    fn number_of(message: &Message, coordinator: RunId) -> Option<u64> {
+        let written: Self = crate::result::from_json("message", &message.body).ok()?;
+        (written.coordinator == coordinator).then_some(written.number)
     }
 }
 

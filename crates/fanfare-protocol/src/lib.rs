@@ -11,7 +11,7 @@
 //! - [`TargetResult`]: what a target answered, of which a [`Bundle`] carries several; [`FinalPayload`]: what a final callback receives, and [`FinalBody`] how it gets
 //!   there: whole, or where it is too large for a message, as a [`LargePayload`] of [`Part`]s.
 //! - [`Manifest`]: the message that commits a fan-out, with the [`CompletionPolicy`] that it may have.
-//! - [`Checkpoint`], [`Fence`], [`Ended`], [`Sentinel`]: what lies among the results for coordinators.
+//! - [`Checkpoint`], [`Fence`], [`Mark`], [`Ended`], [`Sentinel`]: what lies among the results for coordinators.
 //! - [`TraceParent`]: where a message belongs in a distributed trace.
 //! - [`Presence`]: what a coordinator tells the others of itself.
 //! - [`CancelRequest`], [`CancelAnswer`], [`Cancelled`]: how a fan-out is cancelled.
@@ -55,7 +55,7 @@ pub use callback::{Callback, CallbackKind};
 pub use cancel::{CancelAnswer, CancelRequest, CancelState, Cancelled};
 pub use channel::{Channel, UnknownChannel};
 pub use completion::{Cancellation, CompletionPolicy, EndedBy, Ending, InvalidPolicy};
-pub use coordination::{Checkpoint, CheckpointEntry, Ended, EndedRun, Fence, Sentinel};
+pub use coordination::{Checkpoint, CheckpointEntry, Ended, EndedRun, Fence, Mark, Sentinel};
 pub use counted::counted;
 pub use explain::{
     AtWorker, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, MissingTarget, RespondedTarget,

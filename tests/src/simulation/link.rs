@@ -148,13 +148,26 @@ impl Link {
     pub(super) fn hear(self: &Arc<Self>) {
         let shared = &self.shared;
         if self.role == Role::Coordinator && shared.happens(shared.faults.deafen) && !self.is_over() {
-            shared.disturb(&self.name, self.role, Disturbance::Deafened);
-            self.memory.deafen();
-            let (link, lasts) = (Arc::clone(self), Duration::from_millis(shared.random.of(0..=DEAF_MS)));
-            tokio::spawn(async move {
-                tokio::time::sleep(lasts).await;
-                link.memory.notice();
-            });
+            self.deafen();
+        }
+    }
+
+    fn deafen(self: &Arc<Self>) {
+        self.shared.disturb(&self.name, self.role, Disturbance::Deafened);
+        self.memory.deafen();
+        let (link, lasts) = (Arc::clone(self), Duration::from_millis(self.shared.random.of(0..=DEAF_MS)));
+        tokio::spawn(async move {
+            tokio::time::sleep(lasts).await;
+            link.memory.notice();
+        });
+    }
+
+    /// The broker's machine is about to die without a word. What a coordinator publishes on is found dead by its next message; what it consumes
+    /// on may be found dead later than the broker is back.
+    pub(super) fn lose_host(self: &Arc<Self>) {
+        let deaf = self.shared.faults.deafen > 0.0 && self.shared.random.chance(0.5);
+        if self.role == Role::Coordinator && deaf && !self.is_over() {
+            self.deafen();
         }
     }
 
@@ -218,7 +231,7 @@ impl Link {
         let taken = self.memory.publish(&queue, message.clone()).await;
         if taken.is_ok() {
             self.shared.arrived(&self.name, &queue, &message);
-            if !self.shared.written(&queue).await {
+            if !self.shared.written(&queue, &message).await {
                 self.shared.journal.trace(|| format!("{}: a message in {queue} is lost", self.name));
                 return None;
             }
@@ -254,6 +267,10 @@ impl Broker for SimulatedBroker {
             link.step();
             if link.is_over() {
                 return pending().await;
+            }
+            let mut message = message;
+            if let Some(defect) = shared.defect {
+                defect.distort(&mut message);
             }
             let sending =
                 shared.defect.map_or(Sending::Confirmed, |defect| defect.sending(link.role, &message));
@@ -338,8 +355,9 @@ impl Broker for SimulatedBroker {
         let link = &self.0;
         link.operate(|| format!("declare {}", queue.name), async {
             link.shared.check(&queue.name)?;
+            let is_new = !link.memory.exists(&queue.name).await?;
             link.memory.declare(queue).await?;
-            link.shared.declared(queue);
+            link.shared.declared(queue, is_new);
             Ok(())
         })
         .await
@@ -358,6 +376,7 @@ impl Broker for SimulatedBroker {
         let link = &self.0;
         link.operate(|| format!("delete {queue}"), async {
             link.shared.check(queue)?;
+            link.shared.decide();
             link.memory.delete(queue).await
         })
         .await

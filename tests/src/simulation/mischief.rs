@@ -121,7 +121,7 @@ impl Mischief {
             Some(death) = self.died.recv() => {
                 match death {
                     Death::OfProcess(name) => self.bury(&name),
-                    Death::OfBroker => self.broker_was_killed(),
+                    Death::OfBroker => self.broker_was_killed().await,
                 }
                 return true;
             }
@@ -165,8 +165,10 @@ impl Mischief {
     }
 
     /// Where it shares a machine with the coordinators, they go with it.
-    fn broker_was_killed(&mut self) {
+    async fn broker_was_killed(&mut self) {
+        self.processes.lose_host();
         self.take_broker_down(Disturbance::Killed);
+        self.shared.lose_undecided().await;
         self.shared.lose_unwritten();
         if self.random.chance(0.5) {
             self.processes.kill_all(Role::Coordinator);

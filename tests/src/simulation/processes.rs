@@ -226,6 +226,11 @@ impl Processes {
         }
     }
 
+    /// The broker's machine is about to die.
+    pub(super) fn lose_host(&self) {
+        self.links.iter().for_each(Link::lose_host);
+    }
+
     /// Whether no publisher has anything left to do.
     pub(super) fn all_invoked(&self) -> bool {
         let mut publishers = self.slots.iter().filter(|slot| slot.role == Role::Publisher);

@@ -120,6 +120,8 @@ pub(super) struct Faults {
     pub(super) half_delete: f64,
     /// The broker is killed before it has written a message to its disk that has come into a classic queue.
     pub(super) half_write: f64,
+    /// The store of large messages takes longer over them than a queue over its small ones.
+    pub(super) slow_store: bool,
     /// Pause between kills, whatever the process is doing.
     pub(super) kill: Option<Duration>,
     /// Pause between rolling restarts.
@@ -316,7 +318,8 @@ impl Faults {
             failing_callback: rate(0.1),
             broker_restart: pause(3_000, 20_000),
             half_delete: rate(0.3),
-            half_write: rate(0.2),
+            half_write: rate(0.3),
+            slow_store: random.chance(0.5),
             kill: pause(500, 10_000),
             stop: pause(500, 10_000),
             delete_queue: random.chance(0.1).then(|| Duration::from_millis(random.of(2_000..=20_000))),

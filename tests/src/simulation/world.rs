@@ -56,13 +56,36 @@ struct State {
     aggregation: BTreeMap<String, QueueSpec>,
     /// Runs whose manifest came into its queue.
     committed: Vec<String>,
-    /// By classic queue, the place up to which the broker has written its messages to its disk.
-    written: BTreeMap<String, u64>,
+    /// By classic queue, what the broker has written of it to its disk.
+    written: BTreeMap<String, Written>,
+    /// The aggregation queue that was declared last, where nothing was declared or deleted since.
+    undecided: Option<String>,
     /// How often the broker was killed.
     killed: u64,
     /// The queue that is out, and by queue what ends when it goes out.
     out: Option<String>,
     outages: BTreeMap<String, CancellationToken>,
+}
+
+/// How far a classic queue is on the broker's disk, by places.
+#[derive(Debug, Clone, Copy, Default)]
+struct Written {
+    small: u64,
+    /// These lie in another store, with which all small ones are written that came before.
+    large: u64,
+}
+
+impl Written {
+    fn holds(&self, place: u64, message: &Message) -> bool {
+        place < if is_large(message) { self.large } else { self.small.max(self.large) }
+    }
+}
+
+/// RabbitMQ's limit is 4,096 bytes, which a mark has; results here have more than this or less.
+const LARGE_BYTES: usize = 190;
+
+fn is_large(message: &Message) -> bool {
+    message.body.len() >= LARGE_BYTES
 }
 
 impl Shared {
@@ -210,16 +233,36 @@ impl Shared {
         queue == self.names.fanin().name || self.names.shard_number(queue).is_some()
     }
 
-    /// A queue was declared.
-    pub(super) fn declared(&self, queue: &QueueSpec) {
+    /// A queue was declared, which was not there before or was.
+    pub(super) fn declared(&self, queue: &QueueSpec, is_new: bool) {
+        if is_new {
+            self.state().undecided = self.run_of(&queue.name).map(|_| queue.name.clone());
+        }
         if let Some(run) = self.run_of(&queue.name) {
             self.state().aggregation.insert(run, queue.clone());
+        }
+    }
+
+    /// The broker's list of queues has changed: what was changed before is decided for good.
+    pub(super) fn decide(&self) {
+        self.state().undecided = None;
+    }
+
+    /// The broker was killed, and may be back without the queue that was declared last.
+    pub(super) async fn lose_undecided(&self) {
+        let undecided = self.state().undecided.take();
+        if let Some(queue) = undecided
+            && self.random.chance(0.5)
+        {
+            self.journal.trace(|| format!("the broker is without {queue}"));
+            self.broker.delete(&queue).await.expect("it can be reached from here");
         }
     }
 
     /// A queue is being deleted. Where the broker is killed over that, the queue is back, and what was in it is not.
     pub(super) async fn delete(&self, channel: &dyn ConsumerChannel, queue: &str) -> Result<(), BrokerError> {
         self.check(queue)?;
+        self.decide();
         channel.delete(queue).await?;
         let spec = self.run_of(queue).and_then(|run| self.state().aggregation.get(&run).cloned());
         match spec.filter(|_| self.happens(self.faults.half_delete)) {
@@ -234,7 +277,7 @@ impl Shared {
 
     /// A message has come into its queue, where it may be handed out. Returns whether it was not lost until it was on disk, which it is at
     /// once in a quorum queue.
-    pub(super) async fn written(&self, queue: &str) -> bool {
+    pub(super) async fn written(&self, queue: &str, message: &Message) -> bool {
         let state = || self.state();
         let is_classic = |run: String| state().aggregation.get(&run).is_some_and(is_classic);
         if !self.run_of(queue).is_some_and(is_classic) {
@@ -245,14 +288,21 @@ impl Shared {
             wait(Duration::from_millis(self.random.of(0..=WRITE_MS))).await;
             let _ = self.deaths.send(Death::OfBroker);
         }
-        wait(self.latency().min(Duration::from_millis(WRITE_MS))).await;
+        let longest = Duration::from_millis(WRITE_MS);
+        let takes = if is_large(message) && self.faults.slow_store {
+            longest.mul_f64(self.random.fraction())
+        } else {
+            self.latency().min(longest)
+        };
+        wait(takes).await;
         let mut state = state();
         if state.killed > killed {
             return false;
         }
-        // All that is in the queue is written at once.
+        // All that is in its store is written at once.
         let place = self.broker.next_place(queue);
-        state.written.insert(queue.to_owned(), place);
+        let written = state.written.entry(queue.to_owned()).or_default();
+        *(if is_large(message) { &mut written.large } else { &mut written.small }) = place;
         true
     }
 
@@ -261,7 +311,8 @@ impl Shared {
         let mut state = self.state();
         state.killed += 1;
         for queue in state.aggregation.values().filter(|queue| is_classic(queue)) {
-            self.broker.lose_from(&queue.name, state.written.get(&queue.name).copied().unwrap_or(0));
+            let written = state.written.get(&queue.name).copied().unwrap_or_default();
+            self.broker.lose(&queue.name, |place, message| !written.holds(place, message));
         }
     }
 

@@ -122,10 +122,10 @@ impl MemoryBroker {
         self.server.with(|state, _| state.next_place(queue))
     }
 
-    /// Loses what waits in a queue from a place on, as a broker that is killed before it has written that to its disk. What is handed
-    /// out stays: let the connections end before.
-    pub fn lose_from(&self, queue: &str, place: u64) {
-        self.server.with(|state, _| state.lose_from(queue, place));
+    /// Loses those that wait in a queue of which this is so, by their place and what they are, as a broker that is killed before it has written
+    /// them to its disk. What is handed out stays: let the connections end before.
+    pub fn lose(&self, queue: &str, is_lost: impl Fn(u64, &Message) -> bool) {
+        self.server.with(|state, _| state.lose(queue, is_lost));
     }
 
     /// How many messages of a queue are handed out and not answered yet. No client of a real broker is told.

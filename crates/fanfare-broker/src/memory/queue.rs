@@ -141,9 +141,9 @@ impl Queue {
         self.next_place
     }
 
-    /// Loses what waits from a place on.
-    pub(super) fn lose_from(&mut self, place: u64) {
-        self.ready.split_off(&place);
+    /// Loses what waits and of which this is so.
+    pub(super) fn lose(&mut self, is_lost: impl Fn(u64, &Message) -> bool) {
+        self.ready.retain(|place, waiting| !is_lost(*place, &waiting.message));
     }
 
     /// The next message, for who asks for one.

@@ -313,9 +313,9 @@ impl State {
         self.names.get(name).and_then(|id| self.queues.get(id)).map_or(0, Queue::next_place)
     }
 
-    pub(super) fn lose_from(&mut self, name: &str, place: u64) {
+    pub(super) fn lose(&mut self, name: &str, is_lost: impl Fn(u64, &Message) -> bool) {
         if let Some(queue) = self.names.get(name).and_then(|id| self.queues.get_mut(id)) {
-            queue.lose_from(place);
+            queue.lose(is_lost);
         }
     }
 

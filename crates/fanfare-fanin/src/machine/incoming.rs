@@ -60,6 +60,7 @@ impl<T: Clone> FanIn<T> {
                 }
                 out.push(Effect::Ack(tag));
             }
+            Item::Mark(_) => out.extend(self.kept.read_mark(tag).map(Effect::Ack)),
             Item::Sentinel => self.sentinel_arrived(tag, now, out),
             Item::Stranger => {
                 self.summary.strangers += 1;
@@ -78,8 +79,7 @@ impl<T: Clone> FanIn<T> {
     fn is_of_another(&self, item: &Item) -> bool {
         match item {
             Item::Checkpoint(_) => true,
-            // That of its run is nobody's.
-            Item::Fence(fence) => ![self.hold.token, self.manifest.run].contains(&fence.token),
+            Item::Fence(fence) => fence.token != self.hold.token,
             _ => false,
         }
     }
@@ -203,8 +203,14 @@ impl<T: Clone> FanIn<T> {
                 let settled = self.checkpoints.too_large(&mut self.gathered, most);
                 self.at_risk -= settled * self.manifest.on_target.len();
             }
-            Pending::Mark => out.extend(self.kept.confirmed().into_iter().map(Effect::Ack)),
-            Pending::Sentinel => out.extend(self.sentinel.not_renewed(now).map(Effect::Ack)),
+            // No result that it takes needs the padding of a mark.
+            Pending::Mark => self.publish(Pending::Mark, self.fence_of_nobody(), out),
+            Pending::Sentinel => {
+                if let Some(before) = self.sentinel.not_renewed(now) {
+                    self.gathered.change();
+                    self.ack_replaced(before, out);
+                }
+            }
             Pending::Renewal => out.extend(self.manifests.not_renewed(now).map(Effect::Ack)),
             Pending::Missing => self.closing.iter_mut().for_each(Closing::confirmed),
             Pending::OnFinal(_) | Pending::Fence => {}
@@ -233,7 +239,7 @@ impl<T: Clone> FanIn<T> {
         self.queue_gone = true;
         // Their acks free the channel; there is no queue that they could go back to.
         out.extend(self.sentinel.take().into_iter().map(Effect::Ack));
-        out.extend(self.checkpoints.give_up().map(Effect::Ack));
+        out.extend(self.checkpoints.give_up().into_iter().map(Effect::Ack));
         out.extend(self.gathered.take_tags().into_iter().map(Effect::Ack));
         out.extend(self.kept.take().into_iter().map(Effect::Ack));
         self.kept = Kept::all();

@@ -1,6 +1,6 @@
 //! What goes out: whatever has become due.
 
-use fanfare_protocol::{Fence, FinalBody, FinalPayloadBuilder};
+use fanfare_protocol::{Fence, FinalBody, FinalPayloadBuilder, Mark};
 
 use super::{FanIn, FenceState, Pending, Phase, Queue, Time};
 use crate::gathered::Calls;
@@ -46,21 +46,23 @@ impl<T: Clone> FanIn<T> {
         }
     }
 
-    /// Appends a mark where something waits for what was read to be kept. It is a fence that is nobody's, which its reader acks.
+    /// Appends a mark where something waits for what was read to be kept.
     pub(super) fn mark(&mut self, out: &mut Vec<Effect<T>>) {
-        let waits = self.kept.holds_any()
-            || self.gathered.has_all()
-            || (!self.manifest.on_target.is_empty() && !self.is_fenced())
-            || self.met_at.is_some_and(|change| !self.kept.covers(self.gathered.since_replaced(change)));
         let change = self.gathered.changes();
-        if waits && self.phase == Phase::Gathering && self.kept.can_mark(change) {
-            self.kept.mark(change);
-            self.publish(Pending::Mark, self.fence_of_nobody(), out);
+        let wants = self.phase == Phase::Gathering && !self.stopping;
+        if wants && self.kept.can_mark(change) && self.waits_for_kept() {
+            let mark = Mark { coordinator: self.hold.token, number: self.kept.mark(change) };
+            self.publish(Pending::Mark, Publication::Mark(mark), out);
         }
     }
 
-    pub(super) fn fence_of_nobody(&self) -> Publication {
-        Publication::Fence(Fence { token: self.manifest.run })
+    fn waits_for_kept(&mut self) -> bool {
+        let is_past_fence = !self.is_fenced();
+        self.kept.holds_any()
+            || self.gathered.has_all()
+            || (is_past_fence && !self.manifest.on_target.is_empty())
+            || (is_past_fence && self.checkpoints.waits_for_kept(&mut self.gathered, &self.manifest))
+            || self.met_at.is_some_and(|change| !self.kept.covers(self.gathered.since_replaced(change)))
     }
 
     /// Whether all that counts would survive the broker's death.
@@ -104,9 +106,8 @@ impl<T: Clone> FanIn<T> {
             return;
         }
         let fenced = self.is_fenced();
-        if let Some(checkpoint) =
-            self.checkpoints.propose(&mut self.gathered, &self.manifest, fenced, self.stopping, now)
-        {
+        let Self { gathered, kept, manifest, stopping, .. } = self;
+        if let Some(checkpoint) = self.checkpoints.propose(gathered, kept, manifest, fenced, *stopping, now) {
             self.publish(Pending::Checkpoint, Publication::Checkpoint(checkpoint), out);
         }
     }
@@ -206,7 +207,7 @@ impl<T: Clone> FanIn<T> {
         }
         out.extend(self.gathered.take_tags().into_iter().map(Effect::Ack));
         out.extend(self.kept.take().into_iter().map(Effect::Ack));
-        out.extend(self.checkpoints.give_up().map(Effect::Ack));
+        out.extend(self.checkpoints.give_up().into_iter().map(Effect::Ack));
         out.extend(self.sentinel.take().into_iter().map(Effect::Ack));
         out.extend(self.unknown.drain(..).map(|(_, tag)| Effect::Ack(tag)));
         out.extend(self.leftover.drain(..).map(Effect::Ack));

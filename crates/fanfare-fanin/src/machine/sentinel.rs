@@ -1,5 +1,7 @@
 //! The sentinel of a queue that the fan-out has for itself, without which it has ended.
 
+use fanfare_protocol::Fence;
+
 use super::{FanIn, FenceState, Pending, Phase, Queue, Time};
 use crate::{Effect, Publication};
 
@@ -44,6 +46,10 @@ impl<T: Clone> FanIn<T> {
             self.want_fence();
             self.publish(Pending::Fence, self.fence_of_nobody(), out);
         }
+    }
+
+    pub(super) fn fence_of_nobody(&self) -> Publication {
+        Publication::Fence(Fence { token: self.manifest.run })
     }
 
     /// When the sentinel has been held for too long.

@@ -35,8 +35,9 @@ fn the_originals_are_acked_once_their_checkpoint_is_confirmed() {
 fn a_checkpoint_that_arrives_before_its_confirm_is_held_like_any_other() {
     let mut story = writing();
     story.own_checkpoint("c1", 0).check(&[]);
-    story.own_checkpoint("c1-again", 0).check(&["ack c1-again"]);
-    story.confirm("checkpoint").check(&["ack r2", "ack r1"]);
+    // The broker would take the ack of a copy for its end, and confirm it without writing it.
+    story.own_checkpoint("c1-again", 0).check(&[]);
+    story.confirm("checkpoint").check(&["ack c1-again", "ack r2", "ack r1"]);
     let _ = story.result("r3", "c", "three").lines();
     let _ = story.result("r4", "d", "four").lines();
     story.confirm("call 0 with c").check(&[]);

@@ -1,7 +1,9 @@
 //! A classic queue hands a message out before it is on disk: nothing is done on the strength of what may be lost.
 
-use fanfare_fanin::Event;
-use fanfare_protocol::{Checkpoint, CompletionPolicy, EndedBy, Manifest};
+use std::time::Duration;
+
+use fanfare_fanin::{Event, Limits};
+use fanfare_protocol::{Checkpoint, CompletionPolicy, EndedBy, Manifest, Mark};
 
 use crate::samples::{self, checkpoint};
 use crate::story::{OWN, Story};
@@ -23,9 +25,9 @@ fn a_final_callback_waits_for_one_mark_behind_all_results() {
     story.opened().check(&[]);
     story.result("r1", "a", "one").check(&[]);
     story.result("r2", "b", "two").check(&["mark"]);
-    // That it is read back says nothing: it may be lost like any other.
-    story.fence("f1", RUN).check(&["ack f1"]);
-    story.confirm("mark").check(&["final 0 with [a=one b=two]"]);
+    // That it is read back says nothing: it may be lost like any other, and the broker confirms without writing it what is acked.
+    story.fence("f1", RUN).check(&[]);
+    story.confirm("mark").check(&["ack f1", "final 0 with [a=one b=two]"]);
     story.confirm("final").check(&["delete"]);
     story.event(Event::Deleted).check(&["ack r1", "ack r2", "ack m1", "end, completed"]);
 }
@@ -182,4 +184,58 @@ fn a_policy_that_an_override_has_unmet_is_met_by_what_comes_after() {
     story
         .confirm("mark")
         .check(&["missing c=!not awaited: the fan-out was complete when 1 target had succeeded"]);
+}
+
+#[test]
+fn a_checkpoint_that_others_are_to_follow_holds_only_what_is_kept() {
+    let limits = Limits { results_held: 2, ..Limits::default() };
+    let mut story = Story::with(manifest(["a", "b", "c", "d"], 0), false, limits);
+    story.opened().check(&[]);
+    story.result("r1", "a", "one").check(&[]);
+    story.result("r2", "b", "two").check(&["mark"]);
+    // It is behind the mark.
+    story.result("r3", "c", "three").check(&[]);
+    story.confirm("mark").check(&["checkpoint of called [a=one b=two]"]);
+    story.confirm("checkpoint").check(&["ack r1", "ack r2"]);
+}
+
+#[test]
+fn what_is_held_for_long_and_not_known_to_be_kept_is_written_as_what_others_need_not_follow() {
+    let mut story = Story::fresh(manifest(["a", "b"], 0));
+    story.opened().check(&[]);
+    story.result("r1", "a", "one").check(&[]);
+    let _ = story.wait(Limits::default().renewal).lines();
+    assert!(story.open().contains(&"checkpoint of uncalled [a=one]"), "{:?}", story.open());
+}
+
+#[test]
+fn marks_that_are_read_while_none_is_on_its_way_are_acked() {
+    let mut story = Story::fresh(manifest(["a", "b"], 0));
+    story.opened().check(&[]);
+    let mark = Mark { coordinator: samples::id(OTHER), number: 1 }.encode(&manifest(["a", "b"], 0));
+    story.message("f1", false, &mark).check(&["ack f1"]);
+    story.result("r1", "a", "one").check(&[]);
+    story.result("r2", "b", "two").check(&["mark"]);
+    story.message("f2", false, &mark).check(&[]);
+    story.confirm("mark").check(&["ack f2", "final 0 with [a=one b=two]"]);
+}
+
+#[test]
+fn where_the_broker_takes_no_mark_of_its_size_a_small_one_does() {
+    let mut story = Story::fresh(manifest(["a"], 0));
+    story.opened().check(&[]);
+    story.result("r1", "a", "one").check(&["mark"]);
+    story.refuse("mark", 1_000).check(&["nobody's fence"]);
+    story.confirm("nobody's fence").check(&["final 0 with [a=one]"]);
+}
+
+#[test]
+fn a_sentinel_whose_renewal_is_refused_is_acked_when_another_is_kept() {
+    let mut story = Story::fresh(Manifest { sentinel: true, ..manifest(["a"], 0) });
+    story.opened().check(&[]);
+    story.sentinel("s1", RUN).check(&[]);
+    let _ = story.wait(Limits::default().renewal + Duration::from_secs(1)).lines();
+    story.sentinel("s2", RUN).check(&[]);
+    story.refuse("sentinel", 1).check(&["mark"]);
+    story.confirm("mark").check(&["ack s1"]);
 }

@@ -384,7 +384,8 @@ impl World {
         let outbox = &mut self.coordinators[c].holder.as_mut()?.outbox;
         let at = pick.checked_rem(outbox.len())?;
         let (_, publication, landed) = &mut outbox[at];
-        let goes_back = matches!(publication, Publication::Checkpoint(_) | Publication::Fence(_));
+        let goes_back =
+            matches!(publication, Publication::Checkpoint(_) | Publication::Fence(_) | Publication::Mark(_));
         if *landed || (goes_back && !exists) {
             return landed.then_some(at);
         }
@@ -423,6 +424,10 @@ impl World {
             }
             Publication::Fence(fence) => {
                 let message = fence.encode(&self.manifest);
+                self.results.iter_mut().for_each(|results| results.push(message.clone()));
+            }
+            Publication::Mark(mark) => {
+                let message = mark.encode(&self.manifest);
                 self.results.iter_mut().for_each(|results| results.push(message.clone()));
             }
             Publication::Sentinel => {

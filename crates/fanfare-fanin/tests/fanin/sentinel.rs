@@ -40,7 +40,7 @@ fn without_it_a_queue_that_is_taken_over_is_deleted_and_no_callback_published() 
     story.opened().check(&[]);
     // The queue is empty, and whether another consumes it is not known.
     assert_eq!(story.quiet_for(), Some(Limits::default().fence_again));
-    story.wait(Limits::default().fence_again).check(&["mark"]);
+    story.wait(Limits::default().fence_again).check(&["nobody's fence"]);
     story.fence("p1", RUN).check(&["ack p1", "fence"]);
     // A target that ran twice.
     story.result("r1", "a", "late").check(&[]);
@@ -55,7 +55,7 @@ fn a_manifest_that_promises_one_in_vain_is_parked_as_soon_as_that_is_proven() {
     let mut story = Story::fresh(manifest(["a"]));
     story.opened().check(&[]);
     assert_eq!(story.quiet_for(), Some(Limits::default().fence_again));
-    story.wait(Limits::default().fence_again).check(&["mark"]);
+    story.wait(Limits::default().fence_again).check(&["nobody's fence"]);
     story.fence("p1", RUN).check(&["ack p1", "fence"]);
     // It could be on its way still, so nothing comes of a result before the fence is back.
     story.result("r1", "a", "one").check(&[]);
@@ -68,7 +68,7 @@ fn a_manifest_that_promises_one_in_vain_is_parked_as_soon_as_that_is_proven() {
 fn one_that_comes_late_is_one() {
     let mut story = Story::fresh(manifest(["a"]));
     story.opened().check(&[]);
-    story.wait(Limits::default().fence_again).check(&["mark"]);
+    story.wait(Limits::default().fence_again).check(&["nobody's fence"]);
     story.sentinel("s1", RUN).check(&["fence"]);
     story.fence("p1", RUN).check(&["ack p1"]);
     story.result("r1", "a", "one").check(&[]);
@@ -100,7 +100,7 @@ fn that_of_another_run_is_none() {
 fn who_waits_for_its_turn_asks_once() {
     let mut story = Story::taken_over(manifest(["a"]));
     story.opened().check(&[]);
-    story.wait(Limits::default().fence_again).check(&["mark"]);
+    story.wait(Limits::default().fence_again).check(&["nobody's fence"]);
     // Another has acked it.
     assert_eq!(story.quiet_for(), Some(Limits::default().renewal - Limits::default().fence_again));
     story.sentinel("s1", RUN).check(&["fence"]);

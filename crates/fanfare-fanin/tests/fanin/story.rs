@@ -234,10 +234,14 @@ impl Story {
             }
             Publication::Fence(fence) => {
                 if fence.token == self.machine.manifest().run {
-                    return "mark".to_owned();
+                    return "nobody's fence".to_owned();
                 }
                 assert_eq!(fence.token, id(OWN), "a fence carries the hold's token");
                 "fence".to_owned()
+            }
+            Publication::Mark(mark) => {
+                assert_eq!(mark.coordinator, id(OWN), "a mark carries the hold's token");
+                "mark".to_owned()
             }
             Publication::Missing { place, body, .. } => {
                 let key = self.machine.manifest().key_at(place).unwrap().as_str().to_owned();
