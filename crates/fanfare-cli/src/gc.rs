@@ -20,10 +20,10 @@ use crate::silent;
 
 #[derive(Debug, Args)]
 #[command(after_help = "\
-A publisher that dies before its manifest is published leaves its aggregation queue behind, which
-goes by itself after seven days. This lists such queues, and with --yes removes them. It never
-touches one whose fan-out is open at a coordinator, whose manifest is parked, or which somebody
-consumes; and nothing at all while a coordinator does not answer, which it names, or manifests wait
+A publisher that dies before its manifest is published leaves its aggregation queue behind, and one
+that dies at all leaves those that it kept ready for its next fan-outs; both go by themselves after
+seven days. This lists such queues, and with --yes removes them. It never touches one whose fan-out
+is open at a coordinator, whose manifest is parked, or which somebody consumes; and nothing at all while a coordinator does not answer, which it names, or manifests wait
 for one. With --yes it looks twice, --min-age apart, and removes what was nobody's both times.
 
 It needs RabbitMQ's management API, which alone lists queues, and a user with the tag management.

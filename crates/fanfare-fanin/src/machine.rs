@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_protocol::{Ending, FanOutState, Manifest, Message, RunId, TraceParent, WireTime, limits};
+use fanfare_protocol::{Ending, FanOutState, Manifest, Mark, Message, RunId, TraceParent, WireTime, limits};
 
 use crate::checkpoints::Checkpoints;
 use crate::copies::Copies;
@@ -167,7 +167,7 @@ enum Pending {
     OnFinal(Option<usize>),
     Checkpoint,
     Fence,
-    Mark,
+    Mark(Mark),
     Sentinel,
     Renewal,
     Missing,

@@ -100,7 +100,7 @@ impl Checkpoint {
     }
 }
 
-/// A mark in an aggregation queue. A coordinator that takes over writes one, and emits nothing until it reads it back:
+/// A place in an aggregation queue. A coordinator that takes over writes one, and emits nothing until it reads it back:
 /// all that its predecessor left lies before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fence {
@@ -144,6 +144,8 @@ pub struct Mark {
     pub coordinator: RunId,
     /// Counts its marks.
     pub number: u64,
+    /// Whether it is as large as what RabbitMQ keeps apart.
+    pub is_padded: bool,
 }
 
 #[derive(Serialize)]
@@ -152,6 +154,7 @@ struct MarkBody {
     coordinator: RunId,
     number: u64,
     /// Spaces.
+    #[serde(skip_serializing_if = "String::is_empty")]
     padding: String,
 }
 
@@ -164,8 +167,9 @@ impl Mark {
     /// The message as the aggregation queue takes it.
     #[must_use]
     pub fn encode(&self, manifest: &Manifest) -> Message {
-        let Self { coordinator, number } = *self;
-        let body = MarkBody { token: manifest.run, coordinator, number, padding: " ".repeat(Self::BYTES) };
+        let Self { coordinator, number, is_padded } = *self;
+        let padding = if is_padded { " ".repeat(Self::BYTES) } else { String::new() };
+        let body = MarkBody { token: manifest.run, coordinator, number, padding };
         let id = format!("{}/mark/{coordinator}/{number}", manifest.cid);
         let mut message = Message::of(header::TYPE_FENCE, &manifest.cid, id, crate::result::to_json(&body));
         message.headers.insert(header::RUN, manifest.run);

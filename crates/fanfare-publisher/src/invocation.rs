@@ -171,41 +171,32 @@ impl Commitment {
     async fn prepare_and_request(&mut self) -> Result<(), InvokeError> {
         let declared =
             self.declare_queues().await.map_err(|failure| self.accepted.not_accepted(failure, false))?;
-        let settled = async {
-            match declared {
-                Some(declared) => self.shared.settle(declared, self.schedule.sent).await,
-                None => Ok(()),
-            }
-        };
-        let outcome = future::try_join(self.publish_requests(), settled).await;
-        outcome.map(|((), ())| ()).map_err(|failure| self.accepted.not_accepted(failure, true))
+        self.publish_requests(declared).await.map_err(|failure| self.accepted.not_accepted(failure, true))
     }
 
-    /// Returns what is to be settled before the manifest may follow.
-    async fn declare_queues(&mut self) -> Result<Option<Declared>, Failure> {
+    /// Returns what is to be settled before the manifest may follow, and whether it is the first of all.
+    async fn declare_queues(&mut self) -> Result<Option<(Declared, bool)>, Failure> {
         let until = self.schedule.prepared;
         let shared = Arc::clone(&self.shared);
         if let Aggregation::Shared { shards } = shared.config.aggregation {
             return shared.ensure_shard(&self.plan.queue.name, shards, until).await.map(|()| None);
         }
         shared.ensure_declared(&shared.config.names.fanin(), until).await?;
-        let declared = match self.take_spare() {
-            Some(declared) => declared,
+        let is_first = shared.spares.is_first();
+        let spare = if self.plan.is_drawn { shared.take_spare().await } else { None };
+        let was_ready = spare.is_some();
+        let declared = match spare {
+            Some((spare, declared)) => {
+                self.plan.take(spare, &shared);
+                self.accepted = Accepted::of(&self.plan);
+                declared
+            }
             None => self.declare_aggregation(until).await?,
         };
-        if self.plan.is_drawn {
-            shared.declare_next();
+        if self.plan.is_drawn && !is_first {
+            shared.declare_next(was_ready);
         }
-        Ok(Some(declared))
-    }
-
-    /// Takes a queue that is ready, where the CID need not be another. Nothing is returned where it is to be declared all the same.
-    fn take_spare(&mut self) -> Option<Declared> {
-        let spare = self.plan.is_drawn.then(|| self.shared.spares.take()).flatten()?;
-        let declared = spare.trusted();
-        self.plan.take(spare, &self.shared);
-        self.accepted = Accepted::of(&self.plan);
-        declared
+        Ok(Some((declared, is_first)))
     }
 
     /// Each try is a run of its own. One that was cut off may have left a queue which has no leader before a lost node is back (seen on RabbitMQ
@@ -236,17 +227,24 @@ impl Commitment {
         matches!(self.shared.config.aggregation, Aggregation::Shared { .. })
     }
 
-    async fn publish_requests(&self) -> Result<(), Failure> {
+    /// Brings all that the manifest is to rest on to where it outlives the broker.
+    async fn publish_requests(&self, declared: Option<(Declared, bool)>) -> Result<(), Failure> {
         let until = self.schedule.sent;
         let requests = self.plan.bodies.len();
         let publishing = stream::iter(0..requests)
             .map(|place| self.publish_request(place, until))
             .buffer_unordered(REQUESTS_IN_FLIGHT)
             .try_for_each(async |()| Ok(()));
-        let publishing = future::try_join(self.publish_sentinel(until), publishing);
+        let settling = async {
+            match declared {
+                Some((declared, is_first)) => self.shared.settle(&self.plan.queue, declared, is_first).await,
+                None => Ok(()),
+            }
+        };
+        let publishing = future::try_join3(self.publish_sentinel(until), publishing, settling);
         let limit = self.shared.config.time_limit;
         let published = tokio::time::timeout_at(until, publishing).await;
-        published.map(|published| published.map(|((), ())| ())).unwrap_or_else(|_| {
+        published.map(|published| published.map(|((), (), ())| ())).unwrap_or_else(|_| {
             let confirmed = self.confirmed.load(Ordering::Relaxed);
             Err(Failure::TimeLimit { confirmed, requests, limit, blocked: self.shared.broker.is_blocked() })
         })

@@ -6,13 +6,14 @@
 //! Where that is the queue of the next fan-out, it costs nothing, and that one need not wait for it.
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use fanfare_broker::BrokerError;
+use fanfare_broker::{Backoff, BrokerError, PublishError};
 use fanfare_protocol::{Cid, QueueSpec, RunId};
 use futures_util::future::join_all;
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::Failure;
@@ -20,11 +21,9 @@ use crate::publisher::Shared;
 
 /// Queues kept for fan-outs whose CID is drawn. As many as are invoked at once find one.
 const MOST: usize = 16;
-/// Those kept where only others are invoked: one is declared and deleted in turns.
-const FEWEST: usize = 1;
 /// After which a queue that nobody has used is deleted.
 const KEPT_FOR: Duration = Duration::from_secs(60);
-/// After which it is declared again before it is used: no broker is killed and back within that time.
+/// For how long it is certain that what was there still is: no broker is killed and back within that time.
 const TRUSTED_FOR: Duration = Duration::from_secs(1);
 
 /// The queues of one publisher that are ready, and the changes that it has made of the broker's list of queues.
@@ -39,12 +38,16 @@ pub(crate) struct Spares {
 struct State {
     /// Oldest first.
     ready: VecDeque<Spare>,
+    /// Those that are being declared.
+    coming: usize,
     /// Changes that were begun.
     begun: u64,
     /// Those that have not ended.
     open: BTreeSet<u64>,
     /// The last to begin of those that were answered.
     answered: u64,
+    /// Whether anything was invoked.
+    is_used: bool,
     /// Whether somebody looks for spares that nobody uses.
     is_watched: bool,
     is_closed: bool,
@@ -57,19 +60,22 @@ pub(crate) struct Spare {
     pub(crate) run: RunId,
     pub(crate) queue: QueueSpec,
     declared: Declared,
-    since: Instant,
-}
-
-impl Spare {
-    /// When it was declared, where it is sure to be there still.
-    pub(crate) fn trusted(&self) -> Option<Declared> {
-        (self.since.elapsed() < TRUSTED_FOR).then_some(self.declared)
-    }
 }
 
 /// A declaration that was answered when so many changes had begun.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Declared(u64);
+pub(crate) struct Declared {
+    begun: u64,
+    /// When the queue was there.
+    seen: Instant,
+}
+
+impl Declared {
+    /// Whether the queue is there, unless somebody has deleted it.
+    fn is_trusted(self) -> bool {
+        self.seen.elapsed() < TRUSTED_FOR
+    }
+}
 
 /// A change that is under way.
 struct Change {
@@ -84,20 +90,26 @@ impl Default for Spares {
 }
 
 impl Spares {
-    /// The oldest that is ready.
-    pub(crate) fn take(&self) -> Option<Spare> {
-        self.state().ready.pop_front()
+    /// Whether this is the first fan-out, which may be all that the program invokes: it leaves nothing ready.
+    pub(crate) fn is_first(&self) -> bool {
+        !std::mem::replace(&mut self.state().is_used, true)
     }
 
-    /// One that is to be deleted, where as many are ready as are kept.
-    fn take_surplus(&self, kept: usize) -> Option<Spare> {
-        let mut state = self.state();
-        (state.ready.len() >= kept).then(|| state.ready.pop_front()).flatten()
+    /// Those that are ready, or will be.
+    fn kept(&self) -> usize {
+        let state = self.state();
+        state.ready.len() + state.coming
     }
 
-    fn take_unused(&self, kept_for: Duration) -> Vec<Spare> {
+    /// The oldest, where it is certain that its deletion is a change.
+    fn take_trusted(&self) -> Option<Spare> {
+        self.state().ready.pop_front_if(|spare| spare.declared.is_trusted())
+    }
+
+    fn take_unused(&self) -> Vec<Spare> {
         let mut state = self.state();
-        let unused = state.ready.iter().take_while(|spare| spare.since.elapsed() >= kept_for).count();
+        let is_unused = |spare: &&Spare| spare.declared.seen.elapsed() >= KEPT_FOR;
+        let unused = state.ready.iter().take_while(is_unused).count();
         state.ready.drain(..unused).collect()
     }
 
@@ -118,7 +130,7 @@ impl Change {
     fn answered(self) -> Declared {
         let mut state = self.shared.spares.state();
         state.answered = state.answered.max(self.number);
-        Declared(state.begun)
+        Declared { begun: state.begun, seen: Instant::now() }
     }
 }
 
@@ -131,7 +143,7 @@ impl Drop for Change {
 }
 
 impl Shared {
-    /// Declares an aggregation queue.
+    /// Declares an aggregation queue that was not there before.
     pub(crate) async fn declare_aggregation(
         self: &Arc<Self>,
         queue: &QueueSpec,
@@ -141,52 +153,128 @@ impl Shared {
         Ok(change.answered())
     }
 
-    /// Begins to declare the queue of the next fan-out whose CID is drawn.
-    pub(crate) fn declare_next(self: &Arc<Self>) {
-        let changed = self.change(MOST);
-        // Where it fails, whoever needs a change makes one.
-        tokio::spawn(async move { drop(changed.await) });
-    }
-
-    /// Returns when a declaration has outlived whatever may kill the broker: when a change that began after it is answered.
-    pub(crate) async fn settle(self: &Arc<Self>, declared: Declared, until: Instant) -> Result<(), Failure> {
-        let mut ended = self.spares.ended.subscribe();
+    /// The oldest that is ready, and there.
+    pub(crate) async fn take_spare(&self) -> Option<(Spare, Declared)> {
         loop {
-            let is_under_way = {
-                let state = self.spares.state();
-                if state.answered > declared.0 {
-                    return Ok(());
+            let spare = self.spares.state().ready.pop_front()?;
+            if spare.declared.is_trusted() {
+                let declared = spare.declared;
+                return Some((spare, declared));
+            }
+            let seen = Instant::now();
+            match self.broker.exists(&spare.queue.name).await {
+                Ok(true) => {
+                    let declared = Declared { seen, ..spare.declared };
+                    return Some((spare, declared));
                 }
-                state.open.last().is_some_and(|open| *open > declared.0)
-            };
-            if is_under_way {
-                ended.changed().await.expect("its sender lives as long as the publisher");
-            } else {
-                self.through_outages(until, || self.change(FEWEST)).await?;
+                Ok(false) => {}
+                // What can't be told now is told by who declares another.
+                Err(_) => {
+                    self.spares.state().ready.push_front(spare);
+                    return None;
+                }
             }
         }
     }
 
-    /// Declares a queue for the next fan-out, or deletes one where there are as many as are kept.
-    /// It has begun when this returns.
-    fn change(self: &Arc<Self>, kept: usize) -> impl Future<Output = Result<(), BrokerError>> + use<> {
-        let (change, surplus) = (Change::begin(self), self.spares.take_surplus(kept));
-        let shared = Arc::clone(self);
-        async move { shared.make(change, surplus).await }
+    /// Begins to declare the queue of the next fan-out whose CID is drawn. Whoever invokes one after the other,
+    /// as one does who finds a queue ready, gets two: the one that is taken next is settled by the other already.
+    pub(crate) fn declare_next(self: &Arc<Self>, was_ready: bool) {
+        let fewest = if was_ready { 2 } else { 1 };
+        while self.spares.kept() < MOST {
+            // Where it fails, whoever needs a change makes one.
+            drop(self.declare_spare());
+            if self.spares.kept() >= fewest {
+                return;
+            }
+        }
     }
 
-    async fn make(self: &Arc<Self>, change: Change, surplus: Option<Spare>) -> Result<(), BrokerError> {
-        if let Some(surplus) = surplus {
-            self.broker.delete(&surplus.queue.name).await?;
-            change.answered();
-            return Ok(());
+    /// Returns when a declaration has outlived whatever may kill the broker: when a change that began after it is answered.
+    pub(crate) async fn settle(
+        self: &Arc<Self>,
+        queue: &QueueSpec,
+        declared: Declared,
+        is_first: bool,
+    ) -> Result<(), Failure> {
+        let mut ended = self.spares.ended.subscribe();
+        let mut backoff = Backoff::default();
+        loop {
+            let is_under_way = {
+                let state = self.spares.state();
+                if state.answered > declared.begun {
+                    break;
+                }
+                state.open.last().is_some_and(|open| *open > declared.begun)
+            };
+            if is_under_way {
+                ended.changed().await.expect("its sender lives as long as the publisher");
+                continue;
+            }
+            match self.change(is_first).await.expect("no change panics") {
+                Err(error) if error.is_outage() => backoff.wait(&*self.environment).await,
+                changed => changed?,
+            }
         }
+        // The change may have been answered by a broker that was killed before, and is back.
+        while !declared.is_trusted() {
+            match self.broker.exists(&queue.name).await {
+                Ok(true) => break,
+                Ok(false) => return Err(Failure::Sentinel(PublishError::Unroutable(queue.name.clone()))),
+                Err(error) if error.is_outage() => backoff.wait(&*self.environment).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a change for its own sake, in a task that comes to its end whoever waits for it. It has begun when this returns.
+    fn change(self: &Arc<Self>, is_first: bool) -> JoinHandle<Result<(), BrokerError>> {
+        if let Some(surplus) = self.spares.take_trusted() {
+            let (change, shared) = (Change::begin(self), Arc::clone(self));
+            return tokio::spawn(async move {
+                let deleted = shared.broker.delete(&surplus.queue.name).await;
+                match deleted {
+                    Ok(()) => drop(change.answered()),
+                    Err(_) => shared.delete(&surplus.queue.name).await,
+                }
+                deleted
+            });
+        }
+        if !is_first && self.spares.kept() == 0 {
+            return self.declare_spare();
+        }
+        let (change, shared, spare) = (Change::begin(self), Arc::clone(self), self.draw());
+        tokio::spawn(async move {
+            let declared = shared.broker.declare(&spare.queue).await;
+            if declared.is_ok() {
+                change.answered();
+            }
+            shared.delete(&spare.queue.name).await;
+            declared
+        })
+    }
+
+    /// Declares a queue for the next fan-out.
+    fn declare_spare(self: &Arc<Self>) -> JoinHandle<Result<(), BrokerError>> {
+        let (change, shared, spare) = (Change::begin(self), Arc::clone(self), self.draw());
+        self.spares.state().coming += 1;
+        tokio::spawn(async move {
+            let declared = shared.broker.declare(&spare.queue).await;
+            shared.spares.state().coming -= 1;
+            match declared {
+                Ok(()) => shared.keep(Spare { declared: change.answered(), ..spare }).await,
+                // It may be there all the same.
+                Err(_) => shared.delete(&spare.queue.name).await,
+            }
+            declared
+        })
+    }
+
+    fn draw(&self) -> Spare {
         let (cid, run) = (Cid::from(self.environment.sequential()), RunId::from(self.environment.unique()));
         let queue = self.config.gathering(&cid, run).expect("it was checked for the fan-out");
-        self.broker.declare(&queue).await?;
-        let spare = Spare { cid, run, queue, declared: change.answered(), since: Instant::now() };
-        self.keep(spare).await;
-        Ok(())
+        Spare { cid, run, queue, declared: Declared { begun: u64::MAX, seen: Instant::now() } }
     }
 
     async fn keep(self: &Arc<Self>, spare: Spare) {
@@ -219,11 +307,11 @@ impl Shared {
 }
 
 /// Deletes what nobody uses, for as long as there is anything.
-async fn delete_unused(shared: std::sync::Weak<Shared>) {
+async fn delete_unused(shared: Weak<Shared>) {
     loop {
         tokio::time::sleep(KEPT_FOR).await;
         let Some(shared) = shared.upgrade() else { return };
-        let unused = shared.spares.take_unused(KEPT_FOR);
+        let unused = shared.spares.take_unused();
         join_all(unused.iter().map(|spare| shared.delete(&spare.queue.name))).await;
         let mut state = shared.spares.state();
         if state.ready.is_empty() {
@@ -285,13 +373,12 @@ mod tests {
     async fn the_next_fan_out_is_gathered_in_the_queue_that_was_declared_after_the_last_one() {
         let broker = Arc::new(MemoryBroker::new());
         let publisher = publisher(&broker);
-        let first = invoke(&publisher, None).await;
-        for _ in 0..3 {
+        // What is invoked once leaves nothing.
+        for are_ready in [0, 0, 1, 2, 2, 2] {
             let next = ready(&publisher);
-            assert_eq!(next.len(), 1);
+            assert_eq!(next.len(), are_ready);
             let accepted = invoke(&publisher, None).await;
-            assert_eq!(next, [queue_of(&publisher, &accepted)]);
-            assert_ne!(accepted, first);
+            assert!(next.first().is_none_or(|next| *next == queue_of(&publisher, &accepted)));
         }
     }
 
@@ -299,7 +386,7 @@ mod tests {
     async fn where_cids_are_given_a_queue_is_declared_and_deleted_in_turns() {
         let broker = Arc::new(MemoryBroker::new());
         let publisher = publisher(&broker);
-        for kept in [1, 0, 1, 0] {
+        for kept in [0, 1, 0, 1, 0] {
             let accepted = invoke(&publisher, Some("mine")).await;
             assert_eq!(accepted.cid.as_str(), "mine");
             assert_eq!(ready(&publisher).len(), kept);
@@ -307,38 +394,56 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn one_that_is_gone_by_the_time_that_it_is_used_is_declared_again() {
+    async fn many_at_once_do_not_make_more_than_are_kept() {
         let broker = Arc::new(MemoryBroker::new());
         let publisher = publisher(&broker);
-        invoke(&publisher, None).await;
-        let next = ready(&publisher).pop().unwrap();
-        broker.delete(&next).await.unwrap();
-        tokio::time::sleep(TRUSTED_FOR).await;
-        let accepted = invoke(&publisher, None).await;
-        assert_eq!(queue_of(&publisher, &accepted), next);
-        assert_eq!(broker.inspect(&next).await.unwrap().map(|queue| queue.messages), Some(1), "its sentinel");
+        join_all((0..100).map(|_| invoke(&publisher, None))).await;
+        assert!(ready(&publisher).len() <= MOST, "{:?}", ready(&publisher));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_gone_by_the_time_that_it_is_needed_is_not_used_and_its_deletion_is_no_change() {
+        let broker = Arc::new(MemoryBroker::new());
+        let publisher = publisher(&broker);
+        let Publisher { shared } = &publisher;
+        for cid in [None, Some("mine")] {
+            while ready(&publisher).is_empty() {
+                invoke(&publisher, cid).await;
+            }
+            let next = ready(&publisher).remove(0);
+            broker.delete(&next).await.unwrap();
+            tokio::time::sleep(TRUSTED_FOR).await;
+            let answered = shared.spares.state().answered;
+            let accepted = invoke(&publisher, cid).await;
+            assert_ne!(queue_of(&publisher, &accepted), next);
+            assert!(!broker.exists(&next).await.unwrap());
+            assert_eq!(shared.spares.state().answered, answered + 2);
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn what_nobody_uses_is_deleted() {
         let broker = Arc::new(MemoryBroker::new());
         let publisher = publisher(&broker);
-        invoke(&publisher, None).await;
-        let unused = ready(&publisher).pop().unwrap();
-        tokio::time::sleep(2 * KEPT_FOR).await;
-        assert!(!broker.exists(&unused).await.unwrap());
-        assert_eq!(ready(&publisher), [""; 0]);
-        // Whoever looks for them begins anew.
-        invoke(&publisher, None).await;
-        let unused = ready(&publisher).pop().unwrap();
-        tokio::time::sleep(2 * KEPT_FOR).await;
-        assert!(!broker.exists(&unused).await.unwrap());
+        // Whoever looks for it begins anew the second time.
+        for _ in 0..2 {
+            while ready(&publisher).is_empty() {
+                invoke(&publisher, None).await;
+            }
+            let unused = ready(&publisher);
+            tokio::time::sleep(2 * KEPT_FOR).await;
+            assert_eq!(ready(&publisher), [""; 0]);
+            for unused in unused {
+                assert!(!broker.exists(&unused).await.unwrap());
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_publisher_that_is_closed_or_dropped_leaves_none() {
         let broker = Arc::new(MemoryBroker::new());
         let closed = publisher(&broker);
+        invoke(&closed, None).await;
         invoke(&closed, None).await;
         let left = ready(&closed).pop().unwrap();
         closed.close().await;
@@ -347,10 +452,29 @@ mod tests {
         assert_eq!(ready(&closed), [""; 0]);
         let dropped = publisher(&broker);
         invoke(&dropped, None).await;
+        invoke(&dropped, None).await;
         let left = ready(&dropped).pop().unwrap();
         drop(dropped);
         tokio::time::sleep(Duration::from_millis(1)).await;
         assert!(!broker.exists(&left).await.unwrap());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_invokes_one_after_the_other_need_not_wait_for_another_declaration() {
+        let broker = Arc::new(MemoryBroker::new());
+        let publisher = publisher(&broker);
+        let Publisher { shared } = &publisher;
+        for _ in 0..5 {
+            invoke(&publisher, None).await;
+        }
+        let (next, declared) = shared.take_spare().await.unwrap();
+        let settled = shared.settle(&next.queue, declared, false).now_or_never();
+        assert!(settled.is_some_and(|settled| settled.is_ok()));
+    }
+
+    fn queue(publisher: &Publisher) -> QueueSpec {
+        let names = &publisher.config().names;
+        names.aggregation(&Cid::new("c").unwrap(), RunId::from(publisher.environment().unique()))
     }
 
     #[tokio::test]
@@ -358,13 +482,12 @@ mod tests {
         let broker = Arc::new(MemoryBroker::new());
         let publisher = publisher(&broker);
         let Publisher { shared } = &publisher;
-        let until = Instant::now() + Duration::from_secs(60);
+        let queue = queue(&publisher);
         let before = Change::begin(shared);
         let declared = Change::begin(shared).answered();
         let after = Change::begin(shared);
         before.answered();
-        assert!(shared.settle(declared, until).now_or_never().is_none());
-        let mut settled = Box::pin(shared.settle(declared, until));
+        let mut settled = Box::pin(shared.settle(&queue, declared, false));
         assert!((&mut settled).now_or_never().is_none());
         after.answered();
         settled.await.unwrap();
@@ -376,12 +499,30 @@ mod tests {
         let broker = Arc::new(MemoryBroker::new());
         let publisher = publisher(&broker);
         let Publisher { shared } = &publisher;
+        let queue = queue(&publisher);
         let declared = Change::begin(shared).answered();
         let failing = Change::begin(shared);
-        let mut settled = Box::pin(shared.settle(declared, Instant::now() + Duration::from_secs(60)));
+        let mut settled = Box::pin(shared.settle(&queue, declared, false));
         assert!((&mut settled).now_or_never().is_none());
         drop(failing);
         settled.await.unwrap();
         assert_eq!(ready(&publisher).len(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_the_next_life_of_a_broker_answers_settles_only_what_is_still_there() {
+        let broker = Arc::new(MemoryBroker::new());
+        let publisher = publisher(&broker);
+        let Publisher { shared } = &publisher;
+        for is_there in [true, false] {
+            let queue = queue(&publisher);
+            let declared = shared.declare_aggregation(&queue).await.unwrap();
+            if !is_there {
+                broker.delete(&queue.name).await.unwrap();
+            }
+            tokio::time::sleep(TRUSTED_FOR).await;
+            let settled = shared.settle(&queue, declared, false).await;
+            assert_eq!(settled.is_ok(), is_there, "{settled:?}");
+        }
     }
 }

@@ -113,12 +113,13 @@ async fn the_manifest_follows_the_last_request_and_comes_once() {
     enrichment(&broker.publisher()).invoke().await.unwrap();
     let asked = broker.asked();
     let declared = asked.iter().position(|asked| asked.starts_with("declare fanfare.agg.order-7.")).unwrap();
-    // Three requests and the sentinel come before it, and the declaration that settles the one of its queue.
+    // Three requests and the sentinel come before it, and the declaration that settles that of its queue, of one that is deleted at once.
     let (manifest, before) = asked[declared + 1..].split_last().unwrap();
     assert_eq!(manifest, "publish fanfare.fanin");
     assert_eq!(before.iter().filter(|asked| asked.starts_with("publish")).count(), 4);
     assert_eq!(before.iter().filter(|asked| asked.starts_with("declare fanfare.agg.")).count(), 1);
-    assert_eq!(before.len(), 5);
+    assert_eq!(before.iter().filter(|asked| asked.starts_with("delete fanfare.agg.")).count(), 1);
+    assert_eq!(before.len(), 6);
 }
 
 #[tokio::test]

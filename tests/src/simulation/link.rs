@@ -376,8 +376,10 @@ impl Broker for SimulatedBroker {
         let link = &self.0;
         link.operate(|| format!("delete {queue}"), async {
             link.shared.check(queue)?;
-            link.shared.decide();
-            link.memory.delete(queue).await
+            let was_there = link.memory.exists(queue).await?;
+            link.memory.delete(queue).await?;
+            link.shared.deleted(was_there);
+            Ok(())
         })
         .await
     }

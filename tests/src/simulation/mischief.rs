@@ -160,7 +160,9 @@ impl Mischief {
         if !self.shared.broker_is_down() {
             self.shared.disturb("broker", Role::Broker, how);
             self.processes.isolate(true);
-            self.plan(Duration::from_millis(self.random.of(1..=8_000)), Act::BrokerIsBack);
+            // One that was killed takes seconds to start.
+            let shortest = if how == Disturbance::Killed { 1_001 } else { 1 };
+            self.plan(Duration::from_millis(self.random.of(shortest..=8_000)), Act::BrokerIsBack);
         }
     }
 

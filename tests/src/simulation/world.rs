@@ -243,9 +243,11 @@ impl Shared {
         }
     }
 
-    /// The broker's list of queues has changed: what was changed before is decided for good.
-    pub(super) fn decide(&self) {
-        self.state().undecided = None;
+    /// A queue was deleted, where it was there. The list of queues has changed then, so what was changed before is decided for good.
+    pub(super) fn deleted(&self, was_there: bool) {
+        if was_there {
+            self.state().undecided = None;
+        }
     }
 
     /// The broker was killed, and may be back without the queue that was declared last.
@@ -262,8 +264,9 @@ impl Shared {
     /// A queue is being deleted. Where the broker is killed over that, the queue is back, and what was in it is not.
     pub(super) async fn delete(&self, channel: &dyn ConsumerChannel, queue: &str) -> Result<(), BrokerError> {
         self.check(queue)?;
-        self.decide();
+        let was_there = self.broker.exists(queue).await?;
         channel.delete(queue).await?;
+        self.deleted(was_there);
         let spec = self.run_of(queue).and_then(|run| self.state().aggregation.get(&run).cloned());
         match spec.filter(|_| self.happens(self.faults.half_delete)) {
             None => Ok(()),

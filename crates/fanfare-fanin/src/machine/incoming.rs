@@ -1,6 +1,6 @@
 //! What comes in: each event's effect on what the machine knows.
 
-use fanfare_protocol::{Checkpoint, WireTime};
+use fanfare_protocol::{Checkpoint, Mark, WireTime};
 
 use super::closing::Closing;
 use super::{FanIn, FenceState, Leaving, Pending, Phase, Queue, Time};
@@ -157,7 +157,7 @@ impl<T: Clone> FanIn<T> {
             }
             Pending::Missing => self.closing.iter_mut().for_each(Closing::confirmed),
             Pending::Fence => {}
-            Pending::Mark => out.extend(self.kept.confirmed().into_iter().map(Effect::Ack)),
+            Pending::Mark(_) => out.extend(self.kept.confirmed().into_iter().map(Effect::Ack)),
             Pending::Sentinel => out.extend(self.sentinel.renewed().map(Effect::Ack)),
             Pending::Renewal => out.extend(self.manifests.renewed().map(Effect::Ack)),
             Pending::ParkedManifest(leaving) => self.given_up(leaving, out),
@@ -203,8 +203,11 @@ impl<T: Clone> FanIn<T> {
                 let settled = self.checkpoints.too_large(&mut self.gathered, most);
                 self.at_risk -= settled * self.manifest.on_target.len();
             }
-            // No result that it takes needs the padding of a mark.
-            Pending::Mark => self.publish(Pending::Mark, self.fence_of_nobody(), out),
+            // What it takes needs no padding either.
+            Pending::Mark(mark) => {
+                let mark = Mark { is_padded: false, ..mark };
+                self.publish(Pending::Mark(mark), Publication::Mark(mark), out);
+            }
             Pending::Sentinel => {
                 if let Some(before) = self.sentinel.not_renewed(now) {
                     self.gathered.change();

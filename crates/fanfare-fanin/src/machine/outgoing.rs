@@ -49,10 +49,15 @@ impl<T: Clone> FanIn<T> {
     /// Appends a mark where something waits for what was read to be kept.
     pub(super) fn mark(&mut self, out: &mut Vec<Effect<T>>) {
         let change = self.gathered.changes();
-        let wants = self.phase == Phase::Gathering && !self.stopping;
+        let wants = match self.phase {
+            // Where it stops, it is for what is called to be settled.
+            Phase::Gathering => !self.stopping || self.at_risk > 0,
+            Phase::Finalizing(1..) => self.kept.holds_any(),
+            _ => false,
+        };
         if wants && self.kept.can_mark(change) && self.waits_for_kept() {
-            let mark = Mark { coordinator: self.hold.token, number: self.kept.mark(change) };
-            self.publish(Pending::Mark, Publication::Mark(mark), out);
+            let mark = Mark { coordinator: self.hold.token, number: self.kept.mark(change), is_padded: true };
+            self.publish(Pending::Mark(mark), Publication::Mark(mark), out);
         }
     }
 

@@ -44,12 +44,9 @@ impl<T: Clone> FanIn<T> {
         if self.probe_due().is_some_and(|due| due <= now) {
             self.probed = true;
             self.want_fence();
-            self.publish(Pending::Fence, self.fence_of_nobody(), out);
+            let nobodys = Fence { token: self.manifest.run };
+            self.publish(Pending::Fence, Publication::Fence(nobodys), out);
         }
-    }
-
-    pub(super) fn fence_of_nobody(&self) -> Publication {
-        Publication::Fence(Fence { token: self.manifest.run })
     }
 
     /// When the sentinel has been held for too long.

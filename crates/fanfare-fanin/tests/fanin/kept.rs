@@ -212,7 +212,8 @@ fn what_is_held_for_long_and_not_known_to_be_kept_is_written_as_what_others_need
 fn marks_that_are_read_while_none_is_on_its_way_are_acked() {
     let mut story = Story::fresh(manifest(["a", "b"], 0));
     story.opened().check(&[]);
-    let mark = Mark { coordinator: samples::id(OTHER), number: 1 }.encode(&manifest(["a", "b"], 0));
+    let mark =
+        Mark { coordinator: samples::id(OTHER), number: 1, is_padded: true }.encode(&manifest(["a", "b"], 0));
     story.message("f1", false, &mark).check(&["ack f1"]);
     story.result("r1", "a", "one").check(&[]);
     story.result("r2", "b", "two").check(&["mark"]);
@@ -225,8 +226,8 @@ fn where_the_broker_takes_no_mark_of_its_size_a_small_one_does() {
     let mut story = Story::fresh(manifest(["a"], 0));
     story.opened().check(&[]);
     story.result("r1", "a", "one").check(&["mark"]);
-    story.refuse("mark", 1_000).check(&["nobody's fence"]);
-    story.confirm("nobody's fence").check(&["final 0 with [a=one]"]);
+    story.refuse("mark", 1_000).check(&["small mark"]);
+    story.confirm("small mark").check(&["final 0 with [a=one]"]);
 }
 
 #[test]
@@ -238,4 +239,31 @@ fn a_sentinel_whose_renewal_is_refused_is_acked_when_another_is_kept() {
     story.sentinel("s2", RUN).check(&[]);
     story.refuse("sentinel", 1).check(&["mark"]);
     story.confirm("mark").check(&["ack s1"]);
+}
+
+#[test]
+fn what_comes_twice_while_final_callbacks_are_under_way_is_acked_when_it_is_kept() {
+    let mut story = Story::fresh(Manifest { sentinel: true, ..manifest(["a"], 0) });
+    story.opened().check(&[]);
+    story.sentinel("s1", RUN).check(&[]);
+    story.result("r1", "a", "one").check(&["mark"]);
+    story.confirm("mark").check(&["final 0 with [a=one]"]);
+    story.sentinel("s2", RUN).check(&["mark"]);
+    story.confirm("mark").check(&["ack s1"]);
+}
+
+#[test]
+fn a_coordinator_that_stops_has_what_it_has_called_settled_though_that_waits_for_a_mark() {
+    let mut story = Story::fresh(manifest(["a", "b"], 1));
+    story.opened().check(&[]);
+    story.result("r1", "a", "one").check(&["mark"]);
+    story.confirm("mark").check(&["call 0 with a=one"]);
+    story.result("r2", "b", "two").check(&["mark"]);
+    story.checkpoint("c1", &written_by_another(false, &[("b", "!broken")])).check(&["fence"]);
+    story.event(Event::Stop).check(&[]);
+    story.fence("f1", OWN).check(&["ack f1"]);
+    story.confirm("call").check(&[]);
+    story.confirm("mark").check(&["mark"]);
+    story.confirm("mark").check(&["ack r2", "checkpoint of called [a=one]"]);
+    story.confirm("checkpoint").check(&["ack r1", "abandon [\"m1\"]"]);
 }

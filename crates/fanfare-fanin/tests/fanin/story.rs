@@ -241,7 +241,7 @@ impl Story {
             }
             Publication::Mark(mark) => {
                 assert_eq!(mark.coordinator, id(OWN), "a mark carries the hold's token");
-                "mark".to_owned()
+                if mark.is_padded { "mark" } else { "small mark" }.to_owned()
             }
             Publication::Missing { place, body, .. } => {
                 let key = self.machine.manifest().key_at(place).unwrap().as_str().to_owned();
