@@ -4,9 +4,9 @@ use bytes::Bytes;
 use fanfare_protocol::{
     Bundle, Callback, CallbackKind, CancelAnswer, CancelRequest, CancelState, Cancellation, Cancelled,
     Channel, Checkpoint, CheckpointEntry, Cid, CompletionPolicy, Ended, EndedBy, EndedRun, Ending, Fence,
-    FinalPayload, FinalPayloadBuilder, HeaderValue, Invocation, LargePayload, Manifest, Message, Metadata,
-    Part, Presence, Progress, QueueNames, ReplyAddress, Request, Sentinel, TargetKey, TargetOf, TargetResult,
-    TraceParent,
+    FinalPayload, FinalPayloadBuilder, HeaderValue, Invocation, LargePayload, Manifest, Mark, Message,
+    Metadata, Part, Presence, Progress, QueueNames, ReplyAddress, Request, Sentinel, TargetKey, TargetOf,
+    TargetResult, TraceParent,
 };
 use uuid::Uuid;
 
@@ -454,6 +454,31 @@ fn a_fence() {
          {\"token\":\"fedcba9876543210fedcba9876543210\"}",
     );
     assert_eq!(Fence::decode(&message), Ok(fence));
+}
+
+#[test]
+fn a_mark_is_a_fence_of_the_run_that_its_writer_knows_again() {
+    let writer = "fedcba9876543210fedcba9876543210".parse().unwrap();
+    let mark = Mark { coordinator: writer, number: 7, is_padded: false };
+    let message = mark.encode(&manifest());
+    check(
+        &message,
+        "content_type: application/json\n\
+         correlation_id: 63e7c3a2ba616badecb125ce\n\
+         message_id: 63e7c3a2ba616badecb125ce/mark/fedcba9876543210fedcba9876543210/7\n\
+         type: fanfare.fence\n\
+         fanfare-run = \"0123456789abcdef0123456789abcdef\"\n\
+         fanfare-version = 1\n\
+         {\"token\":\"0123456789abcdef0123456789abcdef\",\"coordinator\":\"fedcba9876543210fedcba9876543210\",\"number\":7}",
+    );
+    let padded = Mark { is_padded: true, ..mark }.encode(&manifest());
+    let body = std::str::from_utf8(&padded.body).unwrap();
+    assert!(body.ends_with(&format!(r#","number":7,"padding":"{}"}}"#, " ".repeat(4_096))), "{body}");
+    for message in [message, padded] {
+        assert_eq!(Fence::decode(&message), Ok(Fence { token: manifest().run }));
+        assert_eq!(Mark::number_of(&message, writer), Some(7));
+        assert_eq!(Mark::number_of(&message, manifest().run), None);
+    }
 }
 
 #[test]
