@@ -127,6 +127,11 @@ impl Change {
         Self { shared: Arc::clone(shared), number }
     }
 
+    /// Ends it. None where it was not answered.
+    fn ended(self, outcome: &Result<(), BrokerError>) -> Option<Declared> {
+        outcome.is_ok().then(|| self.answered())
+    }
+
     fn answered(self) -> Declared {
         let mut state = self.shared.spares.state();
         state.answered = state.answered.max(self.number);
@@ -211,7 +216,7 @@ impl Shared {
                 ended.changed().await.expect("its sender lives as long as the publisher");
                 continue;
             }
-            match self.change(is_first).await.expect("no change panics") {
+            match self.change(is_first).await.unwrap_or(Err(BrokerError::Closed)) {
                 Err(error) if error.is_outage() => backoff.wait(&*self.environment).await,
                 changed => changed?,
             }
@@ -234,9 +239,8 @@ impl Shared {
             let (change, shared) = (Change::begin(self), Arc::clone(self));
             return tokio::spawn(async move {
                 let deleted = shared.broker.delete(&surplus.queue.name).await;
-                match deleted {
-                    Ok(()) => drop(change.answered()),
-                    Err(_) => shared.delete(&surplus.queue.name).await,
+                if change.ended(&deleted).is_none() {
+                    shared.delete(&surplus.queue.name).await;
                 }
                 deleted
             });
@@ -247,9 +251,7 @@ impl Shared {
         let (change, shared, spare) = (Change::begin(self), Arc::clone(self), self.draw());
         tokio::spawn(async move {
             let declared = shared.broker.declare(&spare.queue).await;
-            if declared.is_ok() {
-                change.answered();
-            }
+            change.ended(&declared);
             shared.delete(&spare.queue.name).await;
             declared
         })
@@ -262,10 +264,10 @@ impl Shared {
         tokio::spawn(async move {
             let declared = shared.broker.declare(&spare.queue).await;
             shared.spares.state().coming -= 1;
-            match declared {
-                Ok(()) => shared.keep(Spare { declared: change.answered(), ..spare }).await,
+            match change.ended(&declared) {
+                Some(declared) => shared.keep(Spare { declared, ..spare }).await,
                 // It may be there all the same.
-                Err(_) => shared.delete(&spare.queue.name).await,
+                None => shared.delete(&spare.queue.name).await,
             }
             declared
         })
