@@ -183,7 +183,7 @@ impl Commitment {
         }
         shared.ensure_declared(&shared.config.names.fanin(), until).await?;
         let is_first = shared.spares.is_first();
-        let spare = if self.plan.is_drawn { shared.take_spare().await } else { None };
+        let spare = if self.plan.is_drawn { shared.take_spare(until).await } else { None };
         let was_ready = spare.is_some();
         let declared = match spare {
             Some((spare, declared)) => {

@@ -158,8 +158,8 @@ impl Shared {
         Ok(change.answered())
     }
 
-    /// The oldest that is ready, and there.
-    pub(crate) async fn take_spare(&self) -> Option<(Spare, Declared)> {
+    /// The oldest that is ready, and there. None where that can't be told by then.
+    pub(crate) async fn take_spare(&self, until: Instant) -> Option<(Spare, Declared)> {
         loop {
             let spare = self.spares.state().ready.pop_front()?;
             if spare.declared.is_trusted() {
@@ -167,14 +167,14 @@ impl Shared {
                 return Some((spare, declared));
             }
             let seen = Instant::now();
-            match self.broker.exists(&spare.queue.name).await {
-                Ok(true) => {
+            match tokio::time::timeout_at(until, self.broker.exists(&spare.queue.name)).await {
+                Ok(Ok(true)) => {
                     let declared = Declared { seen, ..spare.declared };
                     return Some((spare, declared));
                 }
-                Ok(false) => {}
-                // What can't be told now is told by who declares another.
-                Err(_) => {
+                Ok(Ok(false)) => {}
+                // Why, is told by who declares another.
+                Ok(Err(_)) | Err(_) => {
                     self.spares.state().ready.push_front(spare);
                     return None;
                 }
@@ -469,7 +469,7 @@ mod tests {
         for _ in 0..5 {
             invoke(&publisher, None).await;
         }
-        let (next, declared) = shared.take_spare().await.unwrap();
+        let (next, declared) = shared.take_spare(Instant::now()).await.unwrap();
         let settled = shared.settle(&next.queue, declared, false).now_or_never();
         assert!(settled.is_some_and(|settled| settled.is_ok()));
     }
