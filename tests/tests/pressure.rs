@@ -83,10 +83,10 @@ async fn fan_outs_that_hold_every_place_and_wait_for_others_end_once_there_is_an
         Ok(inner.get::<usize>("my.inner")?)
     });
     let inner = service("my.inner", |_: Context, n: usize| async move { Ok(n * 2) });
-    let _worker = stack.worker([outer, inner]).await;
     let one_place =
         fanfare_coordinator::Config { prefetch: 1, most_channels: 1, ..stack.coordinator_config() };
     let first = stack.coordinator_with(one_place.clone());
+    stack.declare_service("my.outer").await;
     let accepted = stack
         .publisher()
         .fanout("my.source")
@@ -95,6 +95,8 @@ async fn fan_outs_that_hold_every_place_and_wait_for_others_end_once_there_is_an
         .invoke()
         .await
         .expect("accepted");
+    // Not before: a request is sent before its manifest, so the inner manifest could be first, and take the place.
+    let _worker = stack.worker([outer, inner]).await;
     let fanin = stack.names().fanin().name;
     stack.queue_has(&fanin, "the inner manifest", |state| state.messages == 1).await;
     let second = stack.coordinator_with(one_place);
