@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::sync::Weak;
 
 use clap::ValueEnum;
-use fanfare_protocol::{EndedBy, Fence, Message, TargetResult, header};
+use fanfare_protocol::{EndedBy, Fence, Message, QueueSpec, TargetResult, header};
 use tokio::sync::mpsc;
 
 use super::channel::Pipe;
@@ -18,6 +18,8 @@ pub enum Defect {
     AckBeforeConfirm,
     /// A publisher sends the manifest when the requests are sent, and does not wait until they are confirmed.
     ManifestBeforeConfirm,
+    /// A publisher sends the manifest when the aggregation queue is declared, and does not wait until another is, or is deleted.
+    DeclarationUnsettled,
     /// A coordinator goes on when an on-target callback is sent, and does not wait until it is confirmed.
     FinalBeforeConfirm,
     /// A coordinator acks results when the checkpoint that holds them is sent, and does not wait until it is confirmed.
@@ -103,6 +105,8 @@ fn is_by_deadline(result: &Message) -> bool {
 pub(super) struct Remembered {
     /// The way of messages to itself, by the queue that it takes them to come from.
     to_itself: BTreeMap<String, mpsc::UnboundedSender<Message>>,
+    /// Aggregation queues that it takes for declared, and will declare when it needs them.
+    put_off: BTreeMap<String, QueueSpec>,
     /// The latest delivery of each manifest, by its run.
     manifests: BTreeMap<String, (Weak<Pipe>, u64)>,
 }
@@ -121,6 +125,15 @@ impl Remembered {
             // Where nobody listens any more, there is nobody to mislead.
             let _ = sender.send(message);
         }
+    }
+
+    pub(super) fn put_off(&mut self, queue: QueueSpec) {
+        self.put_off.insert(queue.name.clone(), queue);
+    }
+
+    /// The queue, where its declaration was put off until now.
+    pub(super) fn take_up(&mut self, queue: &str) -> Option<QueueSpec> {
+        self.put_off.remove(queue)
     }
 
     pub(super) fn hold(&mut self, run: String, channel: Weak<Pipe>, tag: u64) {

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::channel::SimulatedChannel;
-use super::defects::{Remembered, Sending};
+use super::defects::{Defect, Remembered, Sending};
 use super::scenario::DEAF_MS;
 use super::world::Shared;
 use crate::oracle::{Disturbance, Role};
@@ -207,6 +207,29 @@ impl Link {
         self.take(what, work).await.unwrap_or_else(|| Err(unreachable()))
     }
 
+    async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
+        self.operate(|| format!("declare {}", queue.name), async {
+            self.shared.check(&queue.name)?;
+            let is_new = !self.memory.exists(&queue.name).await?;
+            self.memory.declare(queue).await?;
+            self.shared.declared(queue, is_new);
+            Ok(())
+        })
+        .await
+    }
+
+    fn puts_off(&self, queue: &QueueSpec) -> bool {
+        self.shared.defect == Some(Defect::DeclarationUnsettled)
+            && self.role != Role::Coordinator
+            && self.shared.run_of(&queue.name).is_some()
+    }
+
+    /// Declares a queue that is needed now, where that was put off.
+    async fn declare_put_off(&self, queue: &str) -> Result<(), BrokerError> {
+        let Some(queue) = self.remembered().take_up(queue) else { return Ok(()) };
+        self.declare(&queue).await.inspect_err(|_| self.remembered().put_off(queue))
+    }
+
     /// Sends a message, and tells the oracle of it where it arrives. What is sent goes its way also where nobody waits any
     /// more.
     async fn send(self: Arc<Self>, queue: String, message: Message, line: CancellationToken) -> Option<Sent> {
@@ -261,6 +284,7 @@ impl Broker for SimulatedBroker {
         let link = &self.0;
         let shared = &link.shared;
         link.alive(async {
+            link.declare_put_off(queue).await.map_err(PublishError::NotSent)?;
             let (kind, id) = (message.kind().to_owned(), message.properties.message_id.clone());
             let shown = || format!("{kind} {} to {queue}", id.as_deref().unwrap_or_default());
             shared.journal.trace(|| format!("{}: publish {}", link.name, shown()));
@@ -353,18 +377,16 @@ impl Broker for SimulatedBroker {
 
     async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
         let link = &self.0;
-        link.operate(|| format!("declare {}", queue.name), async {
-            link.shared.check(&queue.name)?;
-            let is_new = !link.memory.exists(&queue.name).await?;
-            link.memory.declare(queue).await?;
-            link.shared.declared(queue, is_new);
-            Ok(())
-        })
-        .await
+        if link.puts_off(queue) {
+            link.remembered().put_off(queue.clone());
+            return Ok(());
+        }
+        link.declare(queue).await
     }
 
     async fn inspect(&self, queue: &str) -> Result<Option<QueueState>, BrokerError> {
         let link = &self.0;
+        link.declare_put_off(queue).await?;
         link.operate(|| format!("inspect {queue}"), async {
             link.shared.check(queue)?;
             link.memory.inspect(queue).await
@@ -374,6 +396,9 @@ impl Broker for SimulatedBroker {
 
     async fn delete(&self, queue: &str) -> Result<(), BrokerError> {
         let link = &self.0;
+        if link.remembered().take_up(queue).is_some() {
+            return Ok(());
+        }
         link.operate(|| format!("delete {queue}"), async {
             link.shared.check(queue)?;
             let was_there = link.memory.exists(queue).await?;
