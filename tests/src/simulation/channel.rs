@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::pending;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use fanfare_broker::{Acknowledge, BrokerError, Consumer, ConsumerChannel, Delivery, Receipt};
@@ -226,6 +227,8 @@ impl ConsumerChannel for SimulatedChannel {
         if link.shared.has(Defect::CancelBeforeDelete) {
             let consumer = self.pipe.state().consumer.clone();
             self.cancel(&consumer.unwrap_or_default()).await?;
+            // Who is next in line has the time to take over.
+            link.alive(tokio::time::sleep(Duration::from_millis(link.shared.random.of(0..=100)))).await;
         }
         if link.shared.has(Defect::ManifestAckedFirst)
             && let Some(run) = link.shared.run_of(queue)
