@@ -77,6 +77,20 @@ impl Declared {
     }
 }
 
+/// A queue that was ready, while the broker is asked whether it is there. It is ready again where nobody waits for the answer any more.
+struct LookedAt<'a> {
+    spares: &'a Spares,
+    spare: Option<Spare>,
+}
+
+impl Drop for LookedAt<'_> {
+    fn drop(&mut self) {
+        if let Some(spare) = self.spare.take() {
+            self.spares.state().ready.push_front(spare);
+        }
+    }
+}
+
 /// A change that is under way.
 struct Change {
     shared: Arc<Shared>,
@@ -166,18 +180,17 @@ impl Shared {
                 let declared = spare.declared;
                 return Some((spare, declared));
             }
-            let seen = Instant::now();
-            match tokio::time::timeout_at(until, self.broker.exists(&spare.queue.name)).await {
-                Ok(Ok(true)) => {
-                    let declared = Declared { seen, ..spare.declared };
-                    return Some((spare, declared));
+            let (seen, name) = (Instant::now(), spare.queue.name.clone());
+            let mut looked_at = LookedAt { spares: &self.spares, spare: Some(spare) };
+            match tokio::time::timeout_at(until, self.broker.exists(&name)).await {
+                Ok(Ok(is_there)) => {
+                    if let Some(spare) = looked_at.spare.take().filter(|_| is_there) {
+                        let declared = Declared { seen, ..spare.declared };
+                        return Some((spare, declared));
+                    }
                 }
-                Ok(Ok(false)) => {}
                 // Why, is told by who declares another.
-                Ok(Err(_)) | Err(_) => {
-                    self.spares.state().ready.push_front(spare);
-                    return None;
-                }
+                Ok(Err(_)) | Err(_) => return None,
             }
         }
     }
@@ -421,6 +434,21 @@ mod tests {
             assert!(!broker.exists(&next).await.unwrap());
             assert_eq!(shared.spares.state().answered, answered + 2);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_cannot_be_looked_at_is_ready_again() {
+        let broker = Arc::new(MemoryBroker::new());
+        let publisher = publisher(&broker);
+        let Publisher { shared } = &publisher;
+        while ready(&publisher).is_empty() {
+            invoke(&publisher, None).await;
+        }
+        let kept = ready(&publisher);
+        tokio::time::sleep(TRUSTED_FOR).await;
+        broker.isolate();
+        assert!(shared.take_spare(Instant::now() + KEPT_FOR).await.is_none());
+        assert_eq!(ready(&publisher), kept);
     }
 
     #[tokio::test(start_paused = true)]
