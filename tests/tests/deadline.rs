@@ -8,6 +8,9 @@ on_both_brokers!(targets_that_nobody_runs_fail_at_the_deadline);
 
 in_shards!(targets_that_nobody_runs_fail_at_the_deadline,);
 
+/// The target that is served has answered by then, on a machine that has much else to do too.
+const DEADLINE: Duration = Duration::from_secs(5);
+
 async fn targets_that_nobody_runs_fail_at_the_deadline(stack: Stack) {
     let mut done = stack.record("done").await;
     let mut called = stack.record("called").await;
@@ -21,7 +24,7 @@ async fn targets_that_nobody_runs_fail_at_the_deadline(stack: Stack) {
         .target("nobody.serves-this", ())
         .on_target("called")
         .on_final("done")
-        .deadline(Duration::from_millis(400))
+        .deadline(DEADLINE)
         .invoke()
         .await
         .expect("accepted");
