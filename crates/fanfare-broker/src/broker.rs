@@ -365,6 +365,14 @@ impl ServerInfo {
     pub fn is_rabbitmq(&self) -> bool {
         self.product == "RabbitMQ"
     }
+
+    /// Whether a declaration that was answered outlives the broker, whenever that is killed. Khepri, which is all that RabbitMQ has for its list of queues
+    /// [from 4.3 on](https://github.com/rabbitmq/rabbitmq-server/blob/v4.3.0/release-notes/4.3.0.md), has written it before it answers. Mnesia
+    /// may still have a part of it to write.
+    #[must_use]
+    pub fn answers_what_is_written(&self) -> bool {
+        self.is_rabbitmq() && self.release().is_some_and(|release| release >= (4, 3))
+    }
 }
 
 #[cfg(test)]

@@ -65,11 +65,13 @@ struct Writing<'a> {
 }
 
 impl Writing<'_> {
-    /// Declares the queue, however long that takes, and another one after it: where the broker is killed, the declaration that it answered last
-    /// may be undone.
+    /// Declares the queue, however long that takes, and another one after it where that is needed for it to outlive the broker's being killed.
     async fn declare_queue(&self) -> Unreferred {
         let queue = self.declare(self.writer).await;
-        drop(self.declare(RunId::from(self.outbox.environment.unique())).await);
+        let server = self.outbox.broker.server().await;
+        if !server.is_ok_and(|server| server.answers_what_is_written()) {
+            drop(self.declare(RunId::from(self.outbox.environment.unique())).await);
+        }
         queue
     }
 

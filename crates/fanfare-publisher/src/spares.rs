@@ -1,9 +1,10 @@
 //! Aggregation queues that are declared before a fan-out needs them.
 //!
-//! A broker that keeps its list of queues in Mnesia, as RabbitMQ does up to 4.1 unless told otherwise, answers a declaration when it is in its
+//! A broker that keeps its list of queues in Mnesia, as RabbitMQ up to 4.2 may, answers a declaration when it is in its
 //! log, and the decision for it may not be there yet: where it is killed then, it starts without the queue. The next change of that
-//! list, once it is answered, has brought the decision to the disk. So no manifest is published before another queue was declared, or deleted, after its own.
-//! Where that is the queue of the next fan-out, it costs nothing, and that one need not wait for it.
+//! list, once it is answered, has brought the decision to the disk. So no manifest is published before another queue was declared, or
+//! deleted, after its own. Where that is the queue of the next fan-out, it costs nothing, and that one need not wait for it. From 4.3 on
+//! there is no Mnesia, and no manifest waits.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -215,6 +216,9 @@ impl Shared {
         declared: Declared,
         is_first: bool,
     ) -> Result<(), Failure> {
+        if self.broker.server().await.is_ok_and(|server| server.answers_what_is_written()) {
+            return Ok(());
+        }
         let mut ended = self.spares.ended.subscribe();
         let mut backoff = Backoff::default();
         loop {

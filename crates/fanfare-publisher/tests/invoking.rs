@@ -123,6 +123,16 @@ async fn the_manifest_follows_the_last_request_and_comes_once() {
 }
 
 #[tokio::test]
+async fn no_manifest_waits_for_another_declaration_on_a_broker_that_answers_what_is_written() {
+    for (version, declared) in [("4.2.9", 2), ("4.3.0", 1), ("unknown", 2)] {
+        let broker = served().await;
+        broker.call_itself(version);
+        enrichment(&broker.publisher()).invoke().await.unwrap();
+        assert_eq!(broker.count("declare fanfare.agg."), declared, "{version}");
+    }
+}
+
+#[tokio::test]
 async fn a_fan_out_without_targets_is_its_sentinel_and_its_manifest() {
     let broker = served().await;
     broker.publisher().fanout("shop").on_final("done").invoke().await.unwrap();

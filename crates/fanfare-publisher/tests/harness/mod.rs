@@ -64,13 +64,20 @@ pub(crate) struct Faulty {
     cut_declarations: AtomicU64,
     /// How long a deletion takes.
     deletion: Mutex<Duration>,
+    /// The RabbitMQ that it says it is.
+    version: Mutex<Option<&'static str>>,
 }
 
 impl Faulty {
     pub(crate) fn new() -> Arc<Self> {
         let memory = MemoryBroker::new();
-        let (asked, faults, cut_declarations, deletion) = Default::default();
-        Arc::new(Self { memory, asked, faults, cut_declarations, deletion })
+        let (asked, faults, cut_declarations, deletion, version) = Default::default();
+        Arc::new(Self { memory, asked, faults, cut_declarations, deletion, version })
+    }
+
+    /// It says that it is a RabbitMQ of this version.
+    pub(crate) fn call_itself(&self, version: &'static str) {
+        *self.version.lock().unwrap() = Some(version);
     }
 
     /// Deletions take effect after so long.
@@ -230,7 +237,13 @@ impl Broker for Faulty {
     }
 
     async fn server(&self) -> Result<ServerInfo, BrokerError> {
-        self.memory.server().await
+        let server = self.memory.server().await?;
+        Ok(match *self.version.lock().unwrap() {
+            None => server,
+            Some(version) => {
+                ServerInfo { product: "RabbitMQ".to_owned(), version: version.to_owned(), ..server }
+            }
+        })
     }
 
     async fn close(&self) {
