@@ -277,7 +277,7 @@ impl Coordinator {
     }
 
     fn open(&mut self, mut manifest: Manifest, tag: Tag, take_over: bool) {
-        let deadline = deadline(&mut manifest, &*self.outbox.environment, self.started);
+        let deadline = deadline(&mut manifest, take_over, &*self.outbox.environment, self.started);
         let now = self.started.elapsed();
         let run = manifest.run;
         let hold = Hold { token: self.outbox.environment.unique().into(), take_over };

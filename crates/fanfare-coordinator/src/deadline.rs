@@ -6,31 +6,29 @@ use fanfare_fanin::Deadline;
 use fanfare_protocol::{Manifest, WireTime};
 use tokio::time::Instant;
 
-/// How far the clocks of two coordinators may differ: a deadline that another has written down is given so much more.
+/// How far two clocks may differ: a deadline that another coordinator has written down is given so much more.
 const CLOCK_SKEW: Duration = Duration::from_secs(5);
 
 /// When what is missing is to fail, from when the coordinator started. The first coordinator counts from now, and writes the
-/// time of day down for those that the manifest is renewed to.
+/// time of day down for those that the manifest is renewed to, once a tenth of the time has passed. Whoever takes over before that counts anew, and
+/// writes it down at once: so it is once, and for no more than that tenth, that a deadline comes later.
 pub(crate) fn deadline(
     manifest: &mut Manifest,
+    take_over: bool,
     environment: &dyn Environment,
     started: Instant,
 ) -> Option<Deadline> {
-    let is_written = manifest.deadline_utc.is_some();
-    let now = environment.now();
-    let left = match (manifest.deadline_utc, manifest.deadline_ms) {
-        (Some(at), _) => (at.to_utc() - now).to_std().unwrap_or_default() + CLOCK_SKEW,
-        (None, Some(milliseconds)) => {
-            let left = Duration::from_millis(milliseconds);
-            // Beyond what can be written, it is the latest that can.
-            let at = chrono::Duration::from_std(left).ok().and_then(|left| now.checked_add_signed(left));
-            manifest.deadline_utc = Some(WireTime::from(at.unwrap_or(DateTime::<Utc>::MAX_UTC)));
-            left
-        }
-        (None, None) => return None,
-    };
-    let at = started.elapsed().checked_add(left)?;
-    Some(Deadline { at, is_written })
+    let (now, running) = (environment.now(), started.elapsed());
+    if let Some(at) = manifest.deadline_utc {
+        let left = (at.to_utc() - now).to_std().unwrap_or_default() + CLOCK_SKEW;
+        return Some(Deadline { at: running.checked_add(left)?, written_at: None });
+    }
+    let left = Duration::from_millis(manifest.deadline_ms?);
+    // Beyond what can be written, it is the latest that can.
+    let at = chrono::Duration::from_std(left).ok().and_then(|left| now.checked_add_signed(left));
+    manifest.deadline_utc = Some(WireTime::from(at.unwrap_or(DateTime::<Utc>::MAX_UTC)));
+    let unwritten = if take_over { Duration::ZERO } else { left / 10 };
+    Some(Deadline { at: running.checked_add(left)?, written_at: running.checked_add(unwritten) })
 }
 
 #[cfg(test)]
@@ -40,7 +38,7 @@ mod tests {
 
     use super::*;
 
-    fn of(deadline_ms: u64) -> (Option<Deadline>, Option<WireTime>) {
+    fn manifest(deadline_ms: u64) -> Manifest {
         let mut message = Message::default();
         message.properties.kind = Some("fanfare.manifest".into());
         message.body = format!(
@@ -48,8 +46,12 @@ mod tests {
             run = "0".repeat(32)
         )
         .into();
-        let mut manifest = Manifest::decode(&message, &QueueNames::default()).unwrap();
-        let deadline = deadline(&mut manifest, &System, Instant::now());
+        Manifest::decode(&message, &QueueNames::default()).unwrap()
+    }
+
+    fn of(deadline_ms: u64) -> (Option<Deadline>, Option<WireTime>) {
+        let mut manifest = manifest(deadline_ms);
+        let deadline = deadline(&mut manifest, false, &System, Instant::now());
         // As it is renewed, whoever takes it over can read it.
         let renewed = manifest.encode_renewed(manifest.deadline_utc);
         assert_eq!(Manifest::decode(&renewed, &QueueNames::default()).unwrap(), manifest);
@@ -63,5 +65,21 @@ mod tests {
             assert!(deadline.unwrap().at >= Duration::from_millis(milliseconds));
             assert_eq!(at.unwrap().to_string(), "9999-12-31 23:59:59", "{milliseconds}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_takes_over_before_it_is_written_writes_it_at_once_and_the_next_goes_by_that() {
+        let second = Duration::from_secs(1);
+        let mut manifest = manifest(100_000);
+        let started = Instant::now();
+        let first = deadline(&mut manifest.clone(), false, &System, started).unwrap();
+        assert_eq!(first, Deadline { at: 100 * second, written_at: Some(10 * second) });
+        tokio::time::advance(9 * second).await;
+        let second_hold = deadline(&mut manifest, true, &System, started).unwrap();
+        assert_eq!(second_hold, Deadline { at: 109 * second, written_at: Some(9 * second) });
+        let third = deadline(&mut manifest, true, &System, started).unwrap();
+        assert_eq!(third.written_at, None);
+        let off = third.at.abs_diff(109 * second + CLOCK_SKEW);
+        assert!(off <= 2 * second, "times of day are whole seconds: {third:?}");
     }
 }

@@ -271,7 +271,7 @@ impl Hold<'_> {
         });
         match manifest {
             Ok(mut manifest) => {
-                let deadline = deadline(&mut manifest, &*outbox.environment, self.task.started);
+                let deadline = deadline(&mut manifest, take_over, &*outbox.environment, self.task.started);
                 let (run, manifest) = (manifest.run, Box::new(manifest));
                 self.handle(ShardEvent::Manifest { tag, manifest, take_over, deadline });
                 self.begin(run, take_over);

@@ -36,9 +36,8 @@ pub struct Hold {
 pub struct Deadline {
     /// The time.
     pub at: Time,
-    /// Whether the manifest said so when it came. Where it did not, who takes the fan-out over before it is renewed counts
-    /// anew, so it is renewed once a tenth of the time has passed.
-    pub is_written: bool,
+    /// When the manifest is to be renewed, where it does not tell that time yet: so that whoever takes the fan-out over after that knows it.
+    pub written_at: Option<Time>,
 }
 
 /// Numbers that bound what a fan-in holds.
@@ -233,8 +232,7 @@ impl<T: Clone> FanIn<T> {
     /// appended to the aggregation queue, and count when they are read, unless the targets' own come first.
     #[must_use]
     pub fn with_deadline(self, deadline: Option<Deadline>, now: Time) -> Self {
-        let unwritten = deadline.filter(|deadline| !deadline.is_written);
-        let early = unwritten.map(|deadline| deadline.at.saturating_sub(now) / 10);
+        let early = deadline.and_then(|deadline| deadline.written_at).map(|at| at.saturating_sub(now));
         let renewal = early.map_or(self.renewal, |early| early.min(self.renewal));
         Self { deadline, renewal, ..self }
     }

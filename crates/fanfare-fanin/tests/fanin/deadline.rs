@@ -30,7 +30,7 @@ fn a_deadline_appends_failures_for_what_is_missing_and_they_count_when_they_are_
 
 #[test]
 fn a_deadline_that_the_manifest_does_not_tell_is_written_down_early() {
-    let unwritten = Deadline { at: DEADLINE, is_written: false };
+    let unwritten = Deadline { at: DEADLINE, written_at: Some(DEADLINE / 10) };
     let mut story = Story::fresh(manifest(["a"], 0, 1)).with_deadline(unwritten);
     story.opened().check(&[]);
     assert_eq!(story.quiet_for(), Some(DEADLINE / 10));

@@ -57,7 +57,7 @@ impl Story {
 
     /// Sets a deadline, counted from the beginning of the story.
     pub(crate) fn until(self, at: Duration) -> Self {
-        self.with_deadline(Deadline { at, is_written: true })
+        self.with_deadline(Deadline { at, written_at: None })
     }
 
     pub(crate) fn with_deadline(mut self, deadline: Deadline) -> Self {
