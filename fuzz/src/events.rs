@@ -25,7 +25,7 @@ fn reported(reader: &mut Reader<'_>) -> Option<()> {
     manifest.sentinel = start / 2 == 1;
     let hold = Hold { token: id(OWN), take_over: start % 2 == 1 };
     let deadline =
-        (reader.below(2)? == 1).then(|| Deadline { at: Duration::from_secs(30), is_written: true });
+        (reader.below(2)? == 1).then(|| Deadline { at: Duration::from_secs(30), written_at: None });
     let mut witness = Witness::new(manifest.clone());
     let tag = witness.tag();
     let mut machine =
