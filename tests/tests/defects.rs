@@ -34,6 +34,11 @@ fn a_manifest_before_its_queues_declaration_is_settled_is_found() {
 }
 
 #[test]
+fn a_quorum_queue_that_nothing_is_declared_after_is_found() {
+    is_found(Defect::DeclaredLast, Kind::NeverEnded);
+}
+
+#[test]
 fn a_final_callback_before_the_on_target_callbacks_confirms_is_found() {
     is_found(Defect::FinalBeforeConfirm, Kind::Early);
 }

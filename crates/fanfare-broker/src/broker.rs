@@ -62,13 +62,29 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// [`BrokerError::QueueDiffers`] where it exists with other arguments.
     async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError>;
 
-    /// Sees to it that a queue is there: looks first, and declares it only where it is missing. So whoever may not declare it
-    /// can use one that others have declared. The arguments of one that is there are not compared.
+    /// Sees to it that a queue is there: looks first, and [declares it for good](Broker::declare_for_good) only where it is missing. So whoever
+    /// may not declare it can use one that others have declared. The arguments of one that is there are not compared.
     ///
     /// # Errors
-    /// As [`exists`](Broker::exists) and [`declare`](Broker::declare).
-    async fn ensure(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
-        if self.exists(&queue.name).await? { Ok(()) } else { self.declare(queue).await }
+    /// As [`exists`](Broker::exists) and [`declare_for_good`](Broker::declare_for_good).
+    async fn ensure(&self, queue: &QueueSpec, other: &QueueSpec) -> Result<(), BrokerError> {
+        if self.exists(&queue.name).await? { Ok(()) } else { self.declare_for_good(queue, other).await }
+    }
+
+    /// Declares a queue, and then another of the same type that nobody else knows, which it deletes: so that what the first one is to hold
+    /// outlives the broker, whenever that is killed.
+    ///
+    /// RabbitMQ writes what it needs to find a quorum queue's log again up to three seconds after the declaration (the
+    /// [`names.dets`](https://github.com/rabbitmq/ra/blob/v3.1.6/src/ra_directory.erl) of its node: `auto_save`, and the delayed writes of Erlang's `dets`), or
+    /// when it next looks for a name that it does not know. Where all members are killed before, the queue is there after the start, and
+    /// empty; up to 4.2 it then has no leader, and takes nothing any more.
+    ///
+    /// # Errors
+    /// As [`declare`](Broker::declare), of either queue, and [`delete`](Broker::delete).
+    async fn declare_for_good(&self, queue: &QueueSpec, other: &QueueSpec) -> Result<(), BrokerError> {
+        self.declare(queue).await?;
+        self.declare(other).await?;
+        self.delete(&other.name).await
     }
 
     /// Sees to it that the broker takes this `user_id` from whoever is logged in: of a message to no queue, since only the broker
@@ -366,11 +382,11 @@ impl ServerInfo {
         self.product == "RabbitMQ"
     }
 
-    /// Whether a declaration that was answered outlives the broker, whenever that is killed. Khepri, which is all that RabbitMQ has for its list of queues
+    /// Whether the declaration of a classic queue that was answered outlives the broker, whenever that is killed. Khepri, which is all that RabbitMQ has for its list of queues
     /// [from 4.3 on](https://github.com/rabbitmq/rabbitmq-server/blob/v4.3.0/release-notes/4.3.0.md), has written it before it answers. Mnesia
     /// may still have a part of it to write.
     #[must_use]
-    pub fn answers_what_is_written(&self) -> bool {
+    pub fn has_written_declarations(&self) -> bool {
         self.is_rabbitmq() && self.release().is_some_and(|release| release >= (4, 3))
     }
 }

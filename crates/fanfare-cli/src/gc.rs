@@ -336,7 +336,7 @@ mod tests {
         manifest.properties.correlation_id = Some("parked".into());
         let at = fanfare::WireTime::from_timestamp(1_000).unwrap();
         let manifest = manifest.parked(&names.fanin().name, "why", at, uuid::Uuid::from_u128(1));
-        broker.ensure(&names.parked()).await.unwrap();
+        broker.declare(&names.parked()).await.unwrap();
         broker.publish(&names.parked().name, manifest).await.unwrap();
 
         let crashed = "fanfare.agg.crashed.0123456789abcdef0123456789abcdef";

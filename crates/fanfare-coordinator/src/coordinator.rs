@@ -195,7 +195,11 @@ impl Coordinator {
         let shards = (0..self.config.shards).map(|number| names.shard(number));
         let shards = shards.chain((self.config.shards > 0).then(|| names.full()));
         for queue in [names.fanin(), names.parked(), names.dead()].into_iter().chain(shards) {
-            self.through_outages(&queue.name, || broker.ensure(&queue)).await?;
+            let ensure = || async {
+                let other = names.settling_payload(RunId::from(self.outbox.environment.unique()));
+                broker.ensure(&queue, &other).await
+            };
+            self.through_outages(&queue.name, ensure).await?;
         }
         if let Some(user_id) = &self.config.user_id {
             self.through_outages("user_id", || broker.check_user_id(user_id)).await?;

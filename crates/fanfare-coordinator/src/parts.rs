@@ -69,7 +69,7 @@ impl Writing<'_> {
     async fn declare_queue(&self) -> Unreferred {
         let queue = self.declare(self.writer).await;
         let server = self.outbox.broker.server().await;
-        if !server.is_ok_and(|server| server.answers_what_is_written()) {
+        if self.outbox.replicated_payloads || !server.is_ok_and(|server| server.has_written_declarations()) {
             drop(self.declare(RunId::from(self.outbox.environment.unique())).await);
         }
         queue

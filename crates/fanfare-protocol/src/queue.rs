@@ -54,6 +54,14 @@ pub struct QueueSpec {
     pub arguments: BTreeMap<&'static str, Argument>,
 }
 
+impl QueueSpec {
+    /// Whether its messages are replicated, and on the disk before they are confirmed.
+    #[must_use]
+    pub fn is_quorum(&self) -> bool {
+        self.arguments.get("x-queue-type") == Some(&"quorum".into())
+    }
+}
+
 /// A durable fanout exchange: a message published to it goes to every queue that is bound to it, and keeps its routing key,
 /// which may name another queue for later.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -217,6 +225,18 @@ impl QueueNames {
         queue
     }
 
+    /// A quorum queue that workers and coordinators declare after another for that one's sake, and delete at once.
+    #[must_use]
+    pub fn settling_payload(&self, id: RunId) -> QueueSpec {
+        self.replicated_payload(&Self::settling(), id, id)
+    }
+
+    /// The same, for publishers.
+    #[must_use]
+    pub fn settling_aggregation(&self, id: RunId) -> QueueSpec {
+        self.replicated_aggregation(&Self::settling(), id)
+    }
+
     /// Manifests, results and checkpoints of many fan-outs, in shared aggregation.
     #[must_use]
     pub fn shard(&self, number: u32) -> QueueSpec {
@@ -301,6 +321,11 @@ impl QueueNames {
         let arguments =
             BTreeMap::from([("x-queue-type", "classic".into()), ("x-expires", EAR_EXPIRES_MS.into())]);
         QueueSpec { name: self.named(name), exclusive: true, arguments }
+    }
+
+    /// In place of a CID, where a queue is nobody's.
+    fn settling() -> Cid {
+        Cid::new("settling").expect("it is a proper CID")
     }
 
     fn internal(&self, name: &str) -> QueueSpec {

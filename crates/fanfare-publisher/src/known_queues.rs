@@ -3,7 +3,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use fanfare_broker::{Backoff, BrokerError, absence};
-use fanfare_protocol::{QueueSpec, ServiceName};
+use fanfare_protocol::{QueueSpec, RunId, ServiceName};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use tokio::time::Instant;
 
@@ -111,7 +111,12 @@ impl Shared {
     /// Sees to it that a queue is there, unless it was seen lately.
     pub(crate) async fn ensure_declared(&self, queue: &QueueSpec, until: Instant) -> Result<(), Failure> {
         if !self.known.contains(&queue.name) {
-            self.through_outages(until, || self.broker.ensure(queue)).await?;
+            let names = &self.config.names;
+            let ensure = || {
+                let other = names.settling_aggregation(RunId::from(self.environment.unique()));
+                async move { self.broker.ensure(queue, &other).await }
+            };
+            self.through_outages(until, ensure).await?;
             self.known.insert(queue.name.clone());
         }
         Ok(())

@@ -4,7 +4,7 @@
 //! log, and the decision for it may not be there yet: where it is killed then, it starts without the queue. The next change of that
 //! list, once it is answered, has brought the decision to the disk. So no manifest is published before another queue was declared, or
 //! deleted, after its own. Where that is the queue of the next fan-out, it costs nothing, and that one need not wait for it. From 4.3 on
-//! there is no Mnesia, and no manifest waits.
+//! there is no Mnesia, and no manifest waits. Quorum queues need [another one's declaration](fanfare_broker::Broker::declare_for_good) on any version.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
@@ -17,8 +17,8 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::Failure;
 use crate::publisher::Shared;
+use crate::{Failure, QueueType};
 
 /// Queues kept for fan-outs whose CID is drawn. As many as are invoked at once find one.
 const MOST: usize = 16;
@@ -216,7 +216,9 @@ impl Shared {
         declared: Declared,
         is_first: bool,
     ) -> Result<(), Failure> {
-        if self.broker.server().await.is_ok_and(|server| server.answers_what_is_written()) {
+        if !queue.is_quorum()
+            && self.broker.server().await.is_ok_and(|server| server.has_written_declarations())
+        {
             return Ok(());
         }
         let mut ended = self.spares.ended.subscribe();
@@ -252,7 +254,9 @@ impl Shared {
 
     /// Makes a change for its own sake, in a task that comes to its end whoever waits for it. It has begun when this returns.
     fn change(self: &Arc<Self>, is_first: bool) -> JoinHandle<Result<(), BrokerError>> {
-        if let Some(surplus) = self.spares.take_trusted() {
+        // The deletion of a quorum queue does not bring another one's declaration to the disk.
+        let is_classic = matches!(self.config.queue_type, QueueType::Classic);
+        if let Some(surplus) = if is_classic { self.spares.take_trusted() } else { None } {
             let (change, shared) = (Change::begin(self), Arc::clone(self));
             return tokio::spawn(async move {
                 let deleted = shared.broker.delete(&surplus.queue.name).await;

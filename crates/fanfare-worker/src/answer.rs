@@ -2,7 +2,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use fanfare_broker::{Backoff, Broker, BrokerError, Environment, PublishError, Reminder, absence, trace};
-use fanfare_protocol::{Message, QueueNames, ReplyAddress, TargetResult, WireTime};
+use fanfare_protocol::{Message, QueueNames, QueueSpec, ReplyAddress, RunId, TargetResult, WireTime};
 use serde_json::value::RawValue;
 
 use crate::bundler::Bundler;
@@ -98,12 +98,18 @@ impl Answers {
         }
     }
 
-    /// The first retry that ever waits so long finds neither queue nor exchange.
+    /// The first retry that ever waits so long finds neither queue nor exchange. Nothing comes into the queue before it outlives the broker: others
+    /// find no way to it until then.
     async fn declare_delay(&self, seconds: u32) -> Result<(), BrokerError> {
         let (queue, exchange) = (self.names.delay(seconds), self.names.delay_exchange(seconds));
-        self.broker.declare(&queue).await?;
+        self.broker.declare_for_good(&queue, &self.other()).await?;
         self.broker.declare_exchange(&exchange).await?;
         self.broker.bind(&queue.name, &exchange.name).await
+    }
+
+    /// A queue to be declared after another.
+    fn other(&self) -> QueueSpec {
+        self.names.settling_payload(RunId::from(self.environment.unique()))
     }
 
     /// Parks a message for a person to look at.
@@ -128,7 +134,7 @@ impl Answers {
                 }
                 // Someone deleted the queue.
                 PublishError::Unroutable(_) => {
-                    if let Err(error) = self.broker.ensure(&parked).await
+                    if let Err(error) = self.broker.ensure(&parked, &self.other()).await
                         && reminder.is_due()
                     {
                         tracing::error!(queue = parked.name, %error, "the queue of parked messages is missing; trying on");

@@ -200,12 +200,19 @@ async fn prepare(
     let names = &publisher.config().names;
     let broker = publisher.broker();
     // They are everyone's: a worker needs no right to declare them, which would be one to delete them.
+    let other = || names.settling_payload(RunId::from(publisher.environment().unique()));
     for queue in [names.dead(), names.parked()] {
-        through_outages(publisher, &queue.name, readiness, || broker.ensure(&queue)).await?;
+        let ensure = || async { broker.ensure(&queue, &other()).await };
+        through_outages(publisher, &queue.name, readiness, ensure).await?;
     }
     for service in services {
         let queue = names.service(&service.name);
-        through_outages(publisher, &queue.name, readiness, || broker.declare(&queue)).await?;
+        let declare = || async {
+            broker.ensure(&queue, &other()).await?;
+            // Whether it is as it should be.
+            broker.declare(&queue).await
+        };
+        through_outages(publisher, &queue.name, readiness, declare).await?;
     }
     if let Some(user_id) = &publisher.config().user_id {
         through_outages(publisher, "user_id", readiness, || broker.check_user_id(user_id)).await?;

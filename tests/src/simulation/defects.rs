@@ -20,6 +20,8 @@ pub enum Defect {
     ManifestBeforeConfirm,
     /// A publisher sends the manifest when the aggregation queue is declared, and does not wait until another is, or is deleted.
     DeclarationUnsettled,
+    /// Whoever declares a service's queue, or one in which retries wait, declares nothing after it.
+    DeclaredLast,
     /// A coordinator goes on when an on-target callback is sent, and does not wait until it is confirmed.
     FinalBeforeConfirm,
     /// A coordinator acks results when the checkpoint that holds them is sent, and does not wait until it is confirmed.
@@ -48,6 +50,9 @@ pub enum Defect {
     MultipleAcrossFanOuts,
 }
 
+/// What a queue's name has that is declared after others for their sake.
+const SETTLING: &str = ".settling.";
+
 /// What a process does with a message that it is to publish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Sending {
@@ -69,6 +74,15 @@ impl Defect {
             && let Ok(fence) = Fence::decode(message)
         {
             message.body = format!(r#"{{"token":"{}"}}"#, fence.token).into();
+        }
+    }
+
+    /// Whether a process with this defect takes a queue for declared, and declares it when it needs it.
+    pub(super) fn puts_off(self, role: Role, queue: &str, is_aggregation: bool) -> bool {
+        match self {
+            Self::DeclarationUnsettled => is_aggregation && role != Role::Coordinator,
+            Self::DeclaredLast => queue.contains(SETTLING),
+            _ => false,
         }
     }
 

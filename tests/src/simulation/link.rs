@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::channel::SimulatedChannel;
-use super::defects::{Defect, Remembered, Sending};
+use super::defects::{Remembered, Sending};
 use super::scenario::DEAF_MS;
 use super::world::Shared;
 use crate::oracle::{Disturbance, Role};
@@ -219,9 +219,8 @@ impl Link {
     }
 
     fn puts_off(&self, queue: &QueueSpec) -> bool {
-        self.shared.defect == Some(Defect::DeclarationUnsettled)
-            && self.role != Role::Coordinator
-            && self.shared.run_of(&queue.name).is_some()
+        let is_aggregation = self.shared.run_of(&queue.name).is_some();
+        self.shared.defect.is_some_and(|defect| defect.puts_off(self.role, &queue.name, is_aggregation))
     }
 
     /// Declares a queue that is needed now, where that was put off.

@@ -171,6 +171,7 @@ impl Mischief {
         self.processes.lose_host();
         self.take_broker_down(Disturbance::Killed);
         self.shared.lose_undecided().await;
+        self.shared.lose_unregistered();
         self.shared.lose_unwritten();
         if self.random.chance(0.5) {
             self.processes.kill_all(Role::Coordinator);

@@ -60,6 +60,8 @@ struct State {
     written: BTreeMap<String, Written>,
     /// The aggregation queue that was declared last, where nothing was declared or deleted since.
     undecided: Option<String>,
+    /// The quorum queue that was declared last, whose log a broker that is killed does not find again.
+    unregistered: Option<String>,
     /// How often the broker was killed.
     killed: u64,
     /// The queue that is out, and by queue what ends when it goes out.
@@ -238,6 +240,9 @@ impl Shared {
         if is_new {
             self.state().undecided = self.run_of(&queue.name).map(|_| queue.name.clone());
         }
+        if is_new && queue.is_quorum() {
+            self.state().unregistered = Some(queue.name.clone());
+        }
         if let Some(run) = self.run_of(&queue.name) {
             self.state().aggregation.insert(run, queue.clone());
         }
@@ -258,6 +263,17 @@ impl Shared {
         {
             self.journal.trace(|| format!("the broker is without {queue}"));
             self.broker.delete(&queue).await.expect("it can be reached from here");
+        }
+    }
+
+    /// The broker was killed, and may be back without what was in the quorum queue that was declared last.
+    pub(super) fn lose_unregistered(&self) {
+        let unregistered = self.state().unregistered.take();
+        if let Some(queue) = unregistered
+            && self.random.chance(0.5)
+        {
+            self.journal.trace(|| format!("the broker is without what was in {queue}"));
+            self.broker.lose(&queue, |_, _| true);
         }
     }
 

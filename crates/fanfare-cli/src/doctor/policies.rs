@@ -148,7 +148,7 @@ struct Queue {
 
 impl Queue {
     fn to_come(queue: &QueueSpec, policies: &Policies) -> Self {
-        let is_quorum = queue.arguments.get("x-queue-type") == Some(&"quorum".into());
+        let is_quorum = queue.is_quorum();
         let mut queue = Self {
             name: queue.name.clone(),
             r#type: is_quorum.then(|| "quorum".to_owned()),
