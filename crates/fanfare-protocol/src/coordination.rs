@@ -36,7 +36,7 @@ struct CheckpointBody<'a> {
     coordinator: RunId,
     number: u64,
     called: bool,
-    #[serde(borrow)]
+    #[serde(borrow, deserialize_with = "crate::object::list")]
     results: Vec<EntryBody<'a>>,
 }
 
@@ -221,6 +221,7 @@ pub struct Ended {
     /// Counts the records of that hold, from 0.
     pub number: u64,
     /// The fan-outs, in the order in which they ended.
+    #[serde(deserialize_with = "crate::object::list")]
     pub ended: Vec<EndedRun>,
 }
 
