@@ -207,7 +207,7 @@ impl Inquiries {
         };
         self.messenger.tell(reply_to, async move {
             let _room = room;
-            answer.await
+            [answer.await]
         });
     }
 }
