@@ -325,7 +325,7 @@ impl Coordinator {
                 return tracing::debug!(%reason, "a malformed request to cancel");
             }
         };
-        if let Err(reason) = self.trust.check(message) {
+        if let Err(reason) = self.trust.check_request(message) {
             tracing::warn!(%cid, reason, "a request to cancel is refused");
             return self.messenger.answer(&cid, reply_to, CancelState::Refused { reason });
         }
