@@ -319,6 +319,9 @@ fn a_malformed_checkpoint_or_fence_says_what_is_wrong() {
     message.body = Bytes::from_static(b"{\"coordinator\":\"x\"}");
     let error = Checkpoint::decode(&message).unwrap_err().to_string();
     assert!(error.contains("the checkpoint is malformed") && error.contains("32 hexadecimal"), "{error}");
+    message.body = Bytes::from_static(b"{\"token\":\"zz\"}");
+    let error = Fence::decode(&message).unwrap_err().to_string();
+    assert!(error.contains("malformed: id \"zz\" is not allowed: give a UUID, written as 32"), "{error}");
     message.body = Bytes::from_static(b"{}");
     let error = Fence::decode(&message).unwrap_err().to_string();
     assert!(error.contains("the fence is malformed: missing field `token`"), "{error}");
