@@ -17,6 +17,7 @@ on_both_brokers!(
     what_runs_is_told_to_end_and_what_waits_is_not_begun_with,
     to_cancel_again_succeeds_and_changes_nothing,
     to_cancel_what_has_completed_changes_nothing,
+    what_has_ended_with_one_cid_is_told_of_again,
     what_cannot_be_cancelled_is_told_with_the_reason,
     each_of_several_coordinators_cancels_what_it_holds,
     all_fan_outs_of_a_cid_are_cancelled_whoever_holds_them,
@@ -146,6 +147,27 @@ async fn to_cancel_what_has_completed_changes_nothing(stack: Stack) {
     assert_eq!(done.rest().await, []);
 }
 
+async fn what_has_ended_with_one_cid_is_told_of_again(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    stack.declare_service("nobody").await;
+    let coordinator = stack.coordinator();
+    let publisher = stack.publisher();
+    let mut accepted = Vec::new();
+    for _ in 0..2 {
+        let fanout = publisher.fanout("my.source").cid("mine").target("nobody", 1).on_final("my.done");
+        let fan_out = fanout.invoke().await.expect("accepted");
+        assert_eq!(publisher.cancel(&fan_out).await.expect("it is cancelled"), by_cancel(0, 1));
+        check_failed(&done.next_final().await, &["nobody"]);
+        accepted.push(fan_out);
+    }
+    let all = accepted.iter().map(|fan_out| (fan_out.run, by_cancel(0, 1))).collect();
+    // The second still ends, and hides the first so long.
+    let again = async { while publisher.cancel_all("mine").await.expect("they are remembered") != all {} };
+    tokio::time::timeout(LONG, again).await.expect("both are told of");
+    stack.ended(&accepted, coordinator).await;
+    assert_eq!(done.rest().await, []);
+}
+
 async fn what_cannot_be_cancelled_is_told_with_the_reason(stack: Stack) {
     let mut done = stack.record("my.done").await;
     let publisher = stack.publisher();
@@ -216,6 +238,10 @@ async fn all_fan_outs_of_a_cid_are_cancelled_whoever_holds_them(stack: Stack) {
     for _ in 0..2 {
         check_failed(&done.next_final().await, &["nobody"]);
     }
+    for fan_out in &accepted {
+        stack.queue_is_gone(&stack.names().aggregation(&fan_out.cid, fan_out.run).name).await;
+    }
+    assert_eq!(publisher.cancel_all("mine").await.expect("they are remembered"), all);
     first.stop().await;
     stack.ended(&accepted, second).await;
     assert_eq!(done.rest().await, []);

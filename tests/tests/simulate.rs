@@ -15,7 +15,7 @@ use fanfare_tests::simulation::{Defect, simulate};
 #[derive(Parser)]
 struct Arguments {
     /// How many seeds to run.
-    #[arg(long)]
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: Option<u64>,
     /// The first of them; alone where `--seeds` is left out.
     #[arg(long)]

@@ -15,8 +15,8 @@ Examples:
   cargo xtask simulate --seeds 20000 --keep-going
   cargo xtask simulate --defect no-fence       with a mistake put in: `--defect ?` lists them")]
 pub(crate) struct Options {
-    /// How many seeds to run.
-    #[arg(long)]
+    /// How many seeds to run: none would find nothing, and pass.
+    #[arg(long, value_parser = clap::value_parser!(u64).range(1..))]
     seeds: Option<u64>,
 
     /// The first of them; alone where `--seeds` is left out.

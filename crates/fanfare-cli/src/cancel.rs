@@ -14,8 +14,8 @@ use crate::settings::Settings;
 #[command(after_help = "\
 Targets that have not responded fail, with `cancelled` as the exception, and the callbacks are
 invoked with what there is. Workers do not begin with them any more, and what runs for them is
-told to end. Says on standard output what it came upon, a line for each run. To cancel again
-changes nothing.
+told to end. Says on standard output what it came upon, a line for each run; where none of the
+CID is open any more, for the latest ten that have ended. To cancel again changes nothing.
 
 It takes a coordinator that holds the fan-out; where all that answer within 5 s know nothing of it, nothing is
 cancelled.

@@ -329,7 +329,7 @@ impl Coordinator {
                 return tracing::debug!(%reason, "a malformed request to cancel");
             }
         };
-        if let Err(reason) = self.trust.check(message) {
+        if let Err(reason) = self.trust.check_request(message) {
             tracing::warn!(%cid, reason, "a request to cancel is refused");
             return self.messenger.answer(&cid, reply_to, CancelState::Refused { reason });
         }
@@ -344,18 +344,22 @@ impl Coordinator {
         if found {
             return;
         }
-        let here = match (self.ended.find(&cid, run), run.filter(|run| self.is_of_another(&cid, run))) {
-            (Some((run, cancellation)), _) => CancelState::Ended { run, cancellation },
-            (None, Some(run)) => CancelState::Refused { reason: format!("run {run} has another CID") },
-            (None, None) => CancelState::Unknown,
+        let here = self.ended.find(&cid, run);
+        let nothing = match run.filter(|run| self.is_of_another(&cid, run)) {
+            Some(run) => CancelState::Refused { reason: format!("run {run} has another CID") },
+            None => CancelState::Unknown,
         };
         let coordinator = self.messenger.coordinator();
         self.messenger.tell(reply_to, async move {
-            let in_shards = gather(asked).await;
-            let found = in_shards.iter().any(|state| matches!(state, CancelState::Found { .. }));
-            let ended = in_shards.into_iter().find(|state| matches!(state, CancelState::Ended { .. }));
-            let state = ended.unwrap_or(here);
-            (!found).then(|| CancelAnswer { coordinator, state }.encode(&cid))
+            let mut known: Vec<CancelState> = gather(asked).await.into_iter().flatten().collect();
+            if known.iter().any(|state| matches!(state, CancelState::Found { .. })) {
+                return Vec::new();
+            }
+            known.extend(here);
+            if known.is_empty() {
+                known.push(nothing);
+            }
+            known.into_iter().map(|state| CancelAnswer { coordinator, state }.encode(&cid)).collect()
         });
     }
 

@@ -1,6 +1,6 @@
 use std::collections::{BTreeMap, VecDeque};
 
-use fanfare_protocol::{Cancellation, Cid, RunId};
+use fanfare_protocol::{CancelState, Cancellation, Cid, RunId, limits};
 
 /// Runs that ended here lately: a stray copy of a manifest is known for one, and who asks for a cancel too late is told. A fixed
 /// number of them.
@@ -35,12 +35,14 @@ impl LatelyEnded {
         self.runs.get(run).map(|(cid, _)| cid)
     }
 
-    /// How the latest of the fan-outs with this CID ended, or the one of this run.
-    pub(crate) fn find(&self, cid: &Cid, run: Option<RunId>) -> Option<(RunId, Cancellation)> {
-        self.order.iter().rev().filter(|ended| run.is_none_or(|run| run == **ended)).find_map(|ended| {
+    /// How the latest [`limits::EXPLAINED`] of the fan-outs with this CID ended, or the one of this run, as a cancel is answered.
+    pub(crate) fn find(&self, cid: &Cid, run: Option<RunId>) -> Vec<CancelState> {
+        let meant = self.order.iter().rev().filter(|ended| run.is_none_or(|run| run == **ended));
+        let ended = meant.filter_map(|ended| {
             let (of, how) = self.runs.get(ended)?;
-            (of == cid).then_some((*ended, (*how)?))
-        })
+            (of == cid).then_some(CancelState::Ended { run: *ended, cancellation: (*how)? })
+        });
+        ended.take(limits::EXPLAINED).collect()
     }
 }
 
@@ -70,18 +72,21 @@ mod tests {
     }
 
     #[test]
-    fn the_latest_of_a_cid_is_told_of_unless_the_run_is_given() {
+    fn the_latest_of_a_cid_are_told_of_unless_the_run_is_given() {
         let mut ended = LatelyEnded::default();
         let how = |responded| Some(Cancellation { responded, missing: 0, ended_by: None });
         for (n, of) in ["a", "a", "b"].into_iter().enumerate() {
             ended.insert(run(n), cid(of), how(n));
         }
         ended.insert(run(3), cid("a"), None);
-        let found = |of: &str, run| ended.find(&cid(of), run).map(|(_, how)| how.responded);
-        assert_eq!((found("a", None), found("a", Some(run(0)))), (Some(1), Some(0)));
-        assert_eq!(
-            (found("b", Some(run(0))), found("c", None), found("a", Some(run(3)))),
-            (None, None, None)
-        );
+        let state = |n| CancelState::Ended { run: run(n), cancellation: how(n).unwrap() };
+        assert_eq!(ended.find(&cid("a"), None), [state(1), state(0)]);
+        assert_eq!(ended.find(&cid("a"), Some(run(0))), [state(0)]);
+        for (of, run) in [("b", Some(run(0))), ("c", None), ("a", Some(run(3)))] {
+            assert_eq!(ended.find(&cid(of), run), []);
+        }
+        (4..100).for_each(|n| ended.insert(run(n), cid("a"), how(n)));
+        let latest: Vec<_> = (100 - limits::EXPLAINED..100).rev().map(state).collect();
+        assert_eq!(ended.find(&cid("a"), None), latest);
     }
 }

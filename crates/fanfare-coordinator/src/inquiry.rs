@@ -112,7 +112,7 @@ impl Inquiries {
     fn take_status(&self, message: &Message, known: &Known<'_>) -> Result<(), Malformed> {
         let names = &self.messenger.outbox.names;
         let StatusRequest { id, reply_to, query } = StatusRequest::decode(message, names)?;
-        let told = self.status(query, self.trust.check(message).err(), known);
+        let told = self.status(query, self.trust.check_request(message).err(), known);
         self.answer(reply_to, async move { told.await.encode(&id) });
         Ok(())
     }
@@ -120,7 +120,7 @@ impl Inquiries {
     fn take_explain(&self, message: &Message, known: &Known<'_>) -> Result<(), Malformed> {
         let names = &self.messenger.outbox.names;
         let ExplainRequest { cid, run, reply_to, limit } = ExplainRequest::decode(message, names)?;
-        let told = self.explain(&cid, run, limit, self.trust.check(message).err(), known);
+        let told = self.explain(&cid, run, limit, self.trust.check_request(message).err(), known);
         self.answer(reply_to, async move { told.await.encode(&cid) });
         Ok(())
     }
@@ -207,7 +207,7 @@ impl Inquiries {
         };
         self.messenger.tell(reply_to, async move {
             let _room = room;
-            answer.await
+            [answer.await]
         });
     }
 }

@@ -37,18 +37,18 @@ impl Messenger {
     /// Answers somebody who asked for a cancel.
     pub(crate) fn answer(&self, cid: &Cid, reply_to: String, state: CancelState) {
         let message = CancelAnswer { coordinator: self.coordinator, state }.encode(cid);
-        self.tell(reply_to, async { message });
+        self.tell(reply_to, async { [message] });
     }
 
-    /// Sends whoever asked something an answer that is still to be put together, if one comes of it.
-    pub(crate) fn tell<M: Into<Option<Message>>>(
+    /// Sends whoever asked something the answers that are still to be put together, if any come of it.
+    pub(crate) fn tell<M: IntoIterator<Item = Message, IntoIter: Send>>(
         &self,
         reply_to: String,
-        answer: impl Future<Output = M> + Send + 'static,
+        answers: impl Future<Output = M> + Send + 'static,
     ) {
         let outbox = self.outbox.clone();
         self.send(async move {
-            if let Some(answer) = answer.await.into() {
+            for answer in answers.await {
                 outbox.publish(&reply_to, answer, Absence::Drops).await;
             }
         });

@@ -76,9 +76,16 @@ impl Outbox {
                         message_id = message.properties.message_id.as_deref(),
                         "message parked: its queue is gone"
                     );
-                    let reason = format!(
-                        "queue `{queue}` does not exist: no worker has declared it, or it was deleted"
-                    );
+                    let reason = if self.names.shard_number(queue).is_some() {
+                        format!(
+                            "queue `{queue}` does not exist: no coordinator has declared it, which takes as many shards as its \
+                             publisher has, or it was deleted"
+                        )
+                    } else {
+                        format!(
+                            "queue `{queue}` does not exist: no worker has declared it, or it was deleted"
+                        )
+                    };
                     Box::pin(self.park(message, queue, &reason)).await;
                     return Outcome::Safe { again };
                 }

@@ -58,7 +58,7 @@ pub(crate) enum Word {
         /// Where it is answered that something was found, and what has come of it.
         reply_to: String,
         /// Where the coordinator is told what is known.
-        known: oneshot::Sender<CancelState>,
+        known: oneshot::Sender<Vec<CancelState>>,
     },
     /// Somebody wants to know how its fan-outs are.
     Question(Question<Shard<Tag>>),
@@ -401,7 +401,7 @@ impl Hold<'_> {
     }
 
     /// Somebody asks for a cancel, for the first time or again. Returns what is known; what was found is answered already.
-    fn cancel(&mut self, cid: &Cid, run: Option<RunId>, reply_to: &str) -> CancelState {
+    fn cancel(&mut self, cid: &Cid, run: Option<RunId>, reply_to: &str) -> Vec<CancelState> {
         let open = self.machine.find(cid, run);
         let messenger = self.task.messenger.clone();
         for run in &open {
@@ -413,11 +413,10 @@ impl Hold<'_> {
             let at = messenger.outbox.environment.now().into();
             self.handle(ShardEvent::Cancel { run: *run, at });
         }
-        match (open.first(), self.task.known.lately.find(cid, run)) {
-            (Some(run), _) => CancelState::Found { run: *run },
-            (None, Some((run, cancellation))) => CancelState::Ended { run, cancellation },
-            (None, None) => CancelState::Unknown,
+        if open.is_empty() {
+            return self.task.known.lately.find(cid, run);
         }
+        open.into_iter().map(|run| CancelState::Found { run }).collect()
     }
 
     /// A cancel cannot be undone any more: those are told who asked for it, and those who would work for nothing.

@@ -186,7 +186,7 @@ impl Shards {
         cid: &Cid,
         run: Option<RunId>,
         reply_to: &str,
-    ) -> Vec<oneshot::Receiver<CancelState>> {
+    ) -> Vec<oneshot::Receiver<Vec<CancelState>>> {
         let asked = self.inboxes().map(|inbox| {
             let (known, answer) = oneshot::channel();
             let _ = inbox.send(Word::Cancel { cid: cid.clone(), run, reply_to: reply_to.to_owned(), known });

@@ -29,18 +29,41 @@ impl Trust {
     /// # Errors
     /// Why it is not, and what would help.
     pub(crate) fn check(&self, manifest: &Message) -> Result<(), String> {
-        let Some(accepted) = &self.accepted else { return Ok(()) };
-        match manifest.properties.user_id.as_deref() {
-            Some(user) if accepted.contains(user) => Ok(()),
-            Some(user) => Err(format!(
+        match self.distrusted(manifest) {
+            None => Ok(()),
+            Some(Some(user)) => Err(format!(
                 "its user_id `{user}` is not among the users whose manifests are accepted: add it to accept_users, or find \
                  out why it invokes fan-outs"
             )),
-            None => Err(
+            Some(None) => Err(
                 "it has no user_id, and only manifests of certain users are accepted: have the publisher set its user_id"
                     .to_owned(),
             ),
         }
+    }
+
+    /// Whether somebody may ask for a cancel, or put a question: the same as for a manifest.
+    ///
+    /// # Errors
+    /// Why not, and what whoever asks can do about it.
+    pub(crate) fn check_request(&self, request: &Message) -> Result<(), String> {
+        match self.distrusted(request) {
+            None => Ok(()),
+            Some(Some(user)) => Err(format!(
+                "its user_id `{user}` is not among the users whose requests are accepted: ask as one of them, or add it to the                  coordinators' accept_users"
+            )),
+            Some(None) => Err(
+                "it has no user_id, and only requests of certain users are accepted: give --user-id, or the setting user_id,                  which is the login of the broker's URL"
+                    .to_owned(),
+            ),
+        }
+    }
+
+    /// The user of a message, if it says whose it is, where that is none of those who are accepted.
+    fn distrusted<'a>(&self, message: &'a Message) -> Option<Option<&'a str>> {
+        let accepted = self.accepted.as_ref()?;
+        let user = message.properties.user_id.as_deref();
+        user.is_none_or(|user| !accepted.contains(user)).then_some(user)
     }
 
     /// Whether a fan-out is as small as it has to be. One that is open already goes on, whatever is allowed by now.
@@ -83,6 +106,7 @@ mod tests {
     fn without_a_list_every_manifest_is_accepted() {
         for user in [None, Some("anyone")] {
             assert_eq!(trust(None).check(&of(user)), Ok(()));
+            assert_eq!(trust(None).check_request(&of(user)), Ok(()));
         }
     }
 
@@ -93,5 +117,14 @@ mod tests {
         assert_eq!(trust.check(&trust.sign(of(None))), Ok(()));
         assert!(trust.check(&of(Some("worker"))).unwrap_err().contains("`worker` is not among"));
         assert!(trust.check(&of(None)).unwrap_err().contains("it has no user_id"));
+    }
+
+    #[test]
+    fn who_asks_is_told_what_to_do_about_it() {
+        let trust = trust(Some(&["shop"]));
+        assert_eq!(trust.check_request(&of(Some("shop"))), Ok(()));
+        let told = |user| trust.check_request(&of(user)).unwrap_err();
+        assert!(told(Some("worker")).contains("`worker` is not among the users whose requests are accepted"));
+        assert!(told(None).contains("give --user-id, or the setting user_id"));
     }
 }

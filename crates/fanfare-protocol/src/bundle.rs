@@ -6,6 +6,7 @@ use serde_json::value::RawValue;
 use smol_str::SmolStr;
 
 use crate::message::{HeaderValue, Message};
+use crate::object::Object;
 use crate::{Malformed, TraceParent, header, limits};
 
 /// Several results that travel as one message: what a worker holds ready for the same queue at the same time, be it of one fan-out or,
@@ -85,13 +86,13 @@ impl Bundle {
     /// Where it is not a list of them, or has more than [`limits::BUNDLED`].
     pub fn decode(bundle: &Message) -> Result<Vec<Message>, Malformed> {
         let wrong = |reason: String| Malformed::new(format!("the results are malformed: {reason}"));
-        let bundled: Vec<Bundled<'_>> =
+        let bundled: Vec<Object<Bundled<'_>>> =
             serde_json::from_slice(&bundle.body).map_err(|error| wrong(error.to_string()))?;
         let (has, most) = (bundled.len(), limits::BUNDLED);
         if has > most {
             return Err(wrong(format!("they are {has}, and {most} is the most of one message")));
         }
-        let single = |bundled: Bundled<'_>| {
+        let single = |Object(bundled): Object<Bundled<'_>>| {
             let mut result = Message {
                 properties: bundle.properties.clone(),
                 headers: bundle.headers.clone(),

@@ -23,6 +23,11 @@ pub struct CompletionPolicy {
 /// A completion policy that could never be met, or that would be met before anything has happened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPolicy {
+    /// There is nothing that it could be met by.
+    #[error(
+        "completion before all targets have responded, and there are no targets: a fan-out without any is complete at once, so leave it out"
+    )]
+    NoTargets,
     /// It is met before any target has answered.
     #[error("completion when 0 targets have {0}: give 1 or more")]
     None(&'static str),
@@ -52,6 +57,9 @@ impl CompletionPolicy {
     /// # Errors
     /// [`InvalidPolicy`], for the first rule that it breaks.
     pub fn check(&self, targets: usize) -> Result<(), InvalidPolicy> {
+        if targets == 0 && *self != Self::default() {
+            return Err(InvalidPolicy::NoTargets);
+        }
         for (what, wanted) in [("succeeded", self.succeeded), ("responded", self.responded)] {
             match wanted {
                 Some(0) => return Err(InvalidPolicy::None(what)),
@@ -191,6 +199,19 @@ mod tests {
             (policy(1, 1, 3), "completion when more than 3 of 3 targets have failed: give fewer than 3"),
         ] {
             assert_eq!(policy.check(3).unwrap_err().to_string(), expected);
+        }
+    }
+
+    #[test]
+    fn a_fan_out_without_targets_has_no_rule() {
+        assert_eq!(CompletionPolicy::default().check(0), Ok(()));
+        let unset = CompletionPolicy::default();
+        for policy in [
+            CompletionPolicy { succeeded: Some(0), ..unset },
+            CompletionPolicy { responded: Some(1), ..unset },
+            CompletionPolicy { failed_above: Some(0), ..unset },
+        ] {
+            assert_eq!(policy.check(0), Err(InvalidPolicy::NoTargets));
         }
     }
 }

@@ -33,10 +33,11 @@ pub struct CheckpointEntry {
 
 #[derive(Serialize, Deserialize)]
 struct CheckpointBody<'a> {
+    #[serde(deserialize_with = "crate::name::id")]
     coordinator: RunId,
     number: u64,
     called: bool,
-    #[serde(borrow)]
+    #[serde(borrow, deserialize_with = "crate::object::list")]
     results: Vec<EntryBody<'a>>,
 }
 
@@ -105,6 +106,7 @@ impl Checkpoint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Fence {
     /// Drawn afresh for every fence.
+    #[serde(deserialize_with = "crate::name::id")]
     pub token: RunId,
 }
 
@@ -217,10 +219,12 @@ impl Sentinel {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Ended {
     /// The hold on the shard in which it was written.
+    #[serde(deserialize_with = "crate::name::id")]
     pub coordinator: RunId,
     /// Counts the records of that hold, from 0.
     pub number: u64,
     /// The fan-outs, in the order in which they ended.
+    #[serde(deserialize_with = "crate::object::list")]
     pub ended: Vec<EndedRun>,
 }
 

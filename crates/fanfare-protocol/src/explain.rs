@@ -46,13 +46,18 @@ pub struct Explained {
     #[serde(flatten)]
     pub status: FanOutStatus,
     /// The first of the targets that have no result. There are `targets` less `done`.
-    #[serde(rename = "missing_targets")]
+    #[serde(rename = "missing_targets", deserialize_with = "crate::object::list")]
     pub missing: Vec<MissingTarget>,
     /// The first of the targets that have a result, whoever wrote it. There are `done`.
-    #[serde(default, rename = "responded_targets", skip_serializing_if = "Vec::is_empty")]
+    #[serde(
+        default,
+        rename = "responded_targets",
+        skip_serializing_if = "Vec::is_empty",
+        deserialize_with = "crate::object::list"
+    )]
     pub responded: Vec<RespondedTarget>,
     /// The first [`limits::FAILURES_TOLD`](crate::limits::FAILURES_TOLD) of the targets that have failed. There are `failed`.
-    #[serde(rename = "failed_targets")]
+    #[serde(rename = "failed_targets", deserialize_with = "crate::object::list")]
     pub failures: Vec<FailedTarget>,
 }
 

@@ -14,6 +14,7 @@ pub struct Lately {
     /// [`limits::SERVICES_TOLD`](crate::limits::SERVICES_TOLD).
     pub services: Vec<ServiceName>,
     /// What it has counted since it started.
+    #[serde(deserialize_with = "crate::object::one")]
     pub totals: Totals,
 }
 

@@ -39,6 +39,7 @@ pub mod message;
 mod metadata;
 pub mod name;
 mod nesting;
+mod object;
 mod payload;
 mod presence;
 mod progress;

@@ -22,6 +22,7 @@ pub struct Manifest {
     #[serde(with = "channel_as_header")]
     pub channel: Channel,
     /// The targets, in the caller's order.
+    #[serde(deserialize_with = "crate::object::list")]
     pub targets: Vec<ManifestTarget>,
     /// Services invoked each time a target completes.
     pub on_target: Vec<ServiceName>,
@@ -48,7 +49,7 @@ pub struct Manifest {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub replicated: bool,
     /// When it is complete before all targets have responded; never, where there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::object::maybe")]
     pub completion: Option<CompletionPolicy>,
     /// What the caller tells all targets and callbacks.
     #[serde(default, skip_serializing_if = "Metadata::is_empty")]

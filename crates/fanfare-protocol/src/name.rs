@@ -233,6 +233,14 @@ impl FromStr for RunId {
     }
 }
 
+/// Reads what has a run's form and names something else, such as a coordinator: an error is not to call it a run.
+pub(crate) fn id<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<RunId, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(|InvalidName { value, .. }: InvalidName| {
+        let rule = "give a UUID, written as 32 hexadecimal digits".to_owned();
+        serde::de::Error::custom(InvalidName { what: "id", value, rule })
+    })
+}
+
 impl TryFrom<String> for RunId {
     type Error = InvalidName;
     fn try_from(value: String) -> Result<Self, InvalidName> {

@@ -5,6 +5,7 @@ use serde::de::{DeserializeOwned, Deserializer, MapAccess, Visitor};
 use serde::ser::{SerializeMap, Serializer};
 use serde::{Deserialize, Serialize};
 
+use crate::object::Object;
 use crate::{EndedBy, TargetResult};
 
 /// What a final callback receives: every target's result, by key, in the order in which the caller gave the targets.
@@ -161,7 +162,7 @@ impl<'de> Deserialize<'de> for Results {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Results, A::Error> {
                 let mut results = Results::default();
-                while let Some((key, result)) = map.next_entry::<String, TargetResult>()? {
+                while let Some((key, Object(result))) = map.next_entry::<String, Object<TargetResult>>()? {
                     let place = results.ordered.len();
                     if let Some(first) = results.places.insert(key.clone(), place) {
                         results.places.insert(key, first);

@@ -8,6 +8,7 @@ use crate::{Malformed, header};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Presence {
     /// Drawn by the coordinator when it started.
+    #[serde(deserialize_with = "crate::name::id")]
     pub coordinator: RunId,
     /// How many shards there are, as far as it knows.
     pub shards: u32,

@@ -149,7 +149,7 @@ pub struct StatusAnswer {
     /// The first of them, in the order that was asked for.
     pub fan_outs: Vec<FanOutStatus>,
     /// What has happened there lately, where that was asked for.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "crate::object::maybe")]
     pub lately: Option<Lately>,
 }
 

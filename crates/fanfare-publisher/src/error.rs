@@ -76,7 +76,7 @@ pub(crate) fn pressed(blocked: bool) -> &'static str {
 #[non_exhaustive]
 pub enum Failure {
     /// A queue could not be looked at or declared, or the broker refuses the [`Config::user_id`](crate::Config::user_id).
-    #[error("the invocation could not be prepared")]
+    #[error("no queue could be prepared")]
     Broker(#[from] BrokerError),
     /// The broker did not answer in time while queues were prepared.
     #[error("the queues could not be prepared within {0:?}: the broker does not answer")]

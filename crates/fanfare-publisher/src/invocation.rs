@@ -63,8 +63,14 @@ async fn commit(shared: Arc<Shared>, plan: Plan, schedule: Schedule) -> Result<A
     // From here on there is something to clean up, so it runs in a task of its own, which sees when the caller goes.
     let caller_gone = CancellationToken::new();
     let caller = caller_gone.clone().drop_guard();
-    let commitment =
-        Commitment { shared, plan, schedule, accepted: accepted.clone(), confirmed: AtomicUsize::new(0) };
+    let commitment = Commitment {
+        shared,
+        plan,
+        schedule,
+        accepted: accepted.clone(),
+        confirmed: AtomicUsize::new(0),
+        refused: false,
+    };
     let task = tokio::spawn(commitment.run(caller_gone).in_current_span());
     let outcome = task.await;
     caller.disarm();
@@ -143,6 +149,8 @@ struct Commitment {
     accepted: Accepted,
     /// Requests that are in their queues.
     confirmed: AtomicUsize,
+    /// Whether the broker has refused to declare a queue, and there is none to be deleted.
+    refused: bool,
 }
 
 impl Commitment {
@@ -158,7 +166,8 @@ impl Commitment {
             Some(Err(error)) => Some(Err(error)),
             None => None,
         };
-        if matches!(outcome, None | Some(Err(InvokeError::NotAccepted { .. }))) && !self.is_shared() {
+        let given_up = matches!(outcome, None | Some(Err(InvokeError::NotAccepted { .. })));
+        if given_up && !self.is_shared() && !self.refused {
             let (shared, queue) = (Arc::clone(&self.shared), self.plan.queue.name);
             let deleting = tokio::spawn(async move { shared.delete(&queue).await });
             // Where it takes longer, it goes on.
@@ -169,8 +178,10 @@ impl Commitment {
 
     /// Brings all requests into their queues.
     async fn prepare_and_request(&mut self) -> Result<(), InvokeError> {
-        let declared =
-            self.declare_queues().await.map_err(|failure| self.accepted.not_accepted(failure, false))?;
+        let declared = self.declare_queues().await.map_err(|failure| {
+            self.refused = matches!(failure, Failure::Broker(BrokerError::Denied(_)));
+            self.accepted.not_accepted(failure, false)
+        })?;
         self.publish_requests(declared).await.map_err(|failure| self.accepted.not_accepted(failure, true))
     }
 

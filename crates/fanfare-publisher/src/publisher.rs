@@ -208,7 +208,7 @@ impl Publisher {
     }
 
     /// As [`cancel`](Self::cancel), for all fan-outs with this CID that are open. It returns, by run, what came of those that
-    /// coordinators told of within a second; some may have ended before.
+    /// coordinators told of within a second. Where a coordinator holds none that is open, it tells of the latest ten that have ended there.
     ///
     /// # Errors
     /// As for [`cancel`](Self::cancel). Without the run, one that has ended long ago cannot be told from one that never was.

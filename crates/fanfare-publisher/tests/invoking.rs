@@ -223,6 +223,19 @@ async fn a_request_that_cannot_be_sent_leaves_no_queue_and_no_manifest() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_queue_that_may_not_be_declared_is_not_deleted_either() {
+    let broker = served().await;
+    broker.deny_declarations();
+    let refused = enrichment(&broker.publisher()).invoke().await.unwrap_err();
+    let denied = |failure: &Failure| matches!(failure, Failure::Broker(BrokerError::Denied(_)));
+    assert!(
+        matches!(&refused, InvokeError::NotAccepted { requests_sent: false, source, .. } if denied(source)),
+        "{refused:?}"
+    );
+    assert_eq!((broker.count("declare fanfare.agg."), broker.count("delete ")), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_deletion_that_waits_for_a_node_that_is_away_is_waited_for() {
     let broker = served().await;
     broker.fail(STOCK, 1, usize::MAX, Fault::Fails(PublishError::NotSent(lost())));

@@ -126,6 +126,10 @@ async fn a_completion_rule_that_cannot_be_met_is_refused() {
         refused(|p| p.fanout("shop").target("price", 1).complete_when(rule).on_final("done"), says).await;
         refused(|p| p.parallel("shop").target("price", 1).complete_when(rule).on_target("done"), says).await;
     }
+    let without_targets = "there are no targets: a fan-out without any is complete at once, so leave it out";
+    for rule in [Completion::succeeded(1), Completion::responded(0), Completion::failed_above(0)] {
+        refused(|p| p.fanout("shop").complete_when(rule).on_final("done"), without_targets).await;
+    }
 }
 
 #[tokio::test]

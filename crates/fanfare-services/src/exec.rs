@@ -23,7 +23,7 @@ const CHUNK_BYTES: usize = 16 * 1024;
 /// A program that is run as a service: the payload as JSON on its standard input, the answer as JSON on its standard output.
 ///
 /// The program is started directly, not through a shell, with exactly the arguments given here: nothing of a payload can
-/// become part of the command. It sees the worker's environment without `FANFARE_BROKER`, which can hold a password,
+/// become part of the command. It sees the worker's environment without `FANFARE_BROKER` and `FANFARE_MANAGEMENT`, which can hold a password,
 /// and what it is invoked for as `FANFARE_CID`, `FANFARE_RUN`, `FANFARE_KEY`, `FANFARE_SOURCE`, `FANFARE_CHANNEL`,
 /// `FANFARE_MESSAGE_ID` and `FANFARE_ATTEMPT`, and the caller's metadata, where there is any, as a JSON object in `FANFARE_METADATA`;
 /// and the bytes of its input in `FANFARE_PAYLOAD_BYTES`, which are fewer where its worker was killed meanwhile.
@@ -185,6 +185,7 @@ impl ExecService {
         command
             .args(&self.arguments)
             .env_remove("FANFARE_BROKER")
+            .env_remove("FANFARE_MANAGEMENT")
             .envs(&self.variables)
             .envs(context.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::piped())

@@ -26,8 +26,9 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 /// A URL that is posted to as a service: the payload as JSON in the request, the answer as JSON in the response.
 ///
 /// Only this URL is ever requested: a redirect is a failure, and neither payload nor context can change where it goes. What it
-/// is invoked for travels in the headers `Fanfare-Cid`, `Fanfare-Run`, `Fanfare-Key` (percent-encoded UTF-8),
-/// `Fanfare-Source`, `Fanfare-Channel`, `Fanfare-Message-Id` and `Fanfare-Attempt`.
+/// is invoked for travels in the headers `Fanfare-Cid`, `Fanfare-Run`, `Fanfare-Key`, `Fanfare-Source`, `Fanfare-Channel`, `Fanfare-Message-Id`
+/// and `Fanfare-Attempt`, and the caller's metadata, where there is any, as a JSON object in `Fanfare-Metadata`; what is no visible ASCII in
+/// them is percent-encoded, as UTF-8, and so is `%`.
 ///
 /// A 2xx status is success; an empty body then answers `null`. Any other status is a failure with the start of the body in
 /// `exception`; one of 4xx is not retried, but for 408, 425 and 429, which say that it was only too early. For `https`, the certificates that the system trusts are trusted.

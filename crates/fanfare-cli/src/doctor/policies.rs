@@ -101,9 +101,10 @@ fn judge(
         let others = if count > 1 { format!(" and {} like it", count - 1) } else { String::new() };
         let to_come = if queue.is_to_come { ", once it is there" } else { "" };
         let what = format!("policy{} on queue {}{others}{to_come}", queue.policies(), queue.name);
-        Finding::new(harm.verdict, what, format!("{} {}", harm.setting, harm.does)).remedy(
-            "take the setting out of the policy, or narrow the policy's pattern: rabbitmqctl list_policies",
-        )
+        Finding::new(harm.verdict, what, format!("{} {}", harm.setting, harm.does)).remedy(format!(
+            "take the setting out of the policy, or narrow the policy's pattern: {}",
+            queue.listed_by()
+        ))
     });
     well.into_iter().chain(harmful).chain(others).collect()
 }
@@ -173,6 +174,16 @@ impl Queue {
         serde_json::from_value(self.effective_policy_definition.clone()).unwrap_or_default()
     }
 
+    /// What lists its policies: the two kinds are listed apart.
+    fn listed_by(&self) -> &'static str {
+        let is_of = |policy: &Option<String>| policy.as_ref().is_some_and(|name| !name.is_empty());
+        match (is_of(&self.policy), is_of(&self.operator_policy)) {
+            (true, true) => "rabbitmqctl list_policies and rabbitmqctl list_operator_policies",
+            (false, true) => "rabbitmqctl list_operator_policies",
+            (_, false) => "rabbitmqctl list_policies",
+        }
+    }
+
     fn policies(&self) -> String {
         let named =
             [&self.policy, &self.operator_policy].into_iter().flatten().filter(|name| !name.is_empty());
@@ -236,6 +247,20 @@ mod tests {
         ] {
             let found = one(queue, definition);
             assert!(found.starts_with(expected), "{found}");
+        }
+    }
+
+    #[test]
+    fn the_remedy_lists_policies_of_the_kind_that_it_is_about() {
+        for (policy, of_operator, expected) in [
+            ("p", "", "pattern: rabbitmqctl list_policies"),
+            ("", "o", "pattern: rabbitmqctl list_operator_policies"),
+            ("p", "o", "pattern: rabbitmqctl list_policies and rabbitmqctl list_operator_policies"),
+        ] {
+            let found = judged(&format!(
+                r#"[{{"name":"fanfare.fanin","policy":"{policy}","operator_policy":"{of_operator}","effective_policy_definition":{{"message-ttl":1}}}}]"#
+            ));
+            assert!(found.trim_end().ends_with(expected), "{found}");
         }
     }
 

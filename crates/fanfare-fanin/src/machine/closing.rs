@@ -100,6 +100,8 @@ impl<T: Clone> FanIn<T> {
 
     fn deadline_exceeded(&self) -> String {
         match (self.manifest.deadline_ms, self.manifest.deadline_utc) {
+            // Which would read `0ns`.
+            (Some(0), _) => "deadline exceeded after 0ms".to_owned(),
             (Some(milliseconds), _) => {
                 format!("deadline exceeded after {:?}", Duration::from_millis(milliseconds))
             }

@@ -29,6 +29,13 @@ fn a_deadline_appends_failures_for_what_is_missing_and_they_count_when_they_are_
 }
 
 #[test]
+fn a_deadline_of_nothing_is_told_in_its_unit() {
+    let manifest = Manifest { deadline_ms: Some(0), ..manifest(["a"], 0, 1) };
+    let mut story = Story::fresh(manifest).until(Duration::ZERO);
+    story.opened().check(&["missing a=!deadline exceeded after 0ms"]);
+}
+
+#[test]
 fn a_deadline_that_the_manifest_does_not_tell_is_written_down_early() {
     let unwritten = Deadline { at: DEADLINE, written_at: Some(DEADLINE / 10) };
     let mut story = Story::fresh(manifest(["a"], 0, 1)).with_deadline(unwritten);

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    Bundle, CancelRequest, Channel, Checkpoint, CompletionPolicy, Fence, HeaderValue, Invocation, Manifest,
-    ManifestTarget, Message, Metadata, QueueNames, TargetResult, limits,
+    Bundle, CancelRequest, Channel, Checkpoint, CompletionPolicy, Ended, Fence, HeaderValue, Invocation,
+    Manifest, ManifestTarget, Message, Metadata, QueueNames, TargetResult, limits,
 };
 use uuid::Uuid;
 
@@ -220,6 +220,41 @@ fn a_manifest_of_another_type_or_form_is_refused() {
 }
 
 #[test]
+fn a_list_is_not_taken_for_an_object() {
+    let body = String::from_utf8(manifest().encode().body.to_vec()).unwrap();
+    let refused = |from: &str, to: &str| {
+        assert!(body.contains(from), "{body}");
+        let message = Message { body: body.replacen(from, to, 1).into(), ..manifest().encode() };
+        Manifest::decode(&message, &QueueNames::default()).unwrap_err().to_string()
+    };
+    for (from, to) in [
+        ("{", "{\"completion\":[1],"),
+        ("{", "{\"completion\":[],"),
+        (r#"{"key":"my.service1","service":"my.service1"}"#, r#"["my.service1","my.service1"]"#),
+    ] {
+        let error = refused(from, to);
+        assert!(error.contains("invalid type: sequence, expected an object at line 1"), "{to}: {error}");
+    }
+    let error = refused("{", "{\"completion\":true,");
+    assert!(error.contains("invalid type: boolean `true`, expected an object"), "{error}");
+    let message = |body: &'static str| Message { body: body.into(), ..manifest().encode() };
+    let entry = message(
+        r#"{"coordinator":"0123456789abcdef0123456789abcdef","number":0,"called":true,"results":[["k",{}]]}"#,
+    );
+    let run = message(
+        r#"{"coordinator":"0123456789abcdef0123456789abcdef","number":0,"ended":[["0123456789abcdef0123456789abcdef",0]]}"#,
+    );
+    let bundled = message(r#"[["c/0/result",null,null,null,null,{}]]"#);
+    for error in [
+        Checkpoint::decode(&entry).unwrap_err(),
+        Ended::decode(&run).unwrap_err(),
+        Bundle::decode(&bundled).unwrap_err(),
+    ] {
+        assert!(error.to_string().contains("expected an object"), "{error}");
+    }
+}
+
+#[test]
 fn a_result_that_contradicts_itself_or_lacks_something_is_refused() {
     let good = String::from_utf8(result("1", None).to_body().to_vec()).unwrap();
     for (from, to, says) in [
@@ -284,6 +319,9 @@ fn a_malformed_checkpoint_or_fence_says_what_is_wrong() {
     message.body = Bytes::from_static(b"{\"coordinator\":\"x\"}");
     let error = Checkpoint::decode(&message).unwrap_err().to_string();
     assert!(error.contains("the checkpoint is malformed") && error.contains("32 hexadecimal"), "{error}");
+    message.body = Bytes::from_static(b"{\"token\":\"zz\"}");
+    let error = Fence::decode(&message).unwrap_err().to_string();
+    assert!(error.contains("malformed: id \"zz\" is not allowed: give a UUID, written as 32"), "{error}");
     message.body = Bytes::from_static(b"{}");
     let error = Fence::decode(&message).unwrap_err().to_string();
     assert!(error.contains("the fence is malformed: missing field `token`"), "{error}");

@@ -1,7 +1,7 @@
 //! A broker that fails when told to and remembers what was asked of it, and an environment without chance.
 #![allow(dead_code, reason = "each test file uses its own part")]
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -62,6 +62,8 @@ pub(crate) struct Faulty {
     faults: Mutex<Vec<(String, usize, usize, Fault)>>,
     /// Declarations of aggregation queues whose answer is yet to be lost.
     cut_declarations: AtomicU64,
+    /// Whether those are refused.
+    denies_declarations: AtomicBool,
     /// How long a deletion takes.
     deletion: Mutex<Duration>,
     /// The RabbitMQ that it says it is.
@@ -71,8 +73,8 @@ pub(crate) struct Faulty {
 impl Faulty {
     pub(crate) fn new() -> Arc<Self> {
         let memory = MemoryBroker::new();
-        let (asked, faults, cut_declarations, deletion, version) = Default::default();
-        Arc::new(Self { memory, asked, faults, cut_declarations, deletion, version })
+        let (asked, faults, cut_declarations, denies_declarations, deletion, version) = Default::default();
+        Arc::new(Self { memory, asked, faults, cut_declarations, denies_declarations, deletion, version })
     }
 
     /// It says that it is a RabbitMQ of this version.
@@ -88,6 +90,11 @@ impl Faulty {
     /// The next `times` declarations of an aggregation queue take effect, but nobody is told.
     pub(crate) fn cut_declarations(&self, times: u64) {
         self.cut_declarations.store(times, Ordering::Relaxed);
+    }
+
+    /// Its user may declare no aggregation queue.
+    pub(crate) fn deny_declarations(&self) {
+        self.denies_declarations.store(true, Ordering::Relaxed);
     }
 
     /// Publishes to `queue` fail `times` times, after the first `after`.
@@ -188,9 +195,12 @@ impl Broker for Faulty {
 
     async fn declare(&self, queue: &QueueSpec) -> Result<(), BrokerError> {
         self.note("declare", &queue.name);
+        let of_fan_out = queue.name.starts_with("fanfare.agg.");
+        if of_fan_out && self.denies_declarations.load(Ordering::Relaxed) {
+            return Err(BrokerError::Denied("configure".to_owned()));
+        }
         self.memory.declare(queue).await?;
         let cut = |left: u64| left.checked_sub(1);
-        let of_fan_out = queue.name.starts_with("fanfare.agg.");
         match of_fan_out
             && self.cut_declarations.fetch_update(Ordering::Relaxed, Ordering::Relaxed, cut).is_ok()
         {

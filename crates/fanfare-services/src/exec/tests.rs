@@ -129,6 +129,19 @@ async fn variables_of_the_context_reach_the_program() {
 }
 
 #[test]
+fn variables_that_can_hold_a_password_are_not_passed_on() {
+    let service = shell("true").variable("FANFARE_MANAGEMENT", "its own");
+    let command = service.command(&[]);
+    let changed: BTreeMap<_, _> = command.as_std().get_envs().collect();
+    assert_eq!(changed.get(std::ffi::OsStr::new("FANFARE_BROKER")), Some(&None));
+    assert_eq!(changed[std::ffi::OsStr::new("FANFARE_MANAGEMENT")], Some("its own".as_ref()));
+    let service = shell("true");
+    let command = service.command(&[]);
+    let removed: Vec<_> = command.as_std().get_envs().filter(|(_, value)| value.is_none()).collect();
+    assert_eq!(removed, [("FANFARE_BROKER".as_ref(), None), ("FANFARE_MANAGEMENT".as_ref(), None)]);
+}
+
+#[test]
 fn command_without_a_program_is_refused() {
     assert_eq!(ExecService::new([""; 0]), Err(EmptyCommand));
     assert_eq!(ExecService::new([""]), Err(EmptyCommand));
