@@ -341,7 +341,10 @@ impl Coordinator {
             return;
         }
         let here = match (self.ended.find(&cid, run), run.filter(|run| self.is_of_another(&cid, run))) {
-            (Some((run, cancellation)), _) => CancelState::Ended { run, cancellation },
+            (Some((run, cancellation)), _) => {
+                self.messenger.announce(&cid, run, &cancellation);
+                CancelState::Ended { run, cancellation }
+            }
             (None, Some(run)) => CancelState::Refused { reason: format!("run {run} has another CID") },
             (None, None) => CancelState::Unknown,
         };

@@ -10,9 +10,7 @@ use fanfare_broker::{Backoff, ConsumerChannel, Delivery, Subscription, Subscript
 use fanfare_fanin::{
     FanIn, Memory, Shard, ShardEffect, ShardEvent, ShardLimits, ShardPublication, ShardPublicationId, Summary,
 };
-use fanfare_protocol::{
-    CancelState, Cancellation, Cid, EndedBy, Manifest, Message, QueueSpec, RunId, header,
-};
+use fanfare_protocol::{CancelState, Cancellation, Cid, Manifest, Message, QueueSpec, RunId, header};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -415,7 +413,10 @@ impl Hold<'_> {
         }
         match (open.first(), self.task.known.lately.find(cid, run)) {
             (Some(run), _) => CancelState::Found { run: *run },
-            (None, Some((run, cancellation))) => CancelState::Ended { run, cancellation },
+            (None, Some((run, cancellation))) => {
+                messenger.announce(cid, run, &cancellation);
+                CancelState::Ended { run, cancellation }
+            }
             (None, None) => CancelState::Unknown,
         }
     }
@@ -427,9 +428,7 @@ impl Hold<'_> {
         for reply_to in self.askers.remove(run).unwrap_or_default() {
             messenger.answer(cid, reply_to, CancelState::Ended { run: *run, cancellation });
         }
-        if cancellation.ended_by == Some(EndedBy::Cancel) {
-            messenger.announce(cid, *run);
-        }
+        messenger.announce(cid, *run, &cancellation);
     }
 }
 
