@@ -18,6 +18,7 @@ on_both_brokers!(
     to_cancel_again_succeeds_and_changes_nothing,
     to_cancel_what_has_completed_changes_nothing,
     what_has_ended_with_one_cid_is_told_of_again,
+    workers_drop_what_is_left_of_a_fan_out_that_ended_before_it_was_cancelled,
     what_cannot_be_cancelled_is_told_with_the_reason,
     each_of_several_coordinators_cancels_what_it_holds,
     all_fan_outs_of_a_cid_are_cancelled_whoever_holds_them,
@@ -33,6 +34,7 @@ in_shards!(
     what_runs_is_told_to_end_and_what_waits_is_not_begun_with,
     to_cancel_again_succeeds_and_changes_nothing,
     to_cancel_what_has_completed_changes_nothing,
+    workers_drop_what_is_left_of_a_fan_out_that_ended_before_it_was_cancelled,
     a_cancel_outlives_the_coordinator_that_confirmed_it,
     an_inner_fan_out_goes_on_when_the_outer_one_is_cancelled,
     who_waits_is_handed_what_there_is,
@@ -165,6 +167,32 @@ async fn what_has_ended_with_one_cid_is_told_of_again(stack: Stack) {
     let again = async { while publisher.cancel_all("mine").await.expect("they are remembered") != all {} };
     tokio::time::timeout(LONG, again).await.expect("both are told of");
     stack.ended(&accepted, coordinator).await;
+    assert_eq!(done.rest().await, []);
+}
+
+async fn workers_drop_what_is_left_of_a_fan_out_that_ended_before_it_was_cancelled(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let (holding, mut begins) = holding();
+    let worker = stack.worker([holding]).await;
+    stack.exchange_is_heard(&stack.names().workers()).await;
+    let coordinator = stack.coordinator();
+    let publisher = stack.publisher();
+    let held = |key: &str| Target::new("my.holding", ()).key(key);
+    let fanout = publisher.fanout("my.source").add(held("runs")).add(held("waits")).on_final("my.done");
+    let accepted = fanout.deadline(Duration::from_secs(2)).invoke().await.expect("accepted");
+    assert_eq!(begins.recv().await.as_deref(), Some("runs"));
+    assert_eq!(done.next_final().await.ended_by(), Some(EndedBy::Deadline));
+
+    let by_deadline = Cancellation { responded: 0, missing: 2, ended_by: Some(EndedBy::Deadline) };
+    for _ in 0..2 {
+        assert_eq!(publisher.cancel(&accepted).await.expect("it has ended"), by_deadline);
+    }
+    let queue = stack.declare_service("my.holding").await;
+    stack.queue_has(&queue, "no messages", |state| state.messages == 0).await;
+    stack.ended([&accepted], coordinator).await;
+    worker.stop().await;
+    assert_eq!(begins.recv().await, None, "only one has begun");
+    stack.queue_has(&queue, "no messages", |state| state.messages == 0).await;
     assert_eq!(done.rest().await, []);
 }
 

@@ -15,7 +15,9 @@ use crate::settings::Settings;
 Targets that have not responded fail, with `cancelled` as the exception, and the callbacks are
 invoked with what there is. Workers do not begin with them any more, and what runs for them is
 told to end. Says on standard output what it came upon, a line for each run; where none of the
-CID is open any more, for the latest ten that have ended. To cancel again changes nothing.
+CID is open any more, for the latest ten that have ended. To cancel again changes nothing. Where a
+fan-out has ended before without all of its targets, its outcome stays as it is, and workers are
+told to drop what is left of it.
 
 It takes a coordinator that holds the fan-out; where all that answer within 5 s know nothing of it, nothing is
 cancelled.
@@ -89,7 +91,9 @@ fn shown(cancellation: &Cancellation) -> String {
         format!("{responded} of {} had responded", counted(responded + missing, "target", "targets"));
     match ended_by {
         Some(EndedBy::Cancel) => format!("cancelled: {responded}"),
-        Some(by) => format!("ended before, by {by}: {responded}"),
+        Some(by) => {
+            format!("ended before, by {by}: {responded}; workers are told to drop what is left")
+        }
         None => format!("ended before: {responded}"),
     }
 }
@@ -116,7 +120,7 @@ mod tests {
         assert_eq!(shown(1, Some(EndedBy::Cancel)), "cancelled: 2 of 3 targets had responded");
         assert_eq!(
             shown(1, Some(EndedBy::Deadline)),
-            "ended before, by deadline: 2 of 3 targets had responded"
+            "ended before, by deadline: 2 of 3 targets had responded; workers are told to drop what is left"
         );
         assert_eq!(shown(0, None), "ended before: 2 of 2 targets had responded");
     }

@@ -61,6 +61,11 @@ pub(crate) struct WorkerArguments {
     #[arg(long, env = "FANFARE_WORKER_REDELIVERY_LIMIT", value_name = "N", value_parser = numbers::parse_any::<u32>)]
     redelivery_limit: Option<u32>,
 
+    /// How long a message that runs alone, from its third delivery on, keeps the others of its worker from beginning, and waits
+    /// for what runs before that [default: 30s]
+    #[arg(long, env = "FANFARE_WORKER_ALONE_LIMIT", value_name = "DURATION", value_parser = durations::parse)]
+    alone_limit: Option<Duration>,
+
     /// Bytes of the largest final payload that is put together where it came in parts. Each that is run takes up a few times as
     /// much memory [default: 268435456]
     #[arg(long, env = "FANFARE_WORKER_MOST_PAYLOAD_BYTES", value_name = "N", value_parser = numbers::parse::<usize>)]
@@ -90,6 +95,10 @@ pub(crate) async fn run(arguments: WorkerArguments, settings: &Settings) -> Resu
             .redelivery_limit
             .or(file.redelivery_limit)
             .unwrap_or(defaults.redelivery_limit),
+        alone_limit: arguments
+            .alone_limit
+            .or(file.alone_limit.map(|written| written.0))
+            .unwrap_or(defaults.alone_limit),
         most_result_bytes: file.most_result_bytes.unwrap_or(defaults.most_result_bytes),
         most_payload_bytes: arguments
             .most_payload_bytes

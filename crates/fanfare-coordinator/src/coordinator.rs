@@ -345,6 +345,7 @@ impl Coordinator {
             return;
         }
         let here = self.ended.find(&cid, run);
+        self.messenger.announce_ended(&cid, &here);
         let nothing = match run.filter(|run| self.is_of_another(&cid, run)) {
             Some(run) => CancelState::Refused { reason: format!("run {run} has another CID") },
             None => CancelState::Unknown,

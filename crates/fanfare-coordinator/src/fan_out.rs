@@ -7,9 +7,7 @@ use std::time::Duration;
 
 use fanfare_broker::PublishError;
 use fanfare_fanin::{Effect, Event, FanIn, Item, Publication, PublicationId, Summary};
-use fanfare_protocol::{
-    CancelState, Cancellation, EndedBy, Manifest, Message, Progress, RunId, TargetResult,
-};
+use fanfare_protocol::{CancelState, Cancellation, Manifest, Message, Progress, RunId, TargetResult};
 use futures_util::future::{BoxFuture, join_all};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -279,9 +277,7 @@ impl FanOut {
         for reply_to in std::mem::take(&mut self.askers) {
             self.messenger.answer(cid, reply_to, CancelState::Ended { run: *run, cancellation });
         }
-        if cancellation.ended_by == Some(EndedBy::Cancel) {
-            self.messenger.announce(cid, *run);
-        }
+        self.messenger.announce(cid, *run, &cancellation);
     }
 
     fn publish(&mut self, id: PublicationId, publication: Publication) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use fanfare_broker::Backoff;
-use fanfare_protocol::{CancelAnswer, CancelState, Cancelled, Cid, Message, RunId};
+use fanfare_protocol::{CancelAnswer, CancelState, Cancellation, Cancelled, Cid, Message, RunId};
 use tokio_util::task::TaskTracker;
 
 use crate::outbox::{Absence, Outbox};
@@ -54,8 +54,21 @@ impl Messenger {
         });
     }
 
-    /// Tells all workers that a fan-out was cancelled.
-    pub(crate) fn announce(&self, cid: &Cid, run: RunId) {
+    /// Tells all workers that nobody wants what is left of fan-outs that had ended before somebody asked to cancel them.
+    pub(crate) fn announce_ended(&self, cid: &Cid, ended: &[CancelState]) {
+        for state in ended {
+            if let CancelState::Ended { run, cancellation } = state {
+                self.announce(cid, *run, cancellation);
+            }
+        }
+    }
+
+    /// Tells all workers that nobody wants what is left of a fan-out that somebody has cancelled, whatever had ended it before. Where all
+    /// targets had responded, nothing is left.
+    pub(crate) fn announce(&self, cid: &Cid, run: RunId, cancellation: &Cancellation) {
+        if cancellation.missing == 0 {
+            return;
+        }
         let message = Cancelled { cid: cid.clone(), run }.encode();
         let outbox = self.outbox.clone();
         self.send(async move {

@@ -10,9 +10,7 @@ use fanfare_broker::{Backoff, ConsumerChannel, Delivery, Subscription, Subscript
 use fanfare_fanin::{
     FanIn, Memory, Shard, ShardEffect, ShardEvent, ShardLimits, ShardPublication, ShardPublicationId, Summary,
 };
-use fanfare_protocol::{
-    CancelState, Cancellation, Cid, EndedBy, Manifest, Message, QueueSpec, RunId, header,
-};
+use fanfare_protocol::{CancelState, Cancellation, Cid, Manifest, Message, QueueSpec, RunId, header};
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -414,7 +412,9 @@ impl Hold<'_> {
             self.handle(ShardEvent::Cancel { run: *run, at });
         }
         if open.is_empty() {
-            return self.task.known.lately.find(cid, run);
+            let ended = self.task.known.lately.find(cid, run);
+            messenger.announce_ended(cid, &ended);
+            return ended;
         }
         open.into_iter().map(|run| CancelState::Found { run }).collect()
     }
@@ -426,9 +426,7 @@ impl Hold<'_> {
         for reply_to in self.askers.remove(run).unwrap_or_default() {
             messenger.answer(cid, reply_to, CancelState::Ended { run: *run, cancellation });
         }
-        if cancellation.ended_by == Some(EndedBy::Cancel) {
-            messenger.announce(cid, *run);
-        }
+        messenger.announce(cid, *run, &cancellation);
     }
 }
 

@@ -124,8 +124,9 @@ impl Explanation {
                 counted(waiting, "message waits", "messages wait")
             )),
             missing => advice.push(format!(
-                "{} in `{name}` for {} ({missing} of the missing targets above), until it is their turn; if that takes too long, start \
-                 more workers or raise their concurrency",
+                "{} in `{name}` for {} ({missing} of the missing targets above), until it is their turn; if that takes too long, see \
+                 in the log of the workers whether one runs a message alone, which holds up the others for a while, and else start more \
+                 workers or raise their concurrency",
                 counted(waiting, "message waits", "messages wait"),
                 counted(consumers, "consumer", "consumers")
             )),

@@ -58,7 +58,7 @@ impl Lane {
                             "this queue does not count deliveries: what kills its worker each time comes back for ever"
                         );
                     }
-                    self.start(delivery).await
+                    self.start(delivery, &mut subscription).await
                 }
             };
             if !goes_on {
@@ -111,8 +111,9 @@ impl Lane {
         }
     }
 
-    /// Starts to process a delivery in a task of its own. False where the worker stops first, and the delivery goes back.
-    async fn start(&self, delivery: Delivery) -> bool {
+    /// Starts to process a delivery in a task of its own. False where the worker stops first, and the delivery goes back. While it waits
+    /// for a slot, the queue is consumed again where the connection was lost: else it would seem that no worker serves it.
+    async fn start(&self, delivery: Delivery, subscription: &mut Subscription) -> bool {
         let permits = tokio::select! {
             biased;
             () = self.stopping.cancelled() => {
@@ -120,6 +121,7 @@ impl Lane {
                 return false;
             }
             permits = self.slots.take() => permits,
+            never = subscription.tend() => match never {},
         };
         let slot = Slot::new(self.slots.clone(), permits, delivery.receipt.clone());
         let pipeline = Arc::clone(&self.pipeline);

@@ -1,21 +1,26 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use fanfare_broker::{Hold, Receipt};
 use fanfare_publisher::{WhileWaiting, Yielded};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::timeout;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::turn::{Place, Turn, Turns};
+
+/// How long those who wait for a slot have to give back what they have of it, where another has its turn.
+const GIVING_BACK: Duration = Duration::from_millis(100);
 
 /// How many invocations may run at the same time: of one service, and of all services of its worker.
 #[derive(Debug, Clone)]
 pub(crate) struct Slots {
     service: Arc<Semaphore>,
     all: AllSlots,
-    /// There where a slot is the whole worker.
+    /// There where no other invocation is to begin.
     alone: Option<Place>,
 }
 
@@ -30,13 +35,14 @@ pub(crate) struct AllSlots {
 }
 
 impl AllSlots {
-    pub(crate) fn new(count: usize) -> Self {
+    /// So many. One that is to run alone keeps others from beginning for as long as the limit says.
+    pub(crate) fn new(count: usize, alone_limit: Duration) -> Self {
         let count = u32::try_from(count).unwrap_or(u32::MAX);
         let free = Arc::new(Semaphore::new(count as usize));
         let finishing = TaskTracker::new();
         // It can be waited for at any time.
         finishing.close();
-        Self { turns: Turns::new(Arc::clone(&free), count), free, finishing }
+        Self { turns: Turns::new(Arc::clone(&free), count, alone_limit), free, finishing }
     }
 }
 
@@ -45,50 +51,90 @@ impl Slots {
         Self { service: Arc::new(Semaphore::new(service)), all, alone: None }
     }
 
-    /// The same, for an invocation beside which no other of this worker may run, of whatever service. Those that have given
-    /// their slots back to wait for fan-outs of their own do not run; they go on when it has ended, or waits itself.
+    /// The same, for an invocation beside which no other of this worker may begin, of whatever service, before it has run for as long as
+    /// the limit says. Those that have given their slots back to wait for fan-outs of their own do not run; they go on when it has
+    /// ended, waits itself, or has run for so long.
     pub(crate) fn alone(&self, place: Place) -> Self {
         Self { alone: Some(place), ..self.clone() }
     }
 
-    /// Whether the worker holds invocations that are to run alone, or runs one.
+    /// The same, for an invocation that others may run beside.
+    fn beside(&self) -> Self {
+        Self { alone: None, ..self.clone() }
+    }
+
+    /// Whether the worker holds invocations that are to run alone, or runs one that others have to wait for.
     pub(crate) fn holds_suspects(&self) -> bool {
         self.all.turns.are_wanted()
     }
 
-    /// Waits for a slot. Everyone takes the service's part first, so nobody waits in a circle; who takes all of the worker's needs
-    /// no other. The semaphores are fair: whoever waits for all is overtaken by none.
+    /// Waits for a slot. Everyone takes the service's part first, so nobody waits in a circle.
     pub(crate) async fn take(&self) -> Permits {
-        let closed = "the semaphores are never closed";
         if let Some(place) = self.alone {
+            return self.take_alone(place).await;
+        }
+        loop {
+            self.all.turns.over().await;
+            let permits = self.with(one_of(&self.service).await).await;
+            // One that waited before the turn has begun waits again.
+            if !self.all.turns.are_under_way() {
+                return permits;
+            }
+        }
+    }
+
+    async fn take_alone(&self, place: Place) -> Permits {
+        let mut of_service = None;
+        loop {
             let mut turn = self.all.turns.take(place).await;
+            let permit = match of_service.take() {
+                Some(permit) => Ok(permit),
+                None => timeout(GIVING_BACK, one_of(&self.service)).await,
+            };
+            let Ok(permit) = permit else {
+                // As many of its service as may run do, for longer than the limit: nobody is to wait for them but this one.
+                drop(turn);
+                of_service = Some(one_of(&self.service).await);
+                continue;
+            };
+            let permits = self.with(permit).await;
             // They have run, and would run again if this process ended now. An outage keeps them from being answered for long,
             // and nothing is to wait for that here.
             turn.wait_for(self.all.finishing.wait()).await;
-            return Permits::Alone { _turn: turn };
+            turn.begin();
+            return Permits { turn: Some(turn), ..permits };
         }
-        let service = Arc::clone(&self.service).acquire_owned().await.expect(closed);
-        let worker = Arc::clone(&self.all.free).acquire_owned().await.expect(closed);
-        Permits::Beside { _service: service, _worker: worker }
+    }
+
+    async fn with(&self, of_service: OwnedSemaphorePermit) -> Permits {
+        Permits { _service: of_service, _worker: one_of(&self.all.free).await, turn: None }
     }
 
     fn try_take(&self) -> Option<Permits> {
-        if self.alone.is_some() {
-            return self.all.turns.try_take().map(|turn| Permits::Alone { _turn: turn });
-        }
+        let turn = match self.alone {
+            Some(_) => Some(self.all.turns.try_take()?),
+            None if self.all.turns.are_under_way() => return None,
+            None => None,
+        };
         let service = Arc::clone(&self.service).try_acquire_owned().ok()?;
         let worker = Arc::clone(&self.all.free).try_acquire_owned().ok()?;
-        Some(Permits::Beside { _service: service, _worker: worker })
+        let mut permits = Permits { _service: service, _worker: worker, turn };
+        permits.turn.iter_mut().for_each(Turn::begin);
+        Some(permits)
     }
+}
+
+async fn one_of(slots: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+    Arc::clone(slots).acquire_owned().await.expect("the semaphores are never closed")
 }
 
 /// A slot that is taken, until this is dropped.
 #[derive(Debug)]
-pub(crate) enum Permits {
-    /// Others may run beside it.
-    Beside { _service: OwnedSemaphorePermit, _worker: OwnedSemaphorePermit },
-    /// No other runs.
-    Alone { _turn: Turn },
+pub(crate) struct Permits {
+    _service: OwnedSemaphorePermit,
+    _worker: OwnedSemaphorePermit,
+    /// Dropped last: whoever is handed it needs a slot. There where no other may begin.
+    turn: Option<Turn>,
 }
 
 /// The slot of one running invocation, which is given back while the invocation waits for a fan-out of its own.
@@ -111,6 +157,8 @@ struct SharedSlot {
 struct State {
     permits: Option<Permits>,
     waits: usize,
+    /// Whether it has run for so long that others may begin beside it.
+    has_outlived: bool,
     /// There while it waits: the delivery is held for long.
     hold: Option<Hold>,
     finished: bool,
@@ -120,7 +168,14 @@ struct State {
 
 impl Slot {
     pub(crate) fn new(slots: Slots, permits: Permits, receipt: Receipt) -> Self {
-        let state = State { permits: Some(permits), waits: 0, hold: None, finished: false, finishing: None };
+        let state = State {
+            permits: Some(permits),
+            waits: 0,
+            has_outlived: false,
+            hold: None,
+            finished: false,
+            finishing: None,
+        };
         Self { shared: Arc::new(SharedSlot { slots, receipt, state: Mutex::new(state) }) }
     }
 
@@ -144,6 +199,11 @@ impl Slot {
 impl SharedSlot {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Where it takes a slot again.
+    fn slots(&self) -> Slots {
+        if self.state().has_outlived { self.slots.beside() } else { self.slots.clone() }
     }
 
     /// Takes note that a wait has ended. True where it was the last and the slot is to be taken again.
@@ -170,7 +230,8 @@ impl WhileWaiting for Slot {
         let mut state = self.shared.state();
         state.waits += 1;
         if state.waits == 1 && !state.finished {
-            state.permits = None;
+            let turn = state.permits.take().and_then(|permits| permits.turn);
+            state.has_outlived |= turn.is_some_and(|turn| turn.is_over());
             state.hold = Some(self.shared.receipt.hold());
         }
         Box::new(Waiting { slot: Some(Arc::clone(&self.shared)) })
@@ -192,7 +253,7 @@ impl Yielded for Waiting {
     async fn end(mut self: Box<Self>) {
         let slot = self.slot.take().expect("a wait ends once");
         if slot.wait_ended() {
-            let permits = slot.slots.take().await;
+            let permits = slot.slots().take().await;
             slot.resume(permits);
         }
     }
@@ -204,7 +265,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         if let Some(slot) = self.slot.take()
             && slot.wait_ended()
-            && let Some(permits) = slot.slots.try_take()
+            && let Some(permits) = slot.slots().try_take()
         {
             slot.resume(permits);
         }
@@ -217,6 +278,8 @@ mod tests {
     use fanfare_broker::Acknowledge;
     use futures_util::FutureExt;
     use std::sync::atomic::{AtomicI64, Ordering};
+
+    const LIMIT: Duration = Duration::from_secs(30);
 
     #[derive(Debug, Default)]
     struct Holds(AtomicI64);
@@ -237,7 +300,7 @@ mod tests {
     }
 
     async fn slot() -> (Slots, Slot, Arc<Holds>) {
-        slot_of(Slots::new(1, AllSlots::new(1))).await
+        slot_of(Slots::new(1, AllSlots::new(1, LIMIT))).await
     }
 
     async fn slot_of(slots: Slots) -> (Slots, Slot, Arc<Holds>) {
@@ -263,7 +326,7 @@ mod tests {
 
     #[tokio::test]
     async fn one_that_runs_alone_waits_for_all_others_and_keeps_them_waiting_until_it_waits_itself() {
-        let all = AllSlots::new(3);
+        let all = AllSlots::new(3, LIMIT);
         let (one, other) = (Slots::new(2, all.clone()), Slots::new(2, all));
         let (running, later) = (one.take().await, other.alone(Place::BEGUN));
         let mut alone = Box::pin(later.take());

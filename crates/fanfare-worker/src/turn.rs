@@ -1,8 +1,9 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, Semaphore, oneshot};
-use tokio::time::{Instant, sleep_until};
+use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 /// How long a turn lasts at least, where that many wait for it.
 const SHORTEST_TURN: Duration = Duration::from_secs(1);
@@ -38,13 +39,18 @@ impl Place {
     }
 }
 
-/// Turns of the invocations that run alone. To empty the worker of all others takes as long as the slowest of them, so it is not done
-/// for each: one that has run hands the empty worker to the next that waits, until the turn is over. Within bounds, a turn lasts as
-/// long as emptying the worker took; then the others, where any wait, have the worker for as long.
+/// Turns of the invocations that run alone. While one has its turn, no other invocation begins. To empty the worker of all others takes
+/// as long as the slowest of them, up to a limit, so it is not done for each: one that has run hands the empty worker to the next that
+/// waits, until the turn is over. Within bounds, a turn lasts as long as emptying the worker took; then the others, where any wait, have
+/// the worker for as long as they have waited. One that runs for longer than the limit goes on, and its turn is over.
 #[derive(Debug, Clone)]
 pub(crate) struct Turns {
     slots: Arc<Semaphore>,
     all: u32,
+    /// How long the worker is emptied, and how long one that runs keeps others from beginning, at most.
+    limit: Duration,
+    /// Whether others have to wait.
+    closed: Arc<watch::Sender<bool>>,
     /// From when on the next turn may begin; locked by the one that empties the worker, until its turn is over.
     next: Arc<tokio::sync::Mutex<Option<Instant>>>,
     waiting: Arc<Mutex<Vec<Waiting>>>,
@@ -60,11 +66,13 @@ struct Waiting {
 
 impl Turns {
     /// Turns at all of these slots, which are as many.
-    pub(crate) fn new(slots: Arc<Semaphore>, all: u32) -> Self {
-        Self { slots, all, next: Arc::default(), waiting: Arc::default() }
+    pub(crate) fn new(slots: Arc<Semaphore>, all: u32, limit: Duration) -> Self {
+        let closed = Arc::new(watch::Sender::new(false));
+        Self { slots, all, limit, closed, next: Arc::default(), waiting: Arc::default() }
     }
 
-    /// Waits until the worker is empty, and nobody waits who comes before this one.
+    /// Waits until no other has its turn, nobody waits who comes before this one, and the worker is empty or was emptied for as long
+    /// as the limit says: what runs then has run for so long that it is left to itself.
     pub(crate) async fn take(&self, place: Place) -> Turn {
         let (turn, mut handed) = oneshot::channel();
         let from = Instant::now() + place.settling;
@@ -79,6 +87,20 @@ impl Turns {
         }
     }
 
+    /// Waits until nobody has a turn.
+    pub(crate) async fn over(&self) {
+        // Who only looks is not to count among those who wait.
+        if self.are_under_way() {
+            let mut closed = self.closed.subscribe();
+            closed.wait_for(|closed| !closed).await.expect("the sender is here");
+        }
+    }
+
+    /// Whether somebody has a turn, and others have to wait.
+    pub(crate) fn are_under_way(&self) -> bool {
+        *self.closed.borrow()
+    }
+
     /// Whether somebody has the worker, or waits for it.
     pub(crate) fn are_wanted(&self) -> bool {
         self.next.try_lock().is_err() || !self.waiting().is_empty()
@@ -87,11 +109,13 @@ impl Turns {
     /// Takes the worker where it is empty.
     pub(crate) fn try_take(&self) -> Option<Turn> {
         let next = Arc::clone(&self.next).try_lock_owned().ok()?;
-        let permit = Arc::clone(&self.slots).try_acquire_many_owned(self.all).ok()?;
-        Some(self.empty(next, permit, Duration::ZERO))
+        let closed = Closed::new(&self.closed);
+        // Whoever takes a slot from here on sees that it is closed.
+        let _all = self.slots.try_acquire_many(self.all).ok()?;
+        Some(self.turn(next, closed, Instant::now()))
     }
 
-    /// Empties the worker. The semaphore is fair: whoever wants a slot meanwhile waits behind this.
+    /// Empties the worker.
     async fn begin(&self, from: Instant) -> Turn {
         // A timer takes a moment even where none is left.
         if from > Instant::now() {
@@ -101,21 +125,16 @@ impl Turns {
         if let Some(from) = *next {
             sleep_until(from).await;
         }
-        let since = Instant::now();
-        let permit = Arc::clone(&self.slots).acquire_many_owned(self.all).await;
-        self.empty(next, permit.expect("the semaphore is never closed"), since.elapsed())
+        let (since, closed) = (Instant::now(), Closed::new(&self.closed));
+        // Who has run has given its slot back.
+        let _ = timeout(self.limit, self.slots.acquire_many(self.all)).await;
+        self.turn(next, closed, since)
     }
 
-    fn empty(
-        &self,
-        next: OwnedMutexGuard<Option<Instant>>,
-        permit: OwnedSemaphorePermit,
-        took: Duration,
-    ) -> Turn {
-        let began = Instant::now();
-        let until = began + took.clamp(SHORTEST_TURN, LONGEST_TURN);
-        let empty = Empty { permit: Some(permit), next, began, until, patience: PATIENCE };
-        Turn { empty: Some(empty), turns: self.clone() }
+    fn turn(&self, next: OwnedMutexGuard<Option<Instant>>, closed: Closed, since: Instant) -> Turn {
+        let until = Instant::now() + since.elapsed().clamp(SHORTEST_TURN, LONGEST_TURN);
+        let floor = Floor { closed, next, since, until, patience: PATIENCE };
+        Turn { floor: Arc::new(Mutex::new(Some(floor))), limited: JoinSet::new(), turns: self.clone() }
     }
 
     fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
@@ -133,60 +152,100 @@ impl Turns {
     }
 }
 
-/// The whole worker, for one invocation. Dropped, it goes to the next that waits for it, or to everyone.
+/// The turn of one invocation. Dropped, it goes to the next that waits for it, or is over.
 #[derive(Debug)]
 pub(crate) struct Turn {
-    /// There until it is dropped.
-    empty: Option<Empty>,
+    /// There until it is dropped, or over.
+    floor: Arc<Mutex<Option<Floor>>>,
+    /// Ends it in time.
+    limited: JoinSet<()>,
     turns: Turns,
 }
 
+/// That no other invocation begins.
 #[derive(Debug)]
-struct Empty {
-    permit: Option<OwnedSemaphorePermit>,
+struct Floor {
+    closed: Closed,
     next: OwnedMutexGuard<Option<Instant>>,
-    began: Instant,
+    since: Instant,
     until: Instant,
     patience: Duration,
+}
+
+/// Others have to wait until this is dropped.
+#[derive(Debug)]
+struct Closed(Arc<watch::Sender<bool>>);
+
+impl Closed {
+    fn new(closed: &Arc<watch::Sender<bool>>) -> Self {
+        closed.send_replace(true);
+        Self(Arc::clone(closed))
+    }
+}
+
+impl Drop for Closed {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
 }
 
 impl Turn {
     /// Waits for something within what is left of the turn's patience.
     pub(crate) async fn wait_for(&mut self, something: impl Future<Output = ()>) {
-        let empty = self.empty.as_mut().expect("it is not dropped");
+        let patience = lock(&self.floor).as_ref().map_or(Duration::ZERO, |floor| floor.patience);
         let since = Instant::now();
-        let _ = tokio::time::timeout(empty.patience, something).await;
-        empty.patience = empty.patience.saturating_sub(since.elapsed());
+        let _ = timeout(patience, something).await;
+        if let Some(floor) = lock(&self.floor).as_mut() {
+            floor.patience = patience.saturating_sub(since.elapsed());
+        }
+    }
+
+    /// Its invocation begins to run: from the limit on, others may begin beside it.
+    pub(crate) fn begin(&mut self) {
+        let (floor, limit) = (Arc::clone(&self.floor), self.turns.limit);
+        self.limited.spawn(async move {
+            sleep(limit).await;
+            // Of its own statement: it wakes others.
+            let over = lock(&floor).take();
+            drop(over);
+        });
+    }
+
+    /// Whether others may begin by now.
+    pub(crate) fn is_over(&self) -> bool {
+        lock(&self.floor).is_none()
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let mut empty = self.empty.take();
-        while empty.as_ref().is_some_and(|empty| Instant::now() < empty.until) {
+        let mut floor = lock(&self.floor).take();
+        while floor.as_ref().is_some_and(|floor| Instant::now() < floor.until) {
             // Of its own statement: a turn that nobody takes comes back, and may be dropped only when nothing is locked.
             let Some(next) = self.turns.first() else { break };
-            let turn = Self { empty: empty.take(), turns: self.turns.clone() };
-            empty = next.send(turn).err().and_then(|mut refused| refused.empty.take());
+            let handed = Arc::new(Mutex::new(floor.take()));
+            let turn = Self { floor: handed, limited: JoinSet::new(), turns: self.turns.clone() };
+            floor = next.send(turn).err().and_then(|refused| lock(&refused.floor).take());
         }
     }
 }
 
-impl Drop for Empty {
+impl Drop for Floor {
     fn drop(&mut self) {
-        let length = self.began.elapsed();
-        let permit = self.permit.take().expect("it is there until now");
-        let (slots, all) = (Arc::clone(permit.semaphore()), permit.num_permits());
-        drop(permit);
-        // Where a slot is gone at once, someone was waiting for it.
-        *self.next = (slots.available_permits() < all).then(|| Instant::now() + length);
+        let length = self.since.elapsed().max(SHORTEST_TURN);
+        // Nobody looks on but those who wait.
+        *self.next = (self.closed.0.receiver_count() > 0).then(|| Instant::now() + length);
     }
+}
+
+fn lock(floor: &Mutex<Option<Floor>>) -> MutexGuard<'_, Option<Floor>> {
+    floor.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
-    use tokio::sync::mpsc;
+    use tokio::sync::{OwnedSemaphorePermit, mpsc};
     use tokio::time::{advance, sleep};
 
     use super::*;
@@ -194,18 +253,31 @@ mod tests {
     const ALL: u32 = 3;
     const AT_ONCE: Place = Place { order: 0, settling: Duration::ZERO };
 
+    const LIMIT: Duration = Duration::from_secs(100);
+
     fn turns() -> (Turns, Arc<Semaphore>) {
         let slots = Arc::new(Semaphore::new(ALL as usize));
-        (Turns::new(slots.clone(), ALL), slots)
+        (Turns::new(slots.clone(), ALL, LIMIT), slots)
+    }
+
+    /// A slot of one that runs beside others.
+    async fn beside(turns: Turns) -> OwnedSemaphorePermit {
+        loop {
+            turns.over().await;
+            let slot = turns.slots.clone().acquire_owned().await.unwrap();
+            if !turns.are_under_way() {
+                return slot;
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_worker_is_emptied_once_for_all_that_wait() {
-        let (turns, slots) = turns();
-        let running = slots.clone().acquire_owned().await;
+        let (turns, _slots) = turns();
+        let running = beside(turns.clone()).await;
         let [mut first, mut second] = [(); 2].map(|()| Box::pin(turns.take(AT_ONCE)));
         assert!((&mut first).now_or_never().is_none());
-        let mut other = Box::pin(slots.clone().acquire_owned());
+        let mut other = Box::pin(beside(turns.clone()));
         assert!((&mut other).now_or_never().is_none(), "it waits behind who is to run alone");
         assert!((&mut second).now_or_never().is_none());
         drop(running);
@@ -219,9 +291,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_turn_that_is_over_leaves_the_worker_to_the_others_for_as_long() {
-        let (turns, slots) = turns();
+        let (turns, _slots) = turns();
         let turn = turns.take(AT_ONCE).await;
-        let mut other = Box::pin(slots.clone().acquire_owned());
+        let mut other = Box::pin(beside(turns.clone()));
         assert!((&mut other).now_or_never().is_none());
         let mut next = Box::pin(turns.take(AT_ONCE));
         assert!((&mut next).now_or_never().is_none());
@@ -230,11 +302,10 @@ mod tests {
         drop((&mut other).now_or_never().expect("the turn is over"));
         advance(SHORTEST_TURN / 2).await;
         assert!((&mut next).now_or_never().is_none());
-        let another =
-            slots.clone().acquire_owned().now_or_never().expect("nobody is about to empty the worker");
+        let another = beside(turns.clone()).now_or_never().expect("nobody is about to empty the worker");
         advance(SHORTEST_TURN / 2).await;
         assert!((&mut next).now_or_never().is_none(), "one runs");
-        assert!(slots.clone().acquire_owned().now_or_never().is_none(), "nobody overtakes the turn");
+        assert!(beside(turns.clone()).now_or_never().is_none(), "nobody overtakes the turn");
         drop(another);
         assert!(next.now_or_never().is_some());
     }
@@ -244,13 +315,13 @@ mod tests {
         for (took, lasts) in [(0, 1), (5, 5), (60, 10)]
             .map(|(took, lasts)| (Duration::from_secs(took), Duration::from_secs(lasts)))
         {
-            let (turns, slots) = turns();
-            let running = slots.clone().acquire_owned().await;
+            let (turns, _slots) = turns();
+            let running = beside(turns.clone()).await;
             let [mut first, mut second, mut third] = [(); 3].map(|()| Box::pin(turns.take(AT_ONCE)));
             for waiting in [&mut first, &mut second, &mut third] {
                 assert!(waiting.now_or_never().is_none());
             }
-            let mut other = Box::pin(slots.clone().acquire_owned());
+            let mut other = Box::pin(beside(turns.clone()));
             assert!((&mut other).now_or_never().is_none());
             advance(took).await;
             drop(running);
@@ -311,5 +382,65 @@ mod tests {
         drop(handed);
         assert!(last.now_or_never().is_some());
         assert_eq!(slots.available_permits(), ALL as usize);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_runs_for_longer_than_the_limit_keeps_others_waiting_no_more() {
+        let (turns, _slots) = turns();
+        let mut turn = turns.take(AT_ONCE).await;
+        turn.begin();
+        let mut other = Box::pin(beside(turns.clone()));
+        assert!((&mut other).now_or_never().is_none());
+        let mut next = Box::pin(turns.take(AT_ONCE));
+        assert!((&mut next).now_or_never().is_none());
+        sleep(LIMIT - Duration::from_millis(1)).await;
+        assert!((&mut other).now_or_never().is_none() && !turn.is_over());
+        sleep(Duration::from_millis(2)).await;
+        assert!(turn.is_over());
+        drop((&mut other).now_or_never().expect("it may begin"));
+        assert!((&mut next).now_or_never().is_none(), "the others have the worker for as long");
+        sleep(LIMIT).await;
+        let next = next.now_or_never().expect("its turn has come");
+        drop(turn);
+        assert!(turns.are_under_way(), "a turn that is over ends no other");
+        drop(next);
+        assert!(!turns.are_under_way());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_worker_is_emptied_for_no_longer_than_the_limit() {
+        let (turns, _slots) = turns();
+        let _running = beside(turns.clone()).await;
+        let mut turn = Box::pin(turns.take(AT_ONCE));
+        assert!((&mut turn).now_or_never().is_none());
+        let mut other = Box::pin(beside(turns.clone()));
+        assert!((&mut other).now_or_never().is_none(), "it waits behind who is to run alone");
+        advance(LIMIT).await;
+        let turn = turn.now_or_never().expect("what runs is left to itself");
+        assert!((&mut other).now_or_never().is_none(), "and nothing else begins");
+        drop(turn);
+        assert!(other.now_or_never().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_queue_of_those_that_run_for_long_leaves_half_of_the_time_to_the_others() {
+        let (turns, _slots) = turns();
+        for _ in 0..10 {
+            let turns = turns.clone();
+            tokio::spawn(async move {
+                let mut turn = turns.take(AT_ONCE).await;
+                turn.begin();
+                sleep(LIMIT * 50).await;
+            });
+        }
+        let since = Instant::now();
+        let mut begun = 0;
+        while since.elapsed() < LIMIT * 30 {
+            drop(beside(turns.clone()).await);
+            sleep(Duration::from_secs(1)).await;
+            begun += 1;
+        }
+        let seconds = usize::try_from(LIMIT.as_secs()).unwrap() * 30;
+        assert!(begun * 2 >= seconds, "{begun} in {seconds} s");
     }
 }

@@ -78,6 +78,10 @@ pub struct Config {
     /// up: a failed result, and a copy among the parked messages. 20, since a rolling restart redelivers whatever was handed
     /// out. From the third delivery on it runs alone in its worker, so that one which kills its worker takes no others with it.
     pub redelivery_limit: u32,
+    /// How long a message that runs alone keeps the others of its worker waiting: for so long at most it waits for what runs to end, and for
+    /// so long at most no other begins once it runs. What runs beside it after that is delivered again where it still kills its
+    /// worker. 30 s.
+    pub alone_limit: Duration,
     /// Bytes of one result: a target fails with a larger one. 8,355,840, which is the most that there can be.
     pub most_result_bytes: usize,
     /// Bytes of the largest final payload that is put together where it came in parts, for services that do not
@@ -98,6 +102,7 @@ impl Default for Config {
             consumer_timeout: consumer_timeout::DEFAULT,
             shutdown_deadline: Duration::from_secs(30),
             redelivery_limit: 20,
+            alone_limit: Duration::from_secs(30),
             most_result_bytes: limits::RESULT_BYTES,
             most_payload_bytes: 256 * 1024 * 1024,
             bundle_results: true,
@@ -293,7 +298,7 @@ impl Running {
             stopping: CancellationToken::new(),
             stop: Stop::default(),
         };
-        let all = AllSlots::new(config.concurrency);
+        let all = AllSlots::new(config.concurrency, config.alone_limit);
         let results = Bundler::start(Arc::clone(publisher.broker()), config.bundle_results);
         services.into_iter().fold(running, |mut running, registered| {
             let names = publisher.config().names.clone();

@@ -10,6 +10,7 @@ use std::time::Duration;
 use fanfare_protocol::{Message, header};
 use fanfare_worker::{Config, Context, Registration, service};
 use harness::{Bench, within};
+use tokio::time::Instant;
 
 /// Counts how many run at a time, and the most that did.
 #[derive(Clone, Default)]
@@ -104,6 +105,57 @@ async fn from_the_third_delivery_on_nothing_of_any_service_runs_beside_it() {
     let worker = bench.start([gauge.service("a")]).await;
     bench.results(3).await;
     assert_eq!(gauge.most.load(Ordering::SeqCst), 1, "each runs alone");
+    worker.stop().await;
+}
+
+/// Takes as many seconds as it is told to, and returns them.
+fn sleeper(name: &str) -> Registration {
+    service(name, |_: Context, seconds: u32| async move {
+        tokio::time::sleep(Duration::from_secs(seconds.into())).await;
+        Ok(seconds)
+    })
+}
+
+async fn in_order(bench: &Bench, results: usize) -> Vec<u32> {
+    bench.results(results).await.iter().map(|result| result.response().unwrap()).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_runs_for_long_keeps_others_waiting_for_a_limited_time() {
+    let bench = Bench::new();
+    bench.call("a", ["200", "1"]).await;
+    bench.deliver("a", 1, 2).await;
+    let since = Instant::now();
+    let config = Config { alone_limit: Duration::from_secs(20), ..Config::default() };
+    // The service runs one at a time, whatever it is suspected of.
+    let worker = bench.start_with(config, [sleeper("a").concurrency(1), sleeper("b")]).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bench.call("b", ["2"]).await;
+    assert_eq!(in_order(&bench, 1).await, [2]);
+    let took = since.elapsed().as_secs();
+    assert!((22..25).contains(&took), "it begins when the other has run for 20 s, and not after {took} s");
+    assert_eq!(in_order(&bench, 2).await, [200, 1]);
+    let took = since.elapsed().as_secs();
+    assert!((201..205).contains(&took), "{took} s");
+    worker.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_that_is_to_run_alone_waits_for_a_limited_time_for_what_runs_for_long() {
+    let bench = Bench::new();
+    bench.call("a", ["5"]).await;
+    bench.deliver("a", 1, 2).await;
+    let suspect = bench.hide("a").await;
+    bench.call("b", ["200"]).await;
+    let worker = bench.start([sleeper("a"), sleeper("b"), sleeper("c")]).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let since = Instant::now();
+    suspect.close().await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    bench.call("c", ["1"]).await;
+    assert_eq!(in_order(&bench, 3).await, [5, 1, 200]);
+    let took = since.elapsed().as_secs();
+    assert!((195..205).contains(&took), "{took} s");
     worker.stop().await;
 }
 

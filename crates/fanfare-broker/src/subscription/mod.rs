@@ -7,6 +7,7 @@ mod subscribed;
 mod tests;
 mod window;
 
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -41,7 +42,7 @@ const LASTING: Duration = Duration::from_secs(30);
 /// What a lost channel had handed out comes again by the broker; answers to the lost deliveries do nothing. An answer
 /// given twice counts once.
 ///
-/// Nothing runs in the background: the work is done while [`next`](Subscription::next) is awaited. Dropping it gives
+/// Nothing runs in the background: the work is done while [`next`](Subscription::next) or [`tend`](Subscription::tend) is awaited. Dropping it gives
 /// back what was not handed out; what was handed out stays answerable for as long as its receipt lives.
 ///
 /// ```
@@ -195,6 +196,16 @@ impl Subscription {
         std::future::poll_fn(|context| self.poll_next(context)).await
     }
 
+    /// Sees to it that the queue is consumed, through reconnects, and hands nothing out: for an owner that has no room for more. Never
+    /// returns.
+    ///
+    /// Cancel safe, as [`next`](Self::next).
+    pub async fn tend(&mut self) -> Infallible {
+        std::future::poll_fn(|context| self.poll(context, Self::poll_ends)).await;
+        // It is stopped.
+        std::future::pending().await
+    }
+
     /// Hands out so many deliveries for each channel from now on; 0 counts as 1. On each, a new consumer takes the place of the one that
     /// is there: what that has handed out stays answerable and counts no more, and what it has received is handed out.
     ///
@@ -243,13 +254,21 @@ impl Subscription {
     }
 
     fn poll_next(&mut self, context: &mut Context<'_>) -> Poll<Option<Delivery>> {
+        self.poll(context, Self::poll_channels)
+    }
+
+    fn poll(
+        &mut self,
+        context: &mut Context<'_>,
+        poll_channels: fn(&mut Self, &mut Context<'_>) -> Option<Delivery>,
+    ) -> Poll<Option<Delivery>> {
         // Before anything is looked at, so that no change after the look is missed.
         self.changed.register(context.waker());
         loop {
             if self.stopped {
                 return Poll::Ready(None);
             }
-            if let Some(delivery) = self.poll_channels(context) {
+            if let Some(delivery) = poll_channels(self, context) {
                 return Poll::Ready(Some(delivery));
             }
             if self.resize() {
@@ -283,6 +302,24 @@ impl Subscription {
             if !subscribed.is_leaving() {
                 self.lost(&subscribed, next.and_then(Result::err));
             }
+        }
+        None
+    }
+
+    /// Those that ended go. One that is on its way out stays for what it may still hand out.
+    fn poll_ends(&mut self, context: &mut Context<'_>) -> Option<Delivery> {
+        let mut at = 0;
+        while at < self.channels.len() {
+            if self.channels[at].is_leaving() {
+                at += 1;
+                continue;
+            }
+            let Poll::Ready(end) = self.channels[at].poll_end(context) else {
+                at += 1;
+                continue;
+            };
+            let subscribed = self.channels.remove(at);
+            self.lost(&subscribed, end);
         }
         None
     }

@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::pin::pin;
 use std::task::{Context, Poll, ready};
 
@@ -14,6 +15,8 @@ pub(super) struct Subscribed {
     // Dropped before the window, which may close the channel.
     consumer: Consumer,
     stage: Stage,
+    /// What was received while nobody asked for it.
+    early: VecDeque<Delivery>,
     pub(super) window: Window,
     queue: String,
     binding: Option<Binding>,
@@ -36,7 +39,8 @@ enum Stage {
 impl Subscribed {
     /// What consumes the queue on the window's channel, with its prefetch.
     pub(super) fn new(consumer: Consumer, queue: String, window: Window) -> Self {
-        Self { consumer, stage: Stage::Consuming, window, queue, binding: None, since: Instant::now() }
+        let (stage, early) = (Stage::Consuming, VecDeque::new());
+        Self { consumer, stage, early, window, queue, binding: None, since: Instant::now() }
     }
 
     /// The queue is to stay bound to an exchange, where there is one.
@@ -55,6 +59,25 @@ impl Subscribed {
         &mut self,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Delivery, BrokerError>>> {
+        let next = match self.early.pop_front() {
+            Some(early) => Some(Ok(early)),
+            None => ready!(self.poll_received(context)),
+        };
+        Poll::Ready(next.map(|next| next.map(|delivery| self.window.wrap(delivery))))
+    }
+
+    /// Its end, as [`poll_next`](Self::poll_next) tells it. What it receives before that is kept: no more than its prefetch.
+    pub(super) fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<Option<BrokerError>> {
+        loop {
+            match ready!(self.poll_received(context)) {
+                Some(Ok(delivery)) => self.early.push_back(delivery),
+                Some(Err(error)) => break Poll::Ready(Some(error)),
+                None => break Poll::Ready(None),
+            }
+        }
+    }
+
+    fn poll_received(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Delivery, BrokerError>>> {
         if let Some(binding) = &mut self.binding
             && let Poll::Ready(error) = binding.poll_lost(&self.window, context)
         {
@@ -81,7 +104,7 @@ impl Subscribed {
                 self.begin();
                 continue;
             }
-            break Poll::Ready(next.map(|next| next.map(|delivery| self.window.wrap(delivery))));
+            break Poll::Ready(next);
         }
     }
 
@@ -115,6 +138,9 @@ impl Subscribed {
 
     /// Gives back what its cancelled consumer was handed and nobody has asked for.
     pub(super) async fn give_back(&mut self) {
+        for delivery in std::mem::take(&mut self.early) {
+            delivery.receipt.requeue().await;
+        }
         while let Some(Ok(delivery)) = self.consumer.next().await {
             delivery.receipt.requeue().await;
         }

@@ -92,6 +92,28 @@ async fn another_prefetch_holds_from_then_on_the_same_channel_and_gives_nothing_
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_queue_is_consumed_again_while_its_owner_has_no_room() {
+    let mut fixture = Fixture::with_messages(2, 1, &["a", "b", "c"]).await;
+    let a = fixture.next().await;
+    fixture.client.cut();
+    assert_eq!(fixture.consumers().await, 0);
+    assert!(timeout(SOON, fixture.subscription.tend()).await.is_err(), "it hands nothing out");
+    assert_eq!((fixture.consumers().await, fixture.ready().await), (1, 1));
+    assert!(!a.receipt.is_live());
+    for body in ["a", "b", "c"] {
+        let delivery = fixture.next().await;
+        assert_eq!(delivery.message.body, body);
+        assert!(timeout(SOON, fixture.subscription.tend()).await.is_err());
+        delivery.receipt.ack().await;
+    }
+    fixture.publish(&["d", "e"]).await;
+    assert!(timeout(SOON, fixture.subscription.tend()).await.is_err());
+    assert_eq!(fixture.ready().await, 0);
+    fixture.subscription.stop().await;
+    assert_eq!(fixture.ready().await, 2, "what was received and not handed out is given back");
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_published_to_an_exchange_comes_to_all_who_are_connected_and_again_after_a_reconnect() {
     let broker = MemoryBroker::new();
     let exchange = QueueNames::default().workers();

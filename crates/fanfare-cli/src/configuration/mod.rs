@@ -111,6 +111,7 @@ pub(crate) struct Worker {
     pub(crate) prefetch: Option<u16>,
     pub(crate) shutdown_deadline: Option<Written>,
     pub(crate) redelivery_limit: Option<u32>,
+    pub(crate) alone_limit: Option<Written>,
     #[serde(default, deserialize_with = "numbers::deserialize")]
     pub(crate) most_result_bytes: Option<usize>,
     #[serde(default, deserialize_with = "numbers::deserialize")]
@@ -313,6 +314,7 @@ mod tests {
             prefetch = 8
             shutdown_deadline = "1m"
             redelivery_limit = 50
+            alone_limit = "10s"
             most_result_bytes = 1000000
             most_payload_bytes = 100000000
             bundle_results = false

@@ -174,6 +174,16 @@ impl Bench {
         }
     }
 
+    /// Holds the first message of a service's queue until the channel is closed, which delivers it once more.
+    pub(crate) async fn hide(&self, service: &str) -> Arc<dyn ConsumerChannel> {
+        let channel = self.caller.open().await.unwrap();
+        let mut consumer = channel.consume(&self.service_queue(service).name, 1).await.unwrap();
+        within(consumer.next()).await.unwrap().unwrap();
+        // Dropped, it would be given back.
+        std::mem::forget(consumer);
+        channel
+    }
+
     /// Messages that wait in a queue.
     pub(crate) async fn waiting(&self, queue: &QueueSpec) -> u64 {
         self.caller.inspect(&queue.name).await.unwrap().map_or(0, |state| state.messages)
