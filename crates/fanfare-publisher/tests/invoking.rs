@@ -17,6 +17,8 @@ const STOCK: &str = "fanfare.service.stock";
 async fn served() -> std::sync::Arc<Faulty> {
     let broker = Faulty::new();
     broker.serve(&["price", "stock", "done", "log"]).await;
+    // As where a coordinator has been.
+    broker.memory.declare(&QueueNames::default().fanin()).await.unwrap();
     broker
 }
 
@@ -159,7 +161,7 @@ async fn queues_that_were_seen_lately_are_not_looked_at_again() {
     assert_eq!(broker.count("inspect fanfare.service"), 3);
     // Once to see that it is there, and once to see how many manifests wait.
     assert_eq!(broker.count("inspect fanfare.fanin"), 2);
-    assert_eq!(broker.count("declare fanfare.fanin"), 1);
+    assert_eq!(broker.count("declare fanfare.fanin"), 0);
     tokio::time::advance(Duration::from_secs(31)).await;
     enrichment(&publisher).invoke().await.unwrap();
     assert_eq!(broker.count("inspect fanfare.service"), 6);
@@ -170,6 +172,13 @@ async fn missing_queues_are_declared_where_that_is_wanted() {
     let broker = Faulty::new();
     enrichment(&broker.publisher()).declare_missing().invoke().await.unwrap();
     assert_eq!(broker.messages(STOCK).await.len(), 2);
+    // For each that is there for good, one that is not.
+    for asked in ["declare", "delete"] {
+        let of_others = format!("{asked} fanfare.agg.settling.");
+        let for_good = ["declare fanfare.service", "declare fanfare.dead", "declare fanfare.fanin"];
+        let for_good: usize = for_good.iter().map(|queue| broker.count(queue)).sum();
+        assert_eq!(broker.count(&of_others), for_good);
+    }
     assert!(broker.memory.inspect("fanfare.dead").await.unwrap().is_some());
 }
 
