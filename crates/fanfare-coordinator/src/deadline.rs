@@ -8,10 +8,13 @@ use tokio::time::Instant;
 
 /// How far two clocks may differ: a deadline that another coordinator has written down is given so much more.
 const CLOCK_SKEW: Duration = Duration::from_secs(5);
+/// After how long, at most, a coordinator that takes a fan-out over writes its deadline down. Most fan-outs have ended by then, and need no copy of
+/// their manifest.
+const WRITTEN_AFTER: Duration = Duration::from_secs(5);
 
 /// When what is missing is to fail, from when the coordinator started. The first coordinator counts from now, and writes the
 /// time of day down for those that the manifest is renewed to, once a tenth of the time has passed. Whoever takes over before that counts anew, and
-/// writes it down at once: so it is once, and for no more than that tenth, that a deadline comes later.
+/// writes it down soon: so it is once, and for no more than that tenth, that a deadline comes later, unless coordinators die one within seconds of the other.
 pub(crate) fn deadline(
     manifest: &mut Manifest,
     take_over: bool,
@@ -27,7 +30,7 @@ pub(crate) fn deadline(
     // Beyond what can be written, it is the latest that can.
     let at = chrono::Duration::from_std(left).ok().and_then(|left| now.checked_add_signed(left));
     manifest.deadline_utc = Some(WireTime::from(at.unwrap_or(DateTime::<Utc>::MAX_UTC)));
-    let unwritten = if take_over { Duration::ZERO } else { left / 10 };
+    let unwritten = if take_over { WRITTEN_AFTER.min(left / 10) } else { left / 10 };
     Some(Deadline { at: running.checked_add(left)?, written_at: running.checked_add(unwritten) })
 }
 
@@ -68,7 +71,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn whoever_takes_over_before_it_is_written_writes_it_at_once_and_the_next_goes_by_that() {
+    async fn whoever_takes_over_before_it_is_written_writes_it_soon_and_the_next_goes_by_that() {
         let second = Duration::from_secs(1);
         let mut manifest = manifest(100_000);
         let started = Instant::now();
@@ -76,7 +79,7 @@ mod tests {
         assert_eq!(first, Deadline { at: 100 * second, written_at: Some(10 * second) });
         tokio::time::advance(9 * second).await;
         let second_hold = deadline(&mut manifest, true, &System, started).unwrap();
-        assert_eq!(second_hold, Deadline { at: 109 * second, written_at: Some(9 * second) });
+        assert_eq!(second_hold, Deadline { at: 109 * second, written_at: Some(14 * second) });
         let third = deadline(&mut manifest, true, &System, started).unwrap();
         assert_eq!(third.written_at, None);
         let off = third.at.abs_diff(109 * second + CLOCK_SKEW);

@@ -321,9 +321,8 @@ impl World {
 
     fn machine(&self, tag: Tag, take_over: bool) -> FanIn<Tag> {
         let hold = Hold { token: id(self.next_token), take_over };
-        let written_at = |at: Duration| {
-            self.now + if take_over { Duration::ZERO } else { at.saturating_sub(self.now) / 10 }
-        };
+        let written_at =
+            |at: Duration| self.now + at.saturating_sub(self.now) / if take_over { 100 } else { 10 };
         let deadline = self.deadline.map(|at| Deadline { at, written_at: Some(written_at(at)) });
         FanIn::new(self.manifest.clone(), tag, hold, LIMITS, self.now).with_deadline(deadline, self.now)
     }
