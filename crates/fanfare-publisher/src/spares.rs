@@ -13,7 +13,7 @@ use std::time::Duration;
 use fanfare_broker::{Backoff, BrokerError, PublishError};
 use fanfare_protocol::{Cid, QueueSpec, RunId};
 use futures_util::future::join_all;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -31,8 +31,8 @@ const TRUSTED_FOR: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(crate) struct Spares {
     state: Mutex<State>,
-    /// Told when a change has come to its end.
-    ended: watch::Sender<()>,
+    /// Told when a change has come to its end. Those who wait are woken in their order.
+    ended: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -100,7 +100,7 @@ struct Change {
 
 impl Default for Spares {
     fn default() -> Self {
-        Self { state: Mutex::default(), ended: watch::Sender::new(()) }
+        Self { state: Mutex::default(), ended: Notify::new() }
     }
 }
 
@@ -158,7 +158,7 @@ impl Drop for Change {
     fn drop(&mut self) {
         let Spares { ended, .. } = &self.shared.spares;
         self.shared.spares.state().open.remove(&self.number);
-        ended.send_replace(());
+        ended.notify_waiters();
     }
 }
 
@@ -221,9 +221,10 @@ impl Shared {
         {
             return Ok(());
         }
-        let mut ended = self.spares.ended.subscribe();
         let mut backoff = Backoff::default();
         loop {
+            // Before anything is looked at, so that no end after the look is missed.
+            let ended = self.spares.ended.notified();
             let is_under_way = {
                 let state = self.spares.state();
                 if state.answered > declared.begun {
@@ -232,7 +233,7 @@ impl Shared {
                 state.open.last().is_some_and(|open| *open > declared.begun)
             };
             if is_under_way {
-                ended.changed().await.expect("its sender lives as long as the publisher");
+                ended.await;
                 continue;
             }
             match self.change(is_first).await.unwrap_or(Err(BrokerError::Closed)) {

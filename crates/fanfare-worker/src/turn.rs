@@ -1,7 +1,8 @@
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedMutexGuard, Semaphore, oneshot, watch};
+use tokio::sync::{Notify, OwnedMutexGuard, Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
@@ -49,11 +50,35 @@ pub(crate) struct Turns {
     all: u32,
     /// How long the worker is emptied, and how long one that runs keeps others from beginning, at most.
     limit: Duration,
-    /// Whether others have to wait.
-    closed: Arc<watch::Sender<bool>>,
+    gate: Arc<Gate>,
     /// From when on the next turn may begin; locked by the one that empties the worker, until its turn is over.
     next: Arc<tokio::sync::Mutex<Option<Instant>>>,
     waiting: Arc<Mutex<Vec<Waiting>>>,
+}
+
+/// What others wait at while somebody has a turn. They are woken in their order, so that a seed of the simulation tells all: a watch would
+/// wake them in any.
+#[derive(Debug, Default)]
+struct Gate {
+    is_closed: AtomicBool,
+    waiting: AtomicUsize,
+    opened: Notify,
+}
+
+/// One of those who wait at a gate, until this is dropped.
+struct AtGate<'a>(&'a Gate);
+
+impl<'a> AtGate<'a> {
+    fn new(gate: &'a Gate) -> Self {
+        gate.waiting.fetch_add(1, Ordering::SeqCst);
+        Self(gate)
+    }
+}
+
+impl Drop for AtGate<'_> {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 #[derive(Debug)]
@@ -67,8 +92,7 @@ struct Waiting {
 impl Turns {
     /// Turns at all of these slots, which are as many.
     pub(crate) fn new(slots: Arc<Semaphore>, all: u32, limit: Duration) -> Self {
-        let closed = Arc::new(watch::Sender::new(false));
-        Self { slots, all, limit, closed, next: Arc::default(), waiting: Arc::default() }
+        Self { slots, all, limit, gate: Arc::default(), next: Arc::default(), waiting: Arc::default() }
     }
 
     /// Waits until no other has its turn, nobody waits who comes before this one, and the worker is empty or was emptied for as long
@@ -90,15 +114,18 @@ impl Turns {
     /// Waits until nobody has a turn.
     pub(crate) async fn over(&self) {
         // Who only looks is not to count among those who wait.
-        if self.are_under_way() {
-            let mut closed = self.closed.subscribe();
-            closed.wait_for(|closed| !closed).await.expect("the sender is here");
+        while self.are_under_way() {
+            let _waits = AtGate::new(&self.gate);
+            let opened = self.gate.opened.notified();
+            if self.are_under_way() {
+                opened.await;
+            }
         }
     }
 
     /// Whether somebody has a turn, and others have to wait.
     pub(crate) fn are_under_way(&self) -> bool {
-        *self.closed.borrow()
+        self.gate.is_closed.load(Ordering::SeqCst)
     }
 
     /// Whether somebody has the worker, or waits for it.
@@ -109,7 +136,7 @@ impl Turns {
     /// Takes the worker where it is empty.
     pub(crate) fn try_take(&self) -> Option<Turn> {
         let next = Arc::clone(&self.next).try_lock_owned().ok()?;
-        let closed = Closed::new(&self.closed);
+        let closed = Closed::new(&self.gate);
         // Whoever takes a slot from here on sees that it is closed.
         let _all = self.slots.try_acquire_many(self.all).ok()?;
         Some(self.turn(next, closed, Instant::now()))
@@ -125,7 +152,7 @@ impl Turns {
         if let Some(from) = *next {
             sleep_until(from).await;
         }
-        let (since, closed) = (Instant::now(), Closed::new(&self.closed));
+        let (since, closed) = (Instant::now(), Closed::new(&self.gate));
         // Who has run has given its slot back.
         let _ = timeout(self.limit, self.slots.acquire_many(self.all)).await;
         self.turn(next, closed, since)
@@ -174,18 +201,19 @@ struct Floor {
 
 /// Others have to wait until this is dropped.
 #[derive(Debug)]
-struct Closed(Arc<watch::Sender<bool>>);
+struct Closed(Arc<Gate>);
 
 impl Closed {
-    fn new(closed: &Arc<watch::Sender<bool>>) -> Self {
-        closed.send_replace(true);
-        Self(Arc::clone(closed))
+    fn new(gate: &Arc<Gate>) -> Self {
+        gate.is_closed.store(true, Ordering::SeqCst);
+        Self(Arc::clone(gate))
     }
 }
 
 impl Drop for Closed {
     fn drop(&mut self) {
-        self.0.send_replace(false);
+        self.0.is_closed.store(false, Ordering::SeqCst);
+        self.0.opened.notify_waiters();
     }
 }
 
@@ -234,7 +262,8 @@ impl Drop for Floor {
     fn drop(&mut self) {
         let length = self.since.elapsed().max(SHORTEST_TURN);
         // Nobody looks on but those who wait.
-        *self.next = (self.closed.0.receiver_count() > 0).then(|| Instant::now() + length);
+        let others = self.closed.0.waiting.load(Ordering::SeqCst);
+        *self.next = (others > 0).then(|| Instant::now() + length);
     }
 }
 
