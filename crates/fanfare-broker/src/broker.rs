@@ -74,8 +74,8 @@ pub trait Broker: Send + Sync + fmt::Debug + 'static {
     /// Declares a queue, and then another of the same type that nobody else knows, which it deletes: so that what the first one is to hold
     /// outlives the broker, whenever that is killed.
     ///
-    /// RabbitMQ writes what it needs to find a quorum queue's log again up to three seconds after the declaration (the
-    /// [`names.dets`](https://github.com/rabbitmq/ra/blob/v3.1.6/src/ra_directory.erl) of its node: `auto_save`, and the delayed writes of Erlang's `dets`), or
+    /// RabbitMQ writes what it needs to find a quorum queue's log again some time after the declaration (the
+    /// [`names.dets`](https://github.com/rabbitmq/ra/blob/v3.1.6/src/ra_directory.erl) of its node, with an `auto_save` of 500 ms), or
     /// when it next looks for a name that it does not know. Where all members are killed before, the queue is there after the start, and
     /// empty; up to 4.2 it then has no leader, and takes nothing any more.
     ///

@@ -50,10 +50,12 @@ impl Trust {
         match self.distrusted(request) {
             None => Ok(()),
             Some(Some(user)) => Err(format!(
-                "its user_id `{user}` is not among the users whose requests are accepted: ask as one of them, or add it to the                  coordinators' accept_users"
+                "its user_id `{user}` is not among the users whose requests are accepted: ask as one of them, or add it to the \
+                 coordinators' accept_users"
             )),
             Some(None) => Err(
-                "it has no user_id, and only requests of certain users are accepted: give --user-id, or the setting user_id,                  which is the login of the broker's URL"
+                "it has no user_id, and only requests of certain users are accepted: give --user-id, or the setting user_id, \
+                 which is the login of the broker's URL"
                     .to_owned(),
             ),
         }
@@ -124,7 +126,7 @@ mod tests {
         let trust = trust(Some(&["shop"]));
         assert_eq!(trust.check_request(&of(Some("shop"))), Ok(()));
         let told = |user| trust.check_request(&of(user)).unwrap_err();
-        assert!(told(Some("worker")).contains("`worker` is not among the users whose requests are accepted"));
-        assert!(told(None).contains("give --user-id, or the setting user_id"));
+        assert!(told(Some("worker")).contains("or add it to the coordinators' accept_users"));
+        assert!(told(None).contains("give --user-id, or the setting user_id, which is the login"));
     }
 }

@@ -4,7 +4,7 @@
 //! log, and the decision for it may not be there yet: where it is killed then, it starts without the queue. The next change of that
 //! list, once it is answered, has brought the decision to the disk. So no manifest is published before another queue was declared, or
 //! deleted, after its own. Where that is the queue of the next fan-out, it costs nothing, and that one need not wait for it. From 4.3 on
-//! there is no Mnesia, and no manifest waits. Quorum queues need [another one's declaration](fanfare_broker::Broker::declare_for_good) on any version.
+//! there is no Mnesia, and no manifest of a classic queue waits. Quorum queues need [another one's declaration](fanfare_broker::Broker::declare_for_good) on any version.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
