@@ -12,6 +12,7 @@ on_both_brokers!(
     fan_outs_of_all_coordinators_are_told_of_with_how_far_they_have_come,
     those_that_do_not_match_are_left_out_and_those_beyond_the_limit_counted,
     those_that_have_ended_are_told_of_with_how_they_ended,
+    one_whose_queue_was_deleted_is_told_to_have_ended_by_that,
     what_has_happened_lately_is_told_to_who_asks_for_it,
     a_coordinator_that_does_not_answer_is_counted,
     without_a_coordinator_nobody_tells,
@@ -135,6 +136,26 @@ async fn those_that_have_ended_are_told_of_with_how_they_ended(stack: Stack) {
     how.sort_unstable();
     assert_eq!(how, [("by-itself", 2, 1, 0, None), ("cancelled", 3, 2, 1, Some(EndedBy::Cancel))]);
     assert_eq!(told(&operator, &StatusQuery::default(), |status| status.matching == 0).await.fan_outs, []);
+}
+
+async fn one_whose_queue_was_deleted_is_told_to_have_ended_by_that(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let _worker = stack.worker([services::echo(), services::fail()]).await;
+    stack.declare_service("nobody").await;
+    let _coordinator = stack.coordinator();
+    let deleted = invoke(&stack.publisher(), "my.source", "deleted", 1).await;
+    let operator = stack.operator(PATIENCE);
+    told(&operator, &StatusQuery::default(), |status| all_have_done(status, 1, 2)).await;
+    let queue = stack.names().aggregation(&deleted.cid, deleted.run).name;
+    stack.bystander().delete(&queue).await.expect("it is deleted");
+    assert_eq!(done.next_final().await.ended_by(), Some(EndedBy::Deletion));
+    let ended = StatusQuery { ended: true, ..StatusQuery::default() };
+    let status = told(&operator, &ended, |status| status.matching == 1).await;
+    let state = status.fan_outs[0].state;
+    assert!(
+        matches!(state, FanOutState::Ended { missing: 1, ended_by: Some(EndedBy::Deletion), .. }),
+        "{state:?}"
+    );
 }
 
 async fn what_has_happened_lately_is_told_to_who_asks_for_it(stack: Stack) {

@@ -21,7 +21,7 @@ const PARKED: &str = "fanfare_coordinator_parked_total";
 /// All series that count by one label, with the label's values.
 const BY_LABEL: [(&str, &str, &[&str]); 7] = [
     (TAKEN, "hold", &["first", "again"]),
-    (ENDED, "by", &["responses", "deadline", "completion", "cancel", "another", "nothing"]),
+    (ENDED, "by", &["responses", "deletion", "deadline", "completion", "cancel", "another", "nothing"]),
     (RESULTS, "outcome", &["ok", "failed", "missing"]),
     (IGNORED, "reason", &["late", "duplicate", "stranger"]),
     (REDELIVERED, "kind", &["manifest", "result"]),

@@ -100,6 +100,8 @@ fn of_targets(count: usize) -> String {
 #[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum EndedBy {
+    /// Somebody deleted the fan-out's aggregation queue, and what it would still have held is lost.
+    Deletion,
     /// The fan-out's deadline passed.
     Deadline,
     /// The fan-out's completion policy was met without it.
@@ -113,6 +115,7 @@ impl EndedBy {
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Deletion => "deletion",
             Self::Deadline => "deadline",
             Self::Completion => "completion",
             Self::Cancel => "cancel",
@@ -123,7 +126,7 @@ impl EndedBy {
     /// is no less a result.
     pub(crate) fn read<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Self>, D::Error> {
         let text = crate::result::text(deserializer)?;
-        let known = [Self::Deadline, Self::Completion, Self::Cancel];
+        let known = [Self::Deletion, Self::Deadline, Self::Completion, Self::Cancel];
         Ok(known.into_iter().find(|by| Some(by.as_str()) == text.as_deref()))
     }
 }

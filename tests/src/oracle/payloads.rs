@@ -10,8 +10,6 @@ use super::history::Call;
 use super::record::mark;
 use super::verdict::Kind;
 
-/// How a failed result begins that a coordinator put in the place of one that went with the queue.
-const BY_DELETION: &str = "the aggregation queue was deleted";
 /// How a failed result begins that a worker wrote for a target which took too long.
 const BY_TIME_OUT: &str = "timed out after";
 
@@ -132,11 +130,11 @@ impl<'a> Case<'a, '_> {
                 (Some(EndedBy::Deadline), deadline) => deadline.is_some(),
                 (Some(EndedBy::Completion), _) => plan.completion.is_some(),
                 (Some(EndedBy::Cancel), _) => plan.cancelled,
-                _ if plan.excuses.iter().any(|excuse| text.contains(excuse.as_str())) => true,
-                _ if text.starts_with(BY_TIME_OUT) => last.next().is_some(),
-                _ if text.starts_with(BY_DELETION) => {
+                (Some(EndedBy::Deletion), _) => {
                     fan_out.runs.iter().any(|run| self.history.deleted_queues.contains_key(run))
                 }
+                _ if plan.excuses.iter().any(|excuse| text.contains(excuse.as_str())) => true,
+                _ if text.starts_with(BY_TIME_OUT) => last.next().is_some(),
                 _ => false,
             };
         if !explained {

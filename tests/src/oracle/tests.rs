@@ -436,9 +436,9 @@ fn a_failure_needs_an_explanation() {
     late(Some(1_000)).violates(&[Kind::Early, Kind::Early]);
     with_b(plan(), &not_awaited("cancel")).violates(&twice);
 
-    let gone = "the aggregation queue was deleted before this target's result had arrived";
-    failing(plan(), gone).violates(&twice);
-    failing(plan(), gone).queue_deleted().holds();
+    let gone = || with_b(plan(), &not_awaited("deletion"));
+    gone().violates(&twice);
+    gone().queue_deleted().holds();
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! What comes in: each event's effect on what the machine knows.
 
-use fanfare_protocol::{Checkpoint, Mark, WireTime};
+use fanfare_protocol::{Checkpoint, EndedBy, Mark, WireTime};
 
 use super::closing::Closing;
 use super::{FanIn, FenceState, Leaving, Pending, Phase, Queue, Time};
@@ -249,10 +249,11 @@ impl<T: Clone> FanIn<T> {
         // No crash will repeat anything from now on; what is left to bound is how much is published at once.
         self.at_risk = self.gathered.open_calls() * self.manifest.on_target.len();
         let missing: Vec<usize> = self.gathered.missing().collect();
+        let (latest, by) = (self.gathered.tally().latest, Some(EndedBy::Deletion));
         for place in missing {
             let reason =
                 "the aggregation queue was deleted before this target's result had arrived".to_owned();
-            self.gathered.count(place, failure(&self.manifest, place, reason, None, None), Home::Nowhere);
+            self.gathered.count(place, failure(&self.manifest, place, reason, latest, by), Home::Nowhere);
         }
     }
 

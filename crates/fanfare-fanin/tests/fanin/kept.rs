@@ -71,7 +71,7 @@ fn a_duplicate_that_is_not_acked_yet_is_acked_at_the_end_and_goes_back_where_the
     story.event(Event::QueueGone).check(&[
         "ack r1",
         "ack r2",
-        "final 0 with [a=one b=!the aggregation queue was deleted before this target's result had arrived]",
+        "final 0 with [a=one b=!the aggregation queue was deleted before this target's result had arrived], ended by deletion",
     ]);
 }
 

@@ -324,9 +324,12 @@ fn the_final_callback_of_a_fan_out_that_ended_early_says_why_and_how_many_were_m
         written(&Callback { manifest: &manifest, kind, body: Bytes::from_static(b"{}") }.encode())
     };
     let all_responded = message(Ending { failed: 2, missing: 0, by: None });
-    for (by, word) in
-        [(EndedBy::Deadline, "deadline"), (EndedBy::Completion, "completion"), (EndedBy::Cancel, "cancel")]
-    {
+    for (by, word) in [
+        (EndedBy::Deletion, "deletion"),
+        (EndedBy::Deadline, "deadline"),
+        (EndedBy::Completion, "completion"),
+        (EndedBy::Cancel, "cancel"),
+    ] {
         let expected = all_responded
             .replace("\nfanfare-failed", &format!("\nfanfare-ended-by = \"{word}\"\nfanfare-failed"))
             .replace("\nfanfare-req-ts", "\nfanfare-missing = 1\nfanfare-req-ts");
