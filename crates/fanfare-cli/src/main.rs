@@ -21,6 +21,7 @@ mod identity;
 mod invoke;
 mod logging;
 mod management;
+mod memory;
 mod monitor;
 #[cfg(not(feature = "otlp"))]
 mod no_otlp;
@@ -56,6 +57,9 @@ fn main() -> ExitCode {
         Err(shown) => shown.exit(),
     };
     variables::warn_of_unknown();
+    if let Err(error) = memory::give_back_regularly() {
+        say(format_args!("memory that is free is not given back to the system: {error}"));
+    }
     match run(arguments) {
         Ok(exit) => exit.into(),
         Err(failure) => failure.report(),

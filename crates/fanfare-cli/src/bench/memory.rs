@@ -8,7 +8,7 @@ use fanfare::{Context, Fanfare, Registration, Target, service};
 use serde::Serialize;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::case::{Case, TARGET, key};
@@ -17,6 +17,7 @@ use super::publisher::Measured;
 use super::role::{Load, Order, Part, Role};
 use crate::configuration::Aggregation;
 use crate::exit::say;
+use crate::memory::EVERY;
 
 /// Fan-outs that a coordinator holds at the same time, and the results of each that it has by then.
 const HELD_FAN_OUTS: usize = 10;
@@ -53,14 +54,19 @@ pub(super) async fn measure(fanfare: &Fanfare, aggregation: Aggregation) -> Resu
     let (mut publisher, worker, coordinator) =
         (start(Part::Publisher)?, start(Part::Worker)?, start(Part::Coordinator)?);
     let rss = |of: &Process| of.usage().rss_bytes;
+    // By then every process has given back what it has no use for.
+    let settle = || sleep(EVERY * 2);
     let order = |load, length| Order { load, length };
 
     let _: Measured = publisher.round(order(Load::One, Duration::ZERO)).await?;
+    settle().await;
     let (worker_at_rest, coordinator_at_rest) = (rss(&worker), rss(&coordinator));
     say(format_args!("holding {} results", HELD_FAN_OUTS * HELD_RESULTS));
     let () = publisher.round(order(Load::Held, Duration::ZERO)).await?;
+    settle().await;
     let coordinator_holding = rss(&coordinator);
     let () = publisher.round(order(Load::Released, Duration::ZERO)).await?;
+    settle().await;
     let coordinator_released = rss(&coordinator);
     let mut ended = 0;
     while ended < ENDED_FAN_OUTS {
@@ -68,6 +74,7 @@ pub(super) async fn measure(fanfare: &Fanfare, aggregation: Aggregation) -> Resu
         let round: Measured = publisher.round(order(Load::Full, ROUND)).await?;
         ended += round.fan_outs;
     }
+    settle().await;
     let (worker_after, coordinator_after) = (rss(&worker), rss(&coordinator));
     for process in [publisher, worker, coordinator] {
         process.stop().await;
