@@ -20,7 +20,10 @@ on_both_brokers!(
     an_origin_that_is_no_queue_of_this_system_is_not_believed,
     a_replay_that_dies_leaves_each_message_in_a_queue,
     two_who_look_at_a_time_hinder_nobody,
+    who_looks_second_sees_all_of_it_in_its_order,
+    who_else_consumes_what_is_parked_is_told_of,
     what_the_broker_forgot_is_settled_again,
+    a_drop_that_the_broker_forgot_is_one_also_without_a_name,
     what_is_parked_again_meanwhile_stays,
 );
 
@@ -243,6 +246,57 @@ async fn two_who_look_at_a_time_hinder_nobody(stack: Stack) {
     back.sort_by_key(|number| number.parse::<usize>().expect("a number"));
     assert_eq!(back, (0..20).map(|number| number.to_string()).collect::<Vec<_>>(), "each once");
     assert_eq!(left(&stack).await, Vec::<String>::new());
+}
+
+async fn who_looks_second_sees_all_of_it_in_its_order(stack: Stack) {
+    for number in 0..200 {
+        park(&stack, "elsewhere", number).await;
+    }
+    let operators = [stack.operator(PATIENCE), stack.operator(PATIENCE)];
+    let same = operators[0].clone();
+    let all = ParkedQuery::default();
+    let (one, other, third) = tokio::join!(
+        operators[0].parked(&all, 1_000),
+        operators[1].parked(&all, 1_000),
+        same.parked(&all, 1_000)
+    );
+    for seen in [one, other, third] {
+        let seen = seen.expect("it can be looked at");
+        assert_eq!((seen.matching, seen.unseen, seen.others), (200, 0, 0));
+        let ids: Vec<_> = seen.messages.iter().map(|parked| parked.message_id.clone()).collect();
+        assert_eq!(ids, (0..200).map(|number| Some(format!("c/{number}"))).collect::<Vec<_>>());
+    }
+}
+
+async fn who_else_consumes_what_is_parked_is_told_of(stack: Stack) {
+    for number in 0..3 {
+        park(&stack, "elsewhere", number).await;
+    }
+    let foreign = stack.connect().open().await.expect("it can be opened");
+    let mut holds = foreign.consume(&stack.names().parked().name, 2).await.expect("it can be consumed");
+    let held = [holds.next().await, holds.next().await];
+    let operator = stack.operator(PATIENCE);
+    let seen = operator.parked(&ParkedQuery::default(), 10).await.expect("it can be looked at");
+    assert_eq!((seen.matching, seen.others), (1, 1));
+    foreign.close().await;
+    drop((holds, held));
+    let seen = operator.parked(&ParkedQuery::default(), 10).await.expect("it can be looked at");
+    assert_eq!((seen.matching, seen.unseen, seen.others), (3, 0, 0));
+}
+
+async fn a_drop_that_the_broker_forgot_is_one_also_without_a_name(stack: Stack) {
+    let parked = stack.names().parked();
+    stack.bystander().declare(&parked).await.expect("it is declared");
+    for number in 0..2 {
+        let mut copy = copy_of("elsewhere", number);
+        copy.headers.remove(header::PARKED_ID);
+        stack.publish(&parked.name, copy).await;
+    }
+    let (mortal, operator) = mortal_operator(&stack);
+    mortal.at_an_ack(true, async {});
+    let one = ParkedQuery { reason: Some("reason 0".to_owned()), ..ParkedQuery::default() };
+    assert_eq!(operator.purge(&one).await.expect("it can be dropped").len(), 1);
+    assert_eq!(left(&stack).await, ["1"]);
 }
 
 async fn what_the_broker_forgot_is_settled_again(stack: Stack) {

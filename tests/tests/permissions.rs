@@ -7,7 +7,7 @@ use std::time::Duration;
 use fanfare_broker::amqp::{self, AmqpBroker};
 use fanfare_broker::{Broker, BrokerError, Environment, PublishError, System};
 use fanfare_coordinator::Coordinator;
-use fanfare_operator::{Config as OperatorConfig, Operator, ParkedQuery, Whereabouts};
+use fanfare_operator::{Config as OperatorConfig, LookError, Operator, ParkedQuery, Whereabouts};
 use fanfare_protocol::{Cid, Message, QueueNames, QueueSpec, RunId, ServiceName, StatusQuery};
 use fanfare_publisher::{Aggregation, Failure, InvokeError, Publisher, Target};
 use fanfare_tests::{Operator as Rabbitmqctl, eventually};
@@ -404,7 +404,10 @@ async fn who_may_not_look_at_what_is_parked_is_told_so_though_nothing_is() {
         broker.deny("operator", &names.parked().name).await;
         let lacks = "user 'fanfare-operator' lacks the right to read on queue 'fanfare.parked'";
         let looked = operator(&broker.of("operator")).parked(&ParkedQuery::default(), 10).await;
-        assert!(matches!(&looked, Err(BrokerError::Denied(why)) if why.contains(lacks)), "{looked:?}");
+        assert!(
+            matches!(&looked, Err(LookError::Broker(BrokerError::Denied(why))) if why.contains(lacks)),
+            "{looked:?}"
+        );
         let advice = advice().await;
         for expected in [lacks, "remember, it was refused, and is parked, or it was never accepted"] {
             assert!(advice.contains(expected), "{expected}: {advice}");

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::anyhow;
 use clap::{Args, Subcommand};
 use fanfare::{
-    BrokerError, Cid, Environment, Fanfare, Parked, ParkedMessages, ParkedQuery, Replayed, ServiceName,
-    System, WireTime,
+    BrokerError, Cid, Environment, Fanfare, LookError, Parked, ParkedMessages, ParkedQuery, Replayed,
+    ServiceName, System, WireTime,
 };
 use fanfare_protocol::{HeaderValue, Message, Properties, quoted};
 use serde_json::{Value, json};
@@ -26,7 +26,7 @@ const BODY_SHOWN: usize = 4096;
 A message is parked where nothing else can be done with it: a callback whose service fails, a
 message that cannot be read, a request that kills its workers. To list or show them changes
 nothing. `replay` puts each back where it came from, with all of its attempts before it, and takes
-it away here when its queue has confirmed it. On a terminal, `list` cuts reasons and queues to fit its
+it away here when its queue has confirmed it. One looks at a time: who comes second waits, for 10 s. On a terminal, `list` cuts reasons and queues to fit its
 width; `show` and --json have all of them.
 
 Examples:
@@ -37,7 +37,7 @@ Examples:
   fanfare parked purge 1f0c9d2b7a6e5f43
 
 Exit codes: 0 done; 1 some were not put back, or there is none such; 2 bad input; 3 no broker;
-5 this user may not look at what is parked")]
+5 not known: this user may not look at what is parked, or somebody else is looking")]
 pub(crate) struct ParkedArguments {
     #[command(subcommand)]
     command: ParkedCommand,
@@ -85,7 +85,7 @@ struct Filter {
     service: Option<ServiceName>,
 
     /// Only those whose reason has these words in it
-    #[arg(long, value_name = "WORDS")]
+    #[arg(long, value_name = "WORDS", value_parser = words)]
     reason: Option<String>,
 
     /// Only those with this correlation ID
@@ -114,6 +114,17 @@ struct Chosen {
     /// Prints one line of JSON for each
     #[arg(long)]
     json: bool,
+}
+
+/// Words that not every reason has in it.
+fn words(text: &str) -> Result<String, String> {
+    match text.trim().is_empty() {
+        true => Err(format!(
+            "{} is in every reason: give words of the reason that is meant, or no --reason",
+            quoted(text)
+        )),
+        false => Ok(text.to_owned()),
+    }
 }
 
 impl From<Filter> for ParkedQuery {
@@ -160,7 +171,7 @@ async fn list(fanfare: &Fanfare, query: &ParkedQuery, limit: usize, json: bool) 
     if found.unseen > 0 {
         let unseen = found.unseen;
         say(format_args!(
-            "warning: {unseen} more were not looked at: somebody else holds them, or they are too many"
+            "warning: {unseen} more were not looked at: they are too many, or somebody else holds them"
         ));
     }
     Ok(Exit::Done)
@@ -303,18 +314,21 @@ fn none_such() -> Failure {
 }
 
 /// What the broker answered. Where there is none, the error says so.
-pub(crate) async fn reached<T>(fanfare: &Fanfare, answer: Result<T, BrokerError>) -> Result<T, Failure> {
-    match answer {
-        Ok(answer) => Ok(answer),
-        Err(error @ BrokerError::Unreachable(_)) => {
-            Err(exit::without_broker(fanfare).await.unwrap_or_else(|| Failure::no_broker(&error)))
-        }
-        Err(error) => {
-            let failure = exit::without_broker(fanfare).await;
-            let exit = if matches!(error, BrokerError::Denied(_)) { Exit::Unknown } else { Exit::Failed };
-            Err(failure.unwrap_or_else(|| Failure::new(exit, error)))
-        }
+pub(crate) async fn reached<T>(fanfare: &Fanfare, answer: Result<T, LookError>) -> Result<T, Failure> {
+    let error = match answer {
+        Ok(answer) => return Ok(answer),
+        Err(error) => error,
+    };
+    if let Some(failure) = exit::without_broker(fanfare).await {
+        return Err(failure);
     }
+    Err(match error {
+        LookError::Broker(error @ BrokerError::Unreachable(_)) => Failure::no_broker(&error),
+        LookError::Busy { .. } | LookError::Broker(BrokerError::Denied(_)) => {
+            Failure::new(Exit::Unknown, error)
+        }
+        error => Failure::new(Exit::Failed, error),
+    })
 }
 
 #[cfg(test)]
@@ -346,7 +360,7 @@ mod tests {
 
     #[test]
     fn those_that_are_parked_are_a_table_and_those_left_out_are_counted() {
-        let found = ParkedMessages { matching: 3, unseen: 0, messages: vec![parked()] };
+        let found = ParkedMessages { matching: 3, unseen: 0, others: 0, messages: vec![parked()] };
         assert_eq!(
             listed(&found, WireTime::from_timestamp(1_061).unwrap(), None),
             [
@@ -371,5 +385,12 @@ mod tests {
         let value = whole(&parked(), &message());
         assert_eq!((&value["body"]["a"], &value["parked"]["bytes"]), (&json!(1), &json!(7)));
         assert_eq!(value["headers"]["fanfare-reason"], "no\u{1b}[2J price");
+    }
+    #[test]
+    fn no_words_choose_nothing() {
+        for text in ["", " "] {
+            assert!(words(text).unwrap_err().contains("is in every reason"));
+        }
+        assert_eq!(words("no price"), Ok("no price".to_owned()));
     }
 }

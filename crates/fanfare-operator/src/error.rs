@@ -7,6 +7,26 @@ use fanfare_protocol::Prefix;
 pub(crate) const PRESSED: &str =
     "the broker takes no messages, being short of memory or disk; see `rabbitmq-diagnostics alarms`";
 
+/// What is parked could not be looked at.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LookError {
+    /// Somebody else does. Two at a time would see half of it each, and mix up its order.
+    #[error(
+        "somebody else is looking at what is parked, and has not ended within {} s: see that they end (`fanfare parked`, `explain`, \
+         `gc` and the page look, and have queue `{queue}` meanwhile), and try again", waited.as_secs()
+    )]
+    Busy {
+        /// The queue that whoever looks has to itself.
+        queue: String,
+        /// How long it was waited for.
+        waited: Duration,
+    },
+    /// The queue cannot be consumed.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
 /// What an operator asked was not answered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -8,11 +8,12 @@ use fanfare_protocol::queue::DELAY_STEPS;
 use fanfare_protocol::{
     AtWorker, Cid, Doing, ExplainAnswer, ExplainRequest, Explained, FailedTarget, FanOutState, FanOutStatus,
     MissingTarget, QueueNames, RespondedTarget, RunId, ServiceName, TargetKey, WireTime, WorkerAnswer,
+    counted,
 };
 use serde::Serialize;
 
 use crate::status::is_newer;
-use crate::{AskError, Coordinators, Operator, Parked, ParkedQuery};
+use crate::{AskError, Coordinators, Operator, Parked, ParkedMessages, ParkedQuery};
 
 /// Queues of services that are looked at, of one question.
 const MOST_QUEUES: usize = 100;
@@ -242,12 +243,18 @@ impl Operator {
             Err(error) => return (Vec::new(), Some(error.to_string())),
         };
         found.messages.retain(|parked| run.is_none_or(|run| parked.run == Some(run)));
-        let unseen = (found.unseen > 0).then(|| {
-            format!(
-                "{} parked messages were not looked at: somebody else holds them, or they are too many",
+        let unseen = match found {
+            ParkedMessages { others: 1.., .. } => Some(format!(
+                "others consume `{}` ({}), and what they hold cannot be seen: see that they end",
+                self.config.names.parked().name,
+                counted(found.others, "consumer", "consumers")
+            )),
+            ParkedMessages { unseen: 1.., .. } => Some(format!(
+                "{} parked messages were not looked at: they are too many, or somebody else holds them",
                 found.unseen
-            )
-        });
+            )),
+            _ => None,
+        };
         (found.messages, unseen)
     }
 
@@ -416,5 +423,24 @@ mod tests {
             assert_eq!(why.as_deref().and_then(|why| why.split(':').next()), unseen);
             broker.publish(&parked.name, Message::default()).await.unwrap();
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_cannot_look_at_what_is_parked_since_another_does_is_told_so() {
+        let broker = MemoryBroker::new();
+        let lock = QueueNames::default().parked_look();
+        let elsewhere = broker.connect();
+        let another = elsewhere.open().await.unwrap();
+        another.declare_exclusive(&lock).await.unwrap();
+        let operator = Operator::new(Arc::new(broker), Arc::new(System), Config::default());
+        let cid = Cid::new("c").unwrap();
+        let (_, why) = operator.parked_of(&cid, None).await;
+        let why = why.unwrap();
+        assert!(
+            why.contains("somebody else is looking at what is parked") && why.contains(&lock.name),
+            "{why}"
+        );
+        another.delete(&lock.name).await.unwrap();
+        assert_eq!(operator.parked_of(&cid, None).await.1, None);
     }
 }

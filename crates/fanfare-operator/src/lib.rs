@@ -13,7 +13,7 @@ mod parked;
 mod roll;
 mod status;
 
-pub use error::AskError;
+pub use error::{AskError, LookError};
 pub use explain::{Explanation, MissingFrom, ServiceQueue, Shard, Told, Whereabouts};
 pub use operator::{Config, Operator};
 pub use parked::{Parked, ParkedMessages, ParkedQuery, ReplayError, Replayed};

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use fanfare_broker::{Broker, Environment};
 use fanfare_protocol::QueueNames;
+use tokio::sync::Mutex;
 
 /// Asks coordinators and workers what they know, and sees to what they have left for a person. Cheap to clone.
 ///
@@ -24,6 +25,8 @@ pub struct Operator {
     pub(crate) broker: Arc<dyn Broker>,
     pub(crate) environment: Arc<dyn Environment>,
     pub(crate) config: Config,
+    /// One looks at what is parked at a time. For other processes there is a queue.
+    pub(crate) looking: Arc<Mutex<()>>,
 }
 
 /// What an [`Operator`] is to be told.
@@ -49,7 +52,7 @@ impl Operator {
     /// An operator on a broker. Nothing is sent before it is asked something.
     #[must_use]
     pub fn new(broker: Arc<dyn Broker>, environment: Arc<dyn Environment>, config: Config) -> Self {
-        Self { broker, environment, config }
+        Self { broker, environment, config, looking: Arc::default() }
     }
 
     /// The names of the queues.

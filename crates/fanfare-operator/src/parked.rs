@@ -1,18 +1,19 @@
 //! What was parked for a person: looked at, put back, or dropped.
 
 mod look;
+mod turn;
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use fanfare_broker::{BrokerError, PublishError, QueueState};
+use fanfare_broker::{PublishError, QueueState};
 use fanfare_protocol::{Cid, LargePayload, Message, QueueNames, RunId, ServiceName, WireTime, fnv1a, header};
 use serde::Serialize;
 use tokio::time::timeout;
 
-use self::look::Look;
+use self::look::{Look, Settled};
 use crate::Operator;
-use crate::error::PRESSED;
+use crate::error::{LookError, PRESSED};
 
 /// How long a queue may take to confirm what is put back.
 const CONFIRM: Duration = Duration::from_secs(15);
@@ -62,8 +63,10 @@ pub struct ParkedQuery {
 pub struct ParkedMessages {
     /// How many match the query.
     pub matching: usize,
-    /// How many were not looked at: those behind the first 10,000, and those that another holds at the moment.
+    /// How many were not looked at: those behind the first 10,000, and those that another consumer of the queue has taken meanwhile.
     pub unseen: usize,
+    /// Other consumers of the queue, none of them an operator's. What these hold was not looked at either, and nobody can count it.
+    pub others: u64,
     /// The first of those that match, in the queue's order.
     pub messages: Vec<Parked>,
 }
@@ -144,11 +147,11 @@ impl Operator {
     /// What is parked: the first so many of those that match, and how many there are.
     ///
     /// All that is looked at is held, and nothing of it answered; then the channel is closed, and the broker puts everything
-    /// back where it was. Whoever else looks meanwhile sees the rest.
+    /// back where it was. One operator looks at a time, also of several processes: who comes second waits.
     ///
     /// # Errors
-    /// Where the queue cannot be consumed.
-    pub async fn parked(&self, query: &ParkedQuery, limit: usize) -> Result<ParkedMessages, BrokerError> {
+    /// Where another looks for long, or the queue cannot be consumed.
+    pub async fn parked(&self, query: &ParkedQuery, limit: usize) -> Result<ParkedMessages, LookError> {
         let (mut matching, mut messages) = (0, Vec::new());
         let mut look = Look::begin(self, query).await?;
         while let Some((parked, _)) = look.next().await? {
@@ -157,14 +160,15 @@ impl Operator {
                 messages.push(parked);
             }
         }
-        Ok(ParkedMessages { matching, unseen: look.end().await?, messages })
+        let others = look.others();
+        Ok(ParkedMessages { matching, unseen: look.end().await?, others, messages })
     }
 
     /// The whole of a parked message.
     ///
     /// # Errors
     /// As [`parked`](Self::parked).
-    pub async fn parked_message(&self, id: &str) -> Result<Option<(Parked, Message)>, BrokerError> {
+    pub async fn parked_message(&self, id: &str) -> Result<Option<(Parked, Message)>, LookError> {
         let query = ParkedQuery { ids: [id.to_owned()].into(), ..ParkedQuery::default() };
         let mut look = Look::begin(self, &query).await?;
         let found = look.next().await?;
@@ -174,13 +178,14 @@ impl Operator {
 
     /// Puts parked messages back where they came from, as they were before their first attempt.
     ///
-    /// Where a queue does not confirm in time, those that follow are not tried. Each is published once, and acked among the parked ones when its queue has confirmed it. If this process dies in
-    /// between, it is in both places: `message_id` and run tell that it is the same. A manifest is published in the name of
-    /// [`Config::user_id`](crate::Config::user_id), who answers for it where coordinators accept certain users only.
+    /// Where a queue does not confirm in time, those that follow are not tried. Each is published once, and acked among the
+    /// parked ones when its queue has confirmed it. If this process dies in between, it is in both places: `message_id` and run
+    /// tell that it is the same. A manifest is published in the name of [`Config::user_id`](crate::Config::user_id), who answers
+    /// for it where coordinators accept certain users only.
     ///
     /// # Errors
     /// Where the queue cannot be consumed to its end: what was put back by then is in the log.
-    pub async fn replay(&self, query: &ParkedQuery) -> Result<Vec<Replayed>, BrokerError> {
+    pub async fn replay(&self, query: &ParkedQuery) -> Result<Vec<Replayed>, LookError> {
         let mut replayed: Vec<Replayed> = Vec::new();
         let mut look = Look::begin(self, query).await?;
         while let Some((parked, delivery)) = look.next().await? {
@@ -191,7 +196,7 @@ impl Operator {
                 _ => self.put_back(&parked, delivery.message.clone()).await,
             };
             if outcome.is_ok() {
-                look.settle(&parked, &delivery).await;
+                look.settle(&parked, &delivery, Settled::PutBack).await;
                 let (id, from) = (&parked.id, parked.from.as_deref());
                 tracing::info!(id, from, message_id = parked.message_id, "a parked message is put back");
             }
@@ -205,11 +210,11 @@ impl Operator {
     ///
     /// # Errors
     /// Where the queue cannot be consumed to its end: what was dropped by then is in the log.
-    pub async fn purge(&self, query: &ParkedQuery) -> Result<Vec<Parked>, BrokerError> {
+    pub async fn purge(&self, query: &ParkedQuery) -> Result<Vec<Parked>, LookError> {
         let mut purged = Vec::new();
         let mut look = Look::begin(self, query).await?;
         while let Some((parked, delivery)) = look.next().await? {
-            look.settle(&parked, &delivery).await;
+            look.settle(&parked, &delivery, Settled::Dropped).await;
             self.drop_parts(&delivery.message).await;
             tracing::info!(id = parked.id, reason = parked.reason, "a parked message is dropped");
             purged.push(parked);

@@ -151,6 +151,12 @@ impl QueueNames {
         self.internal("parked")
     }
 
+    /// Held by whoever looks at what is parked, one at a time.
+    #[must_use]
+    pub fn parked_look(&self) -> QueueSpec {
+        self.ear("parked.look")
+    }
+
     /// Retries that wait so long, and then go to the queue that their routing key names. Bound to
     /// [`delay_exchange`](Self::delay_exchange), so that this key can be that of the service's queue.
     #[must_use]

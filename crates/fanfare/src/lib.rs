@@ -60,8 +60,9 @@ pub use fanfare_coordinator::{
     Limits as CoordinatorLimits, ShardSettings,
 };
 pub use fanfare_operator::{
-    AskError, Config as OperatorConfig, Coordinators, Explanation, Heard, MissingFrom, Operator, Parked,
-    ParkedMessages, ParkedQuery, ReplayError, Replayed, Roll, ServiceQueue, Shard, Status, Told, Whereabouts,
+    AskError, Config as OperatorConfig, Coordinators, Explanation, Heard, LookError, MissingFrom, Operator,
+    Parked, ParkedMessages, ParkedQuery, ReplayError, Replayed, Roll, ServiceQueue, Shard, Status, Told,
+    Whereabouts,
 };
 pub use fanfare_protocol::{
     Cancellation, Channel, Cid, EndedBy, ExplainAnswer, Explained, FailedTarget, FanOutState, FanOutStatus,

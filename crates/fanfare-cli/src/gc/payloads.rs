@@ -6,6 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use anyhow::anyhow;
 use chrono::{DateTime, NaiveDateTime, Utc};
 use fanfare::{Environment, Fanfare, ParkedQuery, RunId, System};
 use serde::Serialize;
@@ -19,6 +20,10 @@ use crate::parked::reached;
 
 /// Parked messages that are looked at, as many as an operator can.
 const MOST_PARKED: usize = 10_000;
+
+/// Why nobody can say which payloads are nobody's.
+const UNSEEN: &str = "which payloads parked messages refer to is not known: some parked messages are too many to be looked at, or are held by \
+                      another program that consumes them";
 
 /// The parts of a payload that nobody has read for long.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -37,8 +42,11 @@ pub(super) async fn list(
 ) -> Result<Exit, Failure> {
     let queues: Vec<Queue> = listed(fanfare, management, "name,messages,consumers,idle_since").await?;
     let parked = fanfare.operator().parked(&ParkedQuery::default(), MOST_PARKED).await;
-    let parked = reached(fanfare, parked).await?.messages;
-    let parked: BTreeSet<RunId> = parked.into_iter().filter_map(|parked| parked.run).collect();
+    let parked = reached(fanfare, parked).await?;
+    if parked.unseen > 0 || parked.others > 0 {
+        return Err(Failure::new(Exit::Failed, anyhow!(UNSEEN)));
+    }
+    let parked: BTreeSet<RunId> = parked.messages.into_iter().filter_map(|parked| parked.run).collect();
     let of_payload = |queue: &Queue| fanfare.names().payload_of(&queue.name);
     let unread = queues.into_iter().filter(|queue| {
         queue.consumers == 0 && of_payload(queue).is_some_and(|(_, run, _)| !parked.contains(&run))

@@ -95,8 +95,8 @@ fn doctor_ends_with_the_exit_codes_that_its_help_promises() {
     assert!(!denied.stdout.contains("WRONG"), "{}", denied.stdout);
     let parked = as_stranger(&["parked", "list"]);
     assert_eq!((parked.exit, parked.stdout.as_str()), (5, ""), "though nothing is parked: {parked:?}");
-    // Which right, depends on the release: 4.3 wants one for a look already.
-    for expected in [format!("user '{name}' lacks the right to "), format!(" on queue '{name}.parked'")] {
+    // That of the queue which whoever looks has meanwhile comes first.
+    for expected in [format!("user '{name}' lacks the right to "), format!(" on queue '{name}.parked")] {
         assert!(parked.stderr.contains(&expected), "{expected}: {}", parked.stderr);
     }
 

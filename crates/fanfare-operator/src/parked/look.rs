@@ -2,24 +2,35 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{Backoff, BrokerError, Consumer, ConsumerChannel, Delivery};
+use fanfare_broker::{Backoff, BrokerError, Consumer, ConsumerChannel, Delivery, QueueState};
 use fanfare_protocol::{WireTime, header};
 use tokio::time::timeout;
 
+use super::turn::Turn;
 use super::{Parked, ParkedQuery};
-use crate::Operator;
+use crate::{LookError, Operator};
 
 /// Parked messages that are looked at in one go. All of them are held at once, so that they go back in their order.
 const MOST: u16 = 10_000;
-/// How long the next of them may take to come. One that does not come is held by another who looks.
+/// How long the next of them may take to come. One that does not come was taken by a consumer that is no operator's.
 const NEXT: Duration = Duration::from_secs(5);
 /// How long it is waited for what goes back, which takes the broker a moment.
 const BACK: Duration = Duration::from_secs(2);
 
+/// What has become of a message that is parked no more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Settled {
+    /// It is in the queue that it came from.
+    PutBack,
+    /// It is gone for good.
+    Dropped,
+}
+
 /// One walk through the queue.
-pub(super) struct Look<'a> {
+pub(super) struct Look<'a, 'q> {
     operator: &'a Operator,
-    query: &'a ParkedQuery,
+    turn: Turn<'a>,
+    query: &'q ParkedQuery,
     now: WireTime,
     /// Chosen by their ID, and seen.
     seen: BTreeSet<String>,
@@ -38,15 +49,28 @@ pub(super) struct Look<'a> {
     spared: BTreeSet<String>,
 }
 
-impl<'a> Look<'a> {
-    pub(super) async fn begin(operator: &'a Operator, query: &'a ParkedQuery) -> Result<Self, BrokerError> {
+impl<'a, 'q> Look<'a, 'q> {
+    pub(super) async fn begin(operator: &'a Operator, query: &'q ParkedQuery) -> Result<Self, LookError> {
+        let look = Self::walk(operator, query, Turn::take(operator).await?).await?;
+        if look.others > 0 {
+            tracing::warn!(
+                queue = operator.config.names.parked().name,
+                consumers = look.others,
+                "others consume what is parked: what they hold is not seen"
+            );
+        }
+        Ok(look)
+    }
+
+    async fn walk(operator: &'a Operator, query: &'q ParkedQuery, turn: Turn<'a>) -> Result<Self, LookError> {
         let queue = operator.config.names.parked().name;
         let now = operator.environment.now().into();
-        let state = operator.broker.inspect(&queue).await?;
+        let state = unconsumed(operator, &queue).await?;
         let there = state.map_or(0, |queue| queue.messages);
         let window = u16::try_from(there).unwrap_or(MOST).min(MOST);
         let mut look = Self {
             operator,
+            turn,
             query,
             now,
             seen: BTreeSet::new(),
@@ -69,8 +93,13 @@ impl<'a> Look<'a> {
         Ok(look)
     }
 
+    /// Who else consumes the queue.
+    pub(super) const fn others(&self) -> u64 {
+        self.others
+    }
+
     /// The next that is meant.
-    pub(super) async fn next(&mut self) -> Result<Option<(Parked, Delivery)>, BrokerError> {
+    pub(super) async fn next(&mut self) -> Result<Option<(Parked, Delivery)>, LookError> {
         while self.left > 0
             && let Some((_, consumer)) = &mut self.open
         {
@@ -92,11 +121,11 @@ impl<'a> Look<'a> {
     }
 
     /// The message is parked no more.
-    pub(super) async fn settle(&mut self, parked: &Parked, delivery: &Delivery) {
+    pub(super) async fn settle(&mut self, parked: &Parked, delivery: &Delivery, settled: Settled) {
         delivery.receipt.ack().await;
         self.held -= 1;
         // One that is put back may be parked again by now. Without a name of its own that can be an exact copy of what it was.
-        if delivery.message.headers.contains_key(header::PARKED_ID) {
+        if settled == Settled::Dropped || delivery.message.headers.contains_key(header::PARKED_ID) {
             self.settled.insert(parked.id.clone());
         }
     }
@@ -106,41 +135,61 @@ impl<'a> Look<'a> {
     ///
     /// A channel of RabbitMQ that is closed forgets acks that its queue was too busy to take: more goes back then than was held. Those are
     /// looked for, and settled again.
-    pub(super) async fn end(self) -> Result<usize, BrokerError> {
+    pub(super) async fn end(self) -> Result<usize, LookError> {
         let (operator, unseen) = (self.operator, self.unseen + self.left);
         let mut settled: BTreeSet<String> = self.settled.difference(&self.spared).cloned().collect();
-        let mut more = self.close().await;
+        let (mut turn, mut more) = self.close().await;
         while more && !settled.is_empty() {
             let query = ParkedQuery { ids: settled, ..ParkedQuery::default() };
-            let mut again = Look::begin(operator, &query).await?;
+            let mut again = Look::walk(operator, &query, turn).await?;
             while let Some((parked, delivery)) = again.next().await? {
-                again.settle(&parked, &delivery).await;
+                again.settle(&parked, &delivery, Settled::Dropped).await;
             }
             settled = again.settled.clone();
-            more = again.close().await;
+            (turn, more) = again.close().await;
         }
+        turn.end().await;
         Ok(usize::try_from(unseen).unwrap_or(usize::MAX))
     }
 
     /// Gives back what is held. Whether more than that is in the queue then.
-    async fn close(self) -> bool {
-        let Some((channel, consumer)) = self.open else { return false };
+    async fn close(self) -> (Turn<'a>, bool) {
+        let Self { operator, turn, open, others, held, .. } = self;
+        let Some((channel, consumer)) = open else { return (turn, false) };
         channel.close().await;
         drop(consumer);
-        let (broker, queue) = (&self.operator.broker, self.operator.config.names.parked().name);
+        let (broker, queue) = (&operator.broker, operator.config.names.parked().name);
         let back = async {
             let mut backoff = Backoff::default();
             loop {
                 match broker.inspect(&queue).await {
                     Ok(None) => return false,
                     // It takes back what the channel had when the consumer goes.
-                    Ok(Some(state)) if state.messages >= self.held && state.consumers <= self.others => {
-                        return state.messages > self.held;
+                    Ok(Some(state)) if state.messages >= held && state.consumers <= others => {
+                        return state.messages > held;
                     }
-                    _ => backoff.wait(&*self.operator.environment).await,
+                    _ => backoff.wait(&*operator.environment).await,
                 }
             }
         };
-        timeout(BACK, back).await.unwrap_or(true)
+        let more = timeout(BACK, back).await.unwrap_or(true);
+        (turn, more)
+    }
+}
+
+/// The queue when nobody consumes it any more, or not soon: that of an operator who died may be on its way out.
+async fn unconsumed(operator: &Operator, queue: &str) -> Result<Option<QueueState>, BrokerError> {
+    let free = async {
+        let mut backoff = Backoff::default();
+        loop {
+            match operator.broker.inspect(queue).await {
+                Ok(Some(state)) if state.consumers > 0 => backoff.wait(&*operator.environment).await,
+                state => return state,
+            }
+        }
+    };
+    match timeout(BACK, free).await {
+        Ok(state) => state,
+        Err(_) => operator.broker.inspect(queue).await,
     }
 }
