@@ -19,8 +19,8 @@ CID is open any more, for the latest ten that have ended. To cancel again change
 fan-out has ended before without all of its targets, its outcome stays as it is, and workers are
 told to drop what is left of it.
 
-It takes a coordinator that holds the fan-out; where all that answer within 5 s know nothing of it, nothing is
-cancelled.
+It takes a coordinator that holds the fan-out. Where all answer within 5 s and none knows it, nothing is
+cancelled; where some do not, it is unknown.
 
 Examples:
   fanfare cancel 01a21a8364fd77369b3971990fa1a5cb
@@ -102,9 +102,10 @@ fn not_cancelled(error: CancelError) -> Failure {
     let exit = match &error {
         CancelError::Invalid(_) => Exit::BadInput,
         error if error.is_unreachable() => Exit::NoBroker,
-        CancelError::Unanswered { .. } | CancelError::Unconfirmed { .. } | CancelError::Lost { .. } => {
-            Exit::Unknown
-        }
+        CancelError::Unanswered { .. }
+        | CancelError::Silent { .. }
+        | CancelError::Unconfirmed { .. }
+        | CancelError::Lost { .. } => Exit::Unknown,
         _ => Exit::Failed,
     };
     Failure::new(exit, error)
@@ -121,6 +122,10 @@ mod tests {
         assert_eq!(
             shown(1, Some(EndedBy::Deadline)),
             "ended before, by deadline: 2 of 3 targets had responded; workers are told to drop what is left"
+        );
+        assert_eq!(
+            shown(1, Some(EndedBy::Deletion)),
+            "ended before, by deletion: 2 of 3 targets had responded; workers are told to drop what is left"
         );
         assert_eq!(shown(0, None), "ended before: 2 of 2 targets had responded");
     }

@@ -146,9 +146,16 @@ impl Inquiry {
                 return CancelError::Ended { cid, run };
             }
         }
-        match answered {
-            0 => CancelError::Unanswered { cid, waited, blocked: self.shared.broker.is_blocked() },
-            answered => CancelError::Unknown { cid, answered, waited },
+        if answered == 0 {
+            return CancelError::Unanswered { cid, waited, blocked: self.shared.broker.is_blocked() };
+        }
+        // All coordinators consume it.
+        let dead = self.shared.broker.inspect(&names.dead().name).await;
+        let known =
+            dead.ok().flatten().map_or(0, |queue| usize::try_from(queue.consumers).unwrap_or(usize::MAX));
+        match known.saturating_sub(answered) {
+            0 => CancelError::Unknown { cid, answered, waited },
+            silent => CancelError::Silent { cid, answered, silent, waited },
         }
     }
 }

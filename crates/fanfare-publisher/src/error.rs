@@ -364,6 +364,22 @@ pub enum CancelError {
         /// How long they were waited for.
         waited: Duration,
     },
+    /// No coordinator that has answered knows the fan-out, and others have not answered.
+    #[error(
+        "whether {cid} was cancelled is unknown: no coordinator that has answered knows it ({}), and {} more {} not, which may hold \
+         it and hear of this yet: cancel again to know, and restart one that stays silent, so that another takes up what it holds",
+        answers(*.answered, *.waited), .silent, if *.silent == 1 { "has" } else { "have" }
+    )]
+    Silent {
+        /// The correlation ID.
+        cid: Cid,
+        /// Coordinators that do not know it.
+        answered: usize,
+        /// Others that the broker counts.
+        silent: usize,
+        /// How long they were waited for.
+        waited: Duration,
+    },
     /// No coordinator has answered, and one may hear of it yet.
     #[error(
         "whether {cid} was cancelled is unknown: no coordinator has answered within {} s, and one may hear of it yet{}; cancel again \
