@@ -9,6 +9,7 @@ import json
 import sys
 import time
 import traceback
+import uuid
 from datetime import datetime, timezone
 
 import pika
@@ -148,7 +149,12 @@ class Worker:
         return True
 
     def park(self, queue, properties, body, reason):
-        why = {"fanfare-reason": reason[:1000], "fanfare-parked-from": queue}
+        why = {
+            "fanfare-reason": reason[:1000],
+            "fanfare-parked-from": queue,
+            "fanfare-parked-at": now(),
+            "fanfare-parked-id": uuid.uuid4().hex,
+        }
         properties.headers = (properties.headers or {}) | why
         properties.delivery_mode = 2
         self.channel.basic_publish("", f"{self.prefix}.parked", body, properties, mandatory=True)

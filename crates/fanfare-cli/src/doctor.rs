@@ -78,7 +78,9 @@ async fn examine(
     let server = examination.server().await;
     let unreachable = server.verdict == Verdict::Wrong;
     teller.tell(server)?;
-    teller.tell_all(checks::password_in_sight(std::env::args()))?;
+    teller.tell_all(checks::password_in_sight(
+        std::env::args_os().map(|given| given.to_string_lossy().into_owned()),
+    ))?;
     if unreachable {
         return Ok(Exit::NoBroker);
     }

@@ -63,7 +63,7 @@ pub(crate) fn blamed(mut error: clap::Error) -> clap::Error {
     };
     let flag = |argument: &str| argument.split([' ', '=']).next().map(str::to_owned);
     let named = error.get(ContextKind::InvalidArg).map(ToString::to_string).as_deref().and_then(flag);
-    let is_given = std::env::args().any(|given| flag(&given) == named);
+    let is_given = std::env::args_os().any(|given| flag(&given.to_string_lossy()) == named);
     if let Some(variable) = variable.filter(|_| !is_given) {
         error.insert(ContextKind::InvalidArg, ContextValue::String(variable));
     }
