@@ -20,6 +20,7 @@ on_both_brokers!(
     what_has_ended_with_one_cid_is_told_of_again,
     workers_drop_what_is_left_of_a_fan_out_that_ended_before_it_was_cancelled,
     what_cannot_be_cancelled_is_told_with_the_reason,
+    what_a_coordinator_may_hold_that_does_not_answer_is_unknown,
     each_of_several_coordinators_cancels_what_it_holds,
     all_fan_outs_of_a_cid_are_cancelled_whoever_holds_them,
     a_cancel_outlives_the_coordinator_that_confirmed_it,
@@ -194,6 +195,18 @@ async fn workers_drop_what_is_left_of_a_fan_out_that_ended_before_it_was_cancell
     assert_eq!(begins.recv().await, None, "only one has begun");
     stack.queue_has(&queue, "no messages", |state| state.messages == 0).await;
     assert_eq!(done.rest().await, []);
+}
+
+async fn what_a_coordinator_may_hold_that_does_not_answer_is_unknown(stack: Stack) {
+    let _coordinator = stack.coordinator();
+    stack.exchange_is_heard(&stack.names().coordinators()).await;
+    // To the broker, whoever consumes the dead letters is a coordinator.
+    let dead = stack.names().dead().name;
+    let _deaf = stack.record_queue(&dead).await;
+    stack.queue_has(&dead, "two consumers", |dead| dead.consumers == 2).await;
+    let error = stack.publisher().cancel_all("my-own").await.expect_err("one does not answer");
+    assert!(matches!(error, CancelError::Silent { answered: 1, silent: 1, .. }), "{error:?}");
+    assert!(error.to_string().contains("and 1 more has not, which may hold it"), "{error}");
 }
 
 async fn what_cannot_be_cancelled_is_told_with_the_reason(stack: Stack) {
