@@ -33,3 +33,33 @@ fn give_back() {
 /// Other allocators do so by themselves, or cannot be told to.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 const fn give_back() {}
+
+#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+mod tests {
+    use super::*;
+
+    /// Resident memory of this process, in KiB.
+    fn resident() -> usize {
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let resident = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        resident.trim().trim_end_matches(" kB").parse().unwrap()
+    }
+
+    #[test]
+    fn what_lies_free_between_what_is_in_use_goes_back() {
+        const PIECES: usize = 64 * 1024;
+        let before = resident();
+        let mut held: Vec<Option<Box<[u8]>>> =
+            (0..PIECES).map(|_| Some(vec![1; 1024].into_boxed_slice())).collect();
+        // One in 64 stays, so that the allocator has nothing to give back at the end of its heap.
+        held.iter_mut()
+            .enumerate()
+            .filter(|(place, _)| place % 64 != 63)
+            .for_each(|(_, piece)| drop(piece.take()));
+        let full = resident().saturating_sub(before);
+        give_back();
+        let left = resident().saturating_sub(before);
+        assert!(left < full / 2, "{left} KiB of {full} are left");
+        assert_eq!(held.iter().flatten().count(), PIECES / 64);
+    }
+}
