@@ -34,7 +34,8 @@ fn give_back() {
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 const fn give_back() {}
 
-#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+#[cfg(test)]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
 mod tests {
     use super::*;
 
