@@ -139,6 +139,19 @@ impl Mortal {
         !self.life.state().looks_for.contains(message_id)
     }
 
+    /// The IDs of the messages that its user holds.
+    #[must_use]
+    pub fn held_messages(&self) -> Vec<String> {
+        let state = self.life.state();
+        let mut messages = Vec::new();
+        for held in state.channels.iter().filter_map(Weak::upgrade) {
+            messages.extend(
+                held.deliveries().open.values().map(|open| open.message_id.clone().unwrap_or_default()),
+            );
+        }
+        messages
+    }
+
     /// Deliveries that its user holds.
     #[must_use]
     pub fn held(&self) -> usize {

@@ -408,8 +408,8 @@ impl Stack {
     async fn shards_are_empty(&self, coordinator: &Running) {
         self.shards_are_read(coordinator.mortal()).await;
         if self.shards > 0 {
-            crate::eventually("the coordinator holds nothing", async || coordinator.mortal().held() == 0)
-                .await;
+            let held = async || coordinator.mortal().held_messages();
+            crate::eventually_seen("the coordinator holds nothing", held, Vec::is_empty).await;
         }
     }
 

@@ -95,13 +95,20 @@ async fn fan_outs_end_once_while_coordinators_come_and_go(stack: Stack) {
     const FAN_OUTS: usize = 300;
     let mut done = stack.record("my.done").await;
     let _worker = stack.worker([services::echo()]).await;
-    let mut coordinator = stack.coordinator();
+    let start = || {
+        let mut config = stack.coordinator_config();
+        // A result that travelled with one of a fan-out that was still open goes back with it, and waits that long for a manifest that
+        // has been acked.
+        config.shard_limits.patience = Duration::from_secs(30);
+        stack.coordinator_with(config)
+    };
+    let mut coordinator = start();
     let publisher = stack.publisher();
     let mut ended: BTreeMap<String, usize> = BTreeMap::new();
     for n in 0..FAN_OUTS {
         invoke(&publisher, "test.echo", n).await;
         if n % 60 == 59 {
-            let next = stack.coordinator();
+            let next = start();
             std::mem::replace(&mut coordinator, next).stop().await;
         }
     }
