@@ -155,8 +155,7 @@ impl Mortal {
     /// Deliveries that its user holds.
     #[must_use]
     pub fn held(&self) -> usize {
-        let state = self.life.state();
-        state.channels.iter().filter_map(Weak::upgrade).map(|held| held.deliveries().open.len()).sum()
+        self.held_messages().len()
     }
 }
 

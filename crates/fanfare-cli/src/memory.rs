@@ -8,7 +8,7 @@ use std::io;
 use std::thread;
 use std::time::Duration;
 
-/// How often: one walk through what is free, a few milliseconds where that is 100 MB.
+/// How often.
 pub(crate) const EVERY: Duration = Duration::from_secs(10);
 
 /// Does so for as long as the process lives.

@@ -26,8 +26,8 @@ const BODY_SHOWN: usize = 4096;
 A message is parked where nothing else can be done with it: a callback whose service fails, a
 message that cannot be read, a request that kills its workers. To list or show them changes
 nothing. `replay` puts each back where it came from, with all of its attempts before it, and takes
-it away here when its queue has confirmed it. One looks at a time: who comes second waits, for 10 s. On a terminal, `list` cuts reasons and queues to fit its
-width; `show` and --json have all of them.
+it away here when its queue has confirmed it. One looks at a time: who comes second waits, for 10 s at most.
+On a terminal, `list` cuts reasons and queues to fit its width; `show` and --json have all of them.
 
 Examples:
   fanfare parked list

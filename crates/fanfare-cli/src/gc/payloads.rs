@@ -23,7 +23,7 @@ const MOST_PARKED: usize = 10_000;
 
 /// Why nobody can say which payloads are nobody's.
 const UNSEEN: &str = "which payloads parked messages refer to is not known: some parked messages are too many to be looked at, or are held by \
-                      another program that consumes them";
+                      another program that consumes them: replay or purge some, or end that program";
 
 /// The parts of a payload that nobody has read for long.
 #[derive(Debug, PartialEq, Eq, Serialize)]

@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use fanfare_broker::{Backoff, BrokerError, Consumer, ConsumerChannel};
 use tokio::sync::MutexGuard;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 
 use crate::{LookError, Operator};
 
@@ -25,28 +25,23 @@ impl<'a> Turn<'a> {
     /// Waits until it is this one's.
     pub(super) async fn take(operator: &'a Operator) -> Result<Self, LookError> {
         let queue = operator.config.names.parked_look();
-        let turn = async {
-            let here = operator.looking.lock().await;
-            let mut backoff = Backoff::default();
-            loop {
-                let channel = operator.broker.open().await?;
-                match channel.declare_exclusive(&queue).await {
-                    Ok(()) => {
-                        let consumer = channel.consume(&queue.name, 1).await?;
-                        return Ok(Self {
-                            channel,
-                            queue: queue.name.clone(),
-                            _consumer: consumer,
-                            _here: here,
-                        });
-                    }
-                    Err(BrokerError::Locked(_)) => backoff.wait(&*operator.environment).await,
-                    Err(error) => return Err(error.into()),
-                }
-            }
-        };
         let busy = || LookError::Busy { queue: queue.name.clone(), waited: PATIENCE };
-        timeout(PATIENCE, turn).await.unwrap_or_else(|_| Err(busy()))
+        let until = Instant::now() + PATIENCE;
+        let here = timeout_at(until, operator.looking.lock()).await.map_err(|_| busy())?;
+        let mut backoff = Backoff::default();
+        loop {
+            let channel = operator.broker.open().await?;
+            match channel.declare_exclusive(&queue).await {
+                Ok(()) => {
+                    let consumer = channel.consume(&queue.name, 1).await?;
+                    return Ok(Self { channel, queue: queue.name, _consumer: consumer, _here: here });
+                }
+                // Nothing else that takes long is somebody else's doing.
+                Err(BrokerError::Locked(_)) if Instant::now() >= until => return Err(busy()),
+                Err(BrokerError::Locked(_)) => backoff.wait(&*operator.environment).await,
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Lets the next one look.
