@@ -3,7 +3,7 @@ use bytes::Bytes;
 use crate::message::{Message, Properties};
 use crate::name::{Cid, RunId, ServiceName, Source, TargetKey};
 use crate::queue::QueueNames;
-use crate::result::place_of;
+use crate::result::place_of_request;
 use crate::{Channel, LargePayload, Malformed, Metadata, TraceParent, WireTime, header};
 
 /// A message of a service queue, decoded: a request or a callback message.
@@ -142,7 +142,7 @@ impl ReplyAddress {
         }
         let key = message.text(header::KEY).and_then(|key| TargetKey::new(key).ok());
         let message_id = match message_id_of(&message.properties) {
-            Ok(id) if key.is_some() || place_of(&id, &cid).is_some() => id,
+            Ok(id) if key.is_some() || place_of_request(&id, &cid).is_some() => id,
             // The key tells the target, and the result needs some id.
             Err(_) if key.is_some() => cid.to_string(),
             Err(malformed) => return Err(malformed),

@@ -185,9 +185,16 @@ pub fn key_of(message: &Message) -> Option<&str> {
     message.text(header::KEY)
 }
 
-/// The place n in a `message_id` of the form `<cid>/<n>` or `<cid>/<n>/result`.
+/// The place n of a request's target, in a `message_id` of the form `<cid>/<n>`.
+pub(crate) fn place_of_request(message_id: &str, cid: &Cid) -> Option<usize> {
+    let place = message_id.strip_prefix(cid.as_str())?.strip_prefix('/')?;
+    // A sign would be taken for a part of the number.
+    if place.starts_with(|first: char| first.is_ascii_digit()) { place.parse().ok() } else { None }
+}
+
+/// The place n of a result's target, in a `message_id` of the form `<cid>/<n>/result`, or `<cid>/<n>` where its worker
+/// repeats the request's.
 #[must_use]
 pub fn place_of(message_id: &str, cid: &Cid) -> Option<usize> {
-    let rest = message_id.strip_prefix(cid.as_str())?.strip_prefix('/')?;
-    rest.strip_suffix("/result").unwrap_or(rest).parse().ok()
+    place_of_request(message_id.strip_suffix("/result").unwrap_or(message_id), cid)
 }

@@ -97,10 +97,14 @@ fn a_request_that_nobody_can_be_told_of_has_no_reply_address() {
     }
     check_request("header fanfare-run is missing", false, |m| drop(m.headers.remove("fanfare-run")));
     check_request("correlation_id is missing", false, |m| m.properties.correlation_id = None);
-    check_request("message_id \"elsewhere/1\" tells whose it is", false, |m| {
-        m.headers.remove("fanfare-key");
-        m.properties.message_id = Some("elsewhere/1".into());
-    });
+    // The coordinator could not find the target by what is derived from the last two either.
+    let of_cid = |rest: &str| format!("{}/{rest}", cid());
+    for id in ["elsewhere/1".to_owned(), of_cid("+1"), of_cid("1/result"), of_cid("1/result/result")] {
+        check_request(&format!("message_id {id:?} tells whose it is"), false, |m| {
+            m.headers.remove("fanfare-key");
+            m.properties.message_id = Some(id.clone().into());
+        });
+    }
 }
 
 #[test]
