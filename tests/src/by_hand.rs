@@ -13,11 +13,11 @@ pub async fn answer(stack: &Stack, request: &Message, response: impl Serialize) 
     let at: WireTime = text("fanfare-req-ts").parse().expect("a time");
     let queue = request.properties.reply_to.as_ref().expect("a target has one").to_string();
     let to = ReplyAddress {
-        queue: queue.clone(),
+        queue: queue.as_str().into(),
         cid: cid.clone(),
         run,
         key: Some(TargetKey::new(text("fanfare-key")).expect("a key")),
-        message_id: request.properties.message_id.as_ref().expect("every request has one").to_string(),
+        message_id: request.properties.message_id.clone().expect("every request has one"),
     };
     let result = TargetResult {
         source: text("fanfare-source"),

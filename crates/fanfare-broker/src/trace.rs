@@ -29,7 +29,12 @@ mod traced {
 
     /// Puts a span that has just been made under the one that a message names, gives it the name that people see, and links it to
     /// others.
-    pub fn begin(span: &Span, name: String, parent: Option<TraceParent>, links: &[TraceParent]) {
+    pub fn begin(
+        span: &Span,
+        name: impl FnOnce() -> String,
+        parent: Option<TraceParent>,
+        links: &[TraceParent],
+    ) {
         if let Some(parent) = parent {
             // It fails where nobody records the span.
             let _ = span.set_parent(Context::new().with_remote_span_context(remote(&parent)));
@@ -37,7 +42,11 @@ mod traced {
         for link in links {
             span.add_link(remote(link));
         }
-        span.context().span().update_name(name);
+        let context = span.context();
+        let recorded = context.span();
+        if recorded.is_recording() {
+            recorded.update_name(name());
+        }
     }
 
     /// Says that what the span at hand stands for has failed.
@@ -71,7 +80,7 @@ mod untraced {
 
     /// Puts a span that has just been made under the one that a message names, gives it the name that people see, and links it to
     /// others.
-    pub fn begin(_: &Span, _: String, _: Option<TraceParent>, _: &[TraceParent]) {}
+    pub fn begin(_: &Span, _: impl FnOnce() -> String, _: Option<TraceParent>, _: &[TraceParent]) {}
 
     /// Says that what the span at hand stands for has failed.
     pub const fn fail(_: &str) {}

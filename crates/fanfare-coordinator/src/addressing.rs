@@ -49,13 +49,13 @@ pub(crate) fn addressed(
             let callback = &manifest.on_target[callback];
             let kind = CallbackKind::OnTarget { callback, place };
             let message = Callback { manifest, kind, body }.encode();
-            Letter::new(names.service(callback).name, message, Absence::Parks)
+            Letter::new(names.service_queue(callback), message, Absence::Parks)
         }
         Publication::OnFinal { callback, body, ending, links } => {
             let callback = &manifest.on_final[callback];
             let kind = CallbackKind::OnFinal { callback: Some(callback), ending };
             let encode = |body| Callback { manifest, kind, body }.encode().linked(&links);
-            Letter::of_final(names.service(callback).name, body, Absence::Parks, encode)
+            Letter::of_final(names.service_queue(callback), body, Absence::Parks, encode)
         }
         Publication::Waiter { body, ending } => {
             let waiter =
@@ -79,15 +79,15 @@ pub(crate) fn addressed(
         }
         Publication::Missing { place, body, by } => {
             let to = ReplyAddress {
-                queue: manifest.reply_to.clone(),
+                queue: manifest.reply_to.as_str().into(),
                 cid: manifest.cid.clone(),
                 run: manifest.run,
                 key: manifest.key_at(place).cloned(),
-                message_id: format!("{}/{place}", manifest.cid),
+                message_id: format!("{}/{place}", manifest.cid).into(),
             };
             let message = TargetResult::message(body, &to, outbox.environment.now().into())
                 .with_header(header::ENDED_BY, by.as_str());
-            Letter::new(to.queue, message, Absence::Waits)
+            Letter::new(to.queue.into(), message, Absence::Waits)
         }
         Publication::Renewal => {
             let renewed = trust.sign(manifest.encode_renewed(manifest.deadline_utc));

@@ -56,8 +56,8 @@ impl Callback<'_> {
         let mut message = Message::of(header::TYPE_CALLBACK, cid, message_id, self.body.clone())
             .with_header(header::CHANNEL, channel.as_header())
             .with_header(header::RUN, manifest.run)
-            .with_header(header::SOURCE, manifest.source.as_str())
-            .with_header(header::REQUESTED_AT, manifest.req_ts_utc.to_string());
+            .with_header(header::SOURCE, HeaderValue::Text((&manifest.source).into()))
+            .with_header(header::REQUESTED_AT, HeaderValue::Text(manifest.req_ts_utc.into()));
         message.properties.app_id = Some((&manifest.source).into());
         match self.kind {
             CallbackKind::OnTarget { place, .. } => {

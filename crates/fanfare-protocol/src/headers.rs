@@ -10,6 +10,11 @@ use crate::HeaderValue;
 pub struct Headers(Vec<(SmolStr, HeaderValue)>);
 
 impl Headers {
+    /// No headers, and room for so many.
+    pub(crate) fn with_capacity(headers: usize) -> Self {
+        Self(Vec::with_capacity(headers))
+    }
+
     fn place(&self, name: &str) -> Result<usize, usize> {
         self.0.binary_search_by(|(other, _)| other.as_str().cmp(name))
     }

@@ -1,4 +1,5 @@
 use bytes::Bytes;
+use smol_str::SmolStr;
 
 use crate::message::{Message, Properties};
 use crate::name::{Cid, RunId, ServiceName, Source, TargetKey};
@@ -20,7 +21,7 @@ pub struct Invocation {
     /// The target's key: of a request, its own; of an on-target callback, that of the target that completed.
     pub key: Option<TargetKey>,
     /// The same at every repetition of this message; together with the run it identifies the invocation.
-    pub message_id: String,
+    pub message_id: SmolStr,
     /// 1, and more on a retry.
     pub attempt: u32,
     /// When the fan-out was invoked, where the message says so.
@@ -44,7 +45,7 @@ pub struct Invocation {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReplyAddress {
     /// The aggregation queue, or the shard.
-    pub queue: String,
+    pub queue: SmolStr,
     /// The correlation ID.
     pub cid: Cid,
     /// The run.
@@ -52,7 +53,7 @@ pub struct ReplyAddress {
     /// The target's key; where the request had none, its place in the manifest tells the coordinator.
     pub key: Option<TargetKey>,
     /// The request's `message_id`; the CID where the request has none that could be used.
-    pub message_id: String,
+    pub message_id: SmolStr,
 }
 
 /// A message of a service queue that cannot be run.
@@ -132,7 +133,7 @@ impl Invocation {
 impl ReplyAddress {
     fn of(message: &Message, names: &QueueNames) -> Result<Self, Malformed> {
         let (cid, run) = (message.cid()?, message.run()?);
-        let Some(queue) = message.properties.reply_to.as_ref().map(ToString::to_string) else {
+        let Some(queue) = message.properties.reply_to.clone() else {
             return Err(Malformed::new("reply_to is missing"));
         };
         if !names.is_reply_queue(&queue, &cid, run) {
@@ -144,7 +145,7 @@ impl ReplyAddress {
         let message_id = match message_id_of(&message.properties) {
             Ok(id) if key.is_some() || place_of_request(&id, &cid).is_some() => id,
             // The key tells the target, and the result needs some id.
-            Err(_) if key.is_some() => cid.to_string(),
+            Err(_) if key.is_some() => (&cid).into(),
             Err(malformed) => return Err(malformed),
             Ok(id) => {
                 return Err(Malformed::new(format!(
@@ -156,15 +157,15 @@ impl ReplyAddress {
     }
 }
 
-fn message_id_of(properties: &Properties) -> Result<String, Malformed> {
+fn message_id_of(properties: &Properties) -> Result<SmolStr, Malformed> {
     // "/result" is added to it, and an AMQP short string holds 255 bytes.
     const LONGEST: usize = 255 - "/result".len();
-    match properties.message_id.as_deref() {
-        None | Some("") => Err(Malformed::new("message_id is missing")),
+    match &properties.message_id {
         Some(id) if id.len() > LONGEST => {
             Err(Malformed::new(format!("message_id is longer than {LONGEST} bytes")))
         }
-        Some(id) => Ok(id.to_owned()),
+        Some(id) if !id.is_empty() => Ok(id.clone()),
+        _ => Err(Malformed::new("message_id is missing")),
     }
 }
 

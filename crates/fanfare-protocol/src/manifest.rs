@@ -101,7 +101,7 @@ impl Manifest {
     /// The name of the queue that it goes to itself: the shard, or the one for manifests.
     #[must_use]
     pub fn queue(&self, names: &QueueNames) -> String {
-        if self.is_shared(names) { self.reply_to.clone() } else { names.fanin().name }
+        if self.is_shared(names) { self.reply_to.clone() } else { names.fanin_queue() }
     }
 
     /// Whether a coordinator published this message to renew a manifest.

@@ -100,6 +100,9 @@ fn size(value: &HeaderValue) -> usize {
         }
 }
 
+/// Headers that most messages of the protocol have at most.
+const HEADERS: usize = 10;
+
 impl Message {
     /// A message of the given type for a CID, with what every message of the protocol carries.
     pub(crate) fn of(kind: &'static str, cid: &Cid, message_id: String, body: impl Into<Bytes>) -> Self {
@@ -110,7 +113,8 @@ impl Message {
             kind: Some(SmolStr::new_static(kind)),
             ..Properties::default()
         };
-        let headers = Headers::from([(header::VERSION, HeaderValue::Int(header::VERSION_1))]);
+        let mut headers = Headers::with_capacity(HEADERS);
+        headers.insert(SmolStr::new_static(header::VERSION), header::VERSION_1);
         Self { properties, headers, body: body.into() }
     }
 

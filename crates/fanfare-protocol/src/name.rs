@@ -194,8 +194,8 @@ impl From<Uuid> for Cid {
 }
 
 /// One invocation: tells two fan-outs with the same CID apart. On the wire, 32 hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(try_from = "String")]
 pub struct RunId(Uuid);
 
 impl From<Uuid> for RunId {
@@ -212,9 +212,22 @@ impl RunId {
     }
 }
 
+impl RunId {
+    /// Whether this is how the run is written.
+    pub(crate) fn is_written(self, text: &str) -> bool {
+        self.0.simple().encode_lower(&mut Uuid::encode_buffer()) == text
+    }
+}
+
 impl fmt::Display for RunId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.simple().fmt(f)
+    }
+}
+
+impl Serialize for RunId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
     }
 }
 

@@ -1,6 +1,9 @@
 //! The queues and exchanges: their names, and the arguments that everyone declares them with.
 
 use std::collections::BTreeMap;
+use std::fmt::{Display, Write as _};
+
+use smol_str::SmolStr;
 
 use crate::hash::crc32;
 use crate::limits::{PREFIX_CHARS, SHARDS};
@@ -28,6 +31,9 @@ pub const DELAY_STEPS: [u32; 30] = [
     1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096,
     6144, 8192, 12288, 16384, 24576, 32768,
 ];
+
+/// Bytes of most names: those of aggregation queues with a drawn CID have 79.
+const NAME_ABOUT: usize = 80;
 
 /// Names the queues of one prefix.
 ///
@@ -74,7 +80,7 @@ pub struct ExchangeSpec {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Argument {
     /// A string.
-    Text(String),
+    Text(SmolStr),
     /// An integer.
     Int(i64),
     /// A truth value.
@@ -83,7 +89,7 @@ pub enum Argument {
 
 impl From<&str> for Argument {
     fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
+        Self::Text(text.into())
     }
 }
 
@@ -119,11 +125,17 @@ impl QueueNames {
             ("x-queue-type", "quorum".into()),
             ("x-delivery-limit", DELIVERY_LIMIT.into()),
             ("x-dead-letter-exchange", "".into()),
-            ("x-dead-letter-routing-key", Argument::Text(self.named("dead"))),
+            ("x-dead-letter-routing-key", Argument::Text(self.named("dead").into())),
             ("x-dead-letter-strategy", "at-least-once".into()),
             ("x-overflow", "reject-publish".into()),
         ]);
-        QueueSpec { name: self.named(&format!("service.{service}")), exclusive: false, arguments }
+        QueueSpec { name: self.service_queue(service), exclusive: false, arguments }
+    }
+
+    /// The name of the queue that [`service`](Self::service) is about.
+    #[must_use]
+    pub fn service_queue(&self, service: &ServiceName) -> String {
+        self.named(format_args!("service.{service}"))
     }
 
     /// The service whose queue this is, if it is one.
@@ -137,6 +149,12 @@ impl QueueNames {
     #[must_use]
     pub fn fanin(&self) -> QueueSpec {
         self.internal("fanin")
+    }
+
+    /// The name of the queue for [manifests](Self::fanin).
+    #[must_use]
+    pub fn fanin_queue(&self) -> String {
+        self.named("fanin")
     }
 
     /// What the broker dead-lettered.
@@ -161,7 +179,7 @@ impl QueueNames {
     /// [`delay_exchange`](Self::delay_exchange), so that this key can be that of the service's queue.
     #[must_use]
     pub fn delay(&self, seconds: u32) -> QueueSpec {
-        let mut queue = self.internal(&format!("delay.{seconds}"));
+        let mut queue = self.internal(format_args!("delay.{seconds}"));
         queue.arguments.extend([
             ("x-message-ttl", (i64::from(seconds) * 1000).into()),
             ("x-dead-letter-exchange", "".into()),
@@ -174,7 +192,7 @@ impl QueueNames {
     /// Leads to the delay queue of the same name.
     #[must_use]
     pub fn delay_exchange(&self, seconds: u32) -> ExchangeSpec {
-        ExchangeSpec { name: self.named(&format!("delay.{seconds}")) }
+        ExchangeSpec { name: self.named(format_args!("delay.{seconds}")) }
     }
 
     /// Results and checkpoints of one fan-out.
@@ -185,7 +203,7 @@ impl QueueNames {
             ("x-single-active-consumer", true.into()),
             ("x-expires", AGGREGATION_EXPIRES_MS.into()),
         ]);
-        QueueSpec { name: self.named(&format!("agg.{cid}.{run}")), exclusive: false, arguments }
+        QueueSpec { name: self.named(format_args!("agg.{cid}.{run}")), exclusive: false, arguments }
     }
 
     /// The CID and run whose aggregation queue this is, if it is one.
@@ -219,7 +237,11 @@ impl QueueNames {
     pub fn payload(&self, cid: &Cid, run: RunId, writer: RunId) -> QueueSpec {
         let arguments =
             BTreeMap::from([("x-queue-type", "classic".into()), ("x-expires", PAYLOAD_EXPIRES_MS.into())]);
-        QueueSpec { name: self.named(&format!("payload.{cid}.{run}.{writer}")), exclusive: false, arguments }
+        QueueSpec {
+            name: self.named(format_args!("payload.{cid}.{run}.{writer}")),
+            exclusive: false,
+            arguments,
+        }
     }
 
     /// The same queue replicated over the nodes of a cluster, by configuration.
@@ -246,7 +268,7 @@ impl QueueNames {
     /// Manifests, results and checkpoints of many fan-outs, in shared aggregation.
     #[must_use]
     pub fn shard(&self, number: u32) -> QueueSpec {
-        let mut queue = self.internal(&format!("shard.{number}"));
+        let mut queue = self.internal(format_args!("shard.{number}"));
         queue.arguments.insert("x-single-active-consumer", true.into());
         queue
     }
@@ -264,9 +286,9 @@ impl QueueNames {
     #[must_use]
     pub fn shard_number(&self, queue: &str) -> Option<u32> {
         let digits = queue.strip_prefix(self.prefix.as_str())?.strip_prefix(".shard.")?;
-        let number: u32 = digits.parse().ok().filter(|number| *number < SHARDS)?;
         // Only the one way to write the number.
-        (number.to_string() == digits).then_some(number)
+        let is_plain = digits == "0" || digits.starts_with(|first: char| matches!(first, '1'..='9'));
+        digits.parse().ok().filter(|number| is_plain && *number < SHARDS)
     }
 
     /// Is consumed for as long as one of the shards has as many open fan-outs as it may have, which publishers look for: those who
@@ -281,14 +303,19 @@ impl QueueNames {
     /// Whether a fan-out's results may be gathered in this queue: its own aggregation queue, or a shard.
     #[must_use]
     pub fn is_reply_queue(&self, queue: &str, cid: &Cid, run: RunId) -> bool {
-        self.shard_number(queue).is_some() || queue == self.named(&format!("agg.{cid}.{run}"))
+        // Of each request, so without writing the one name that it may be.
+        let own_run = || {
+            let rest = queue.strip_prefix(self.prefix.as_str())?.strip_prefix(".agg.")?;
+            rest.strip_prefix(cid.as_str())?.strip_prefix('.')
+        };
+        self.shard_number(queue).is_some() || own_run().is_some_and(|text| run.is_written(text))
     }
 
     /// The answer for one waiting caller; `id` is drawn by it.
     #[must_use]
     pub fn wait(&self, id: RunId) -> QueueSpec {
         let arguments = BTreeMap::from([("x-queue-type", "classic".into())]);
-        QueueSpec { name: self.named(&format!("wait.{id}")), exclusive: true, arguments }
+        QueueSpec { name: self.named(format_args!("wait.{id}")), exclusive: true, arguments }
     }
 
     /// Leads to all coordinators that run, for whoever asks something of them.
@@ -300,7 +327,7 @@ impl QueueNames {
     /// What one coordinator hears through [`coordinators`](Self::coordinators); `id` is drawn each time that it connects.
     #[must_use]
     pub fn coordinator(&self, id: RunId) -> QueueSpec {
-        self.ear(&format!("coordinator.{id}"))
+        self.ear(format_args!("coordinator.{id}"))
     }
 
     /// Leads to all workers that run, for coordinators.
@@ -312,7 +339,7 @@ impl QueueNames {
     /// What one worker hears through [`workers`](Self::workers); `id` is drawn each time that it connects.
     #[must_use]
     pub fn worker(&self, id: RunId) -> QueueSpec {
-        self.ear(&format!("worker.{id}"))
+        self.ear(format_args!("worker.{id}"))
     }
 
     /// Whether a message may name this queue as that of a waiter.
@@ -323,7 +350,7 @@ impl QueueNames {
     }
 
     /// A queue that only one process reads, and that goes with it.
-    fn ear(&self, name: &str) -> QueueSpec {
+    fn ear(&self, name: impl Display) -> QueueSpec {
         let arguments =
             BTreeMap::from([("x-queue-type", "classic".into()), ("x-expires", EAR_EXPIRES_MS.into())]);
         QueueSpec { name: self.named(name), exclusive: true, arguments }
@@ -334,14 +361,16 @@ impl QueueNames {
         Cid::new("settling").expect("it is a proper CID")
     }
 
-    fn internal(&self, name: &str) -> QueueSpec {
+    fn internal(&self, name: impl Display) -> QueueSpec {
         let arguments =
             BTreeMap::from([("x-queue-type", "quorum".into()), ("x-delivery-limit", DELIVERY_LIMIT.into())]);
         QueueSpec { name: self.named(name), exclusive: false, arguments }
     }
 
-    fn named(&self, rest: &str) -> String {
-        let name = format!("{}.{rest}", self.prefix);
+    fn named(&self, rest: impl Display) -> String {
+        // Every message goes to one of these, so it is written without growing on the way.
+        let mut name = String::with_capacity(NAME_ABOUT);
+        write!(name, "{}.{rest}", self.prefix).expect("a string takes what is written to it");
         debug_assert!(name.len() <= PREFIX_CHARS + 223, "queue names fit into an AMQP short string");
         name
     }

@@ -59,7 +59,7 @@ impl Request {
         set(header::CHANNEL, channel.as_header().into());
         set(header::SOURCE, (&self.source).into());
         set(header::TARGET, (&self.service).into());
-        set(header::REQUESTED_AT, self.requested_at.to_string().into());
+        set(header::REQUESTED_AT, self.requested_at.into());
         if let Some(target) = &self.target {
             set(header::KEY, (&target.key).into());
             message.properties.reply_to = Some(target.reply_to.as_str().into());

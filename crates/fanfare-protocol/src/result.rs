@@ -138,15 +138,19 @@ impl TargetResult {
     }
 }
 
+/// Bytes that most bodies keep within: one with a hundred bytes of answer has about 280.
+const BODY_ABOUT: usize = 512;
+
 /// JSON `null`, the response of every failed target.
 pub(crate) fn null() -> Box<RawValue> {
     RawValue::NULL.to_owned()
 }
 
 pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
-    let mut json =
-        serde_json::to_vec(value).expect("the protocol's types hold only strings, numbers and JSON");
-    // It has grown by doubling, and is held until it is confirmed.
+    let mut json = Vec::with_capacity(BODY_ABOUT);
+    serde_json::to_writer(&mut json, value)
+        .expect("the protocol's types hold only strings, numbers and JSON");
+    // It may have grown by doubling, and is held until it is confirmed.
     json.shrink_to_fit();
     json
 }

@@ -109,7 +109,7 @@ pub(crate) async fn send(
         .await
         .map_err(|unprepared| accepted.refusal(unprepared))?;
     let (limit, until) = (shared.config.time_limit, schedule.told);
-    let queue = shared.config.names.service(&request.service).name;
+    let queue = shared.config.names.service_queue(&request.service);
     let delivered = tokio::time::timeout_at(until, shared.deliver(&queue, || request.encode(), until)).await;
     match delivered.unwrap_or_else(|_| Err(shared.unconfirmed(&queue, limit))) {
         Ok(()) => Ok(accepted),
@@ -271,7 +271,7 @@ impl Commitment {
 
     async fn publish_request(&self, place: usize, until: Instant) -> Result<(), Failure> {
         let request = self.plan.request(place);
-        let queue = self.shared.config.names.service(&request.service).name;
+        let queue = self.shared.config.names.service_queue(&request.service);
         match self.shared.deliver(&queue, || request.encode(), until).await {
             Ok(()) => {
                 self.confirmed.fetch_add(1, Ordering::Relaxed);
@@ -339,7 +339,7 @@ impl Shared {
         let mut unknown = None;
         let mut backoff = Backoff::default();
         loop {
-            let error = match self.broker.publish(queue, message()).await {
+            let error = match self.broker.publish_by(queue, message(), None).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,
             };

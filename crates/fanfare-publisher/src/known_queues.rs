@@ -59,15 +59,20 @@ impl Shared {
     /// Makes sure that every service has a queue: looks for it, or declares it where that is wanted.
     pub(crate) async fn ensure_served(
         &self,
-        services: BTreeSet<ServiceName>,
+        mut services: BTreeSet<ServiceName>,
         declare_missing: bool,
         until: Instant,
     ) -> Result<(), Unprepared> {
         /// Queues looked at or declared at the same time.
         const AT_ONCE: usize = 16;
+        let names = &self.config.names;
+        services.retain(|service| !self.known.contains(&names.service_queue(service)));
+        if services.is_empty() {
+            return Ok(());
+        }
         if declare_missing {
             // What a service queue dead-letters goes here, and would be lost without it.
-            self.ensure_declared(&self.config.names.dead(), until).await?;
+            self.ensure_declared(&names.dead(), until).await?;
         }
         let missing: Vec<ServiceName> = stream::iter(services)
             .map(|service| self.ensure_service(service, declare_missing, until))
@@ -88,9 +93,6 @@ impl Shared {
         let queue = self.config.names.service(&service);
         if declare_missing {
             self.ensure_declared(&queue, until).await?;
-            return Ok(None);
-        }
-        if self.known.contains(&queue.name) {
             return Ok(None);
         }
         if self.through_outages(until, || self.broker.exists(&queue.name)).await? {

@@ -48,7 +48,7 @@ impl Answers {
             {
                 self.gone.insert(to.run);
                 self.telemetry.late();
-                tracing::debug!(cid = %to.cid, run = %to.run, message_id = to.message_id, "the result is late: its fan-out has ended");
+                tracing::debug!(cid = %to.cid, run = %to.run, message_id = to.message_id.as_str(), "the result is late: its fan-out has ended");
                 return;
             }
             if let PublishError::TooLarge { bytes, most } = error {
@@ -56,10 +56,10 @@ impl Answers {
             }
             if error.refusal().is_none() {
                 let error = error.with_cause();
-                tracing::warn!(cid = %to.cid, message_id = to.message_id, error, "publishing a result again");
+                tracing::warn!(cid = %to.cid, message_id = to.message_id.as_str(), error, "publishing a result again");
             } else if reminder.is_due() {
                 let error = error.with_cause();
-                tracing::error!(cid = %to.cid, message_id = to.message_id, error, "the broker refuses a result; trying on");
+                tracing::error!(cid = %to.cid, message_id = to.message_id.as_str(), error, "the broker refuses a result; trying on");
             }
             backoff.wait(&*self.environment).await;
         }

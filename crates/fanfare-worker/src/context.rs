@@ -30,7 +30,7 @@ pub struct Context {
 
 struct Shared {
     service: ServiceName,
-    invocation: Invocation,
+    invocation: Arc<Invocation>,
     redelivered: bool,
     cancellation: CancellationToken,
     publisher: Publisher,
@@ -40,7 +40,7 @@ struct Shared {
 impl Context {
     pub(crate) fn new(
         service: ServiceName,
-        invocation: Invocation,
+        invocation: Arc<Invocation>,
         redelivered: bool,
         cancellation: CancellationToken,
         publisher: Publisher,

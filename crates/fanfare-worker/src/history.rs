@@ -1,7 +1,8 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use fanfare_protocol::{Message, header};
+use fanfare_protocol::{HeaderValue, Message, header};
+use smol_str::SmolStr;
 use tokio_util::sync::CancellationToken;
 
 /// What one service of this worker runs and has lately finished, so that a message which the broker takes back while it is
@@ -25,8 +26,8 @@ struct Known {
 /// What tells a message from all others, and is the same at every redelivery of it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Work {
-    run: String,
-    message_id: String,
+    run: SmolStr,
+    message_id: SmolStr,
     attempt: i64,
 }
 
@@ -50,9 +51,11 @@ pub(crate) struct Running {
 impl Work {
     /// None where the message does not say which it is.
     pub(crate) fn of(message: &Message) -> Option<Self> {
+        let Some(HeaderValue::Text(run)) = message.headers.get(header::RUN) else { return None };
+        // Both are shared with the message, and nothing is copied.
         Some(Self {
-            run: message.text(header::RUN)?.to_owned(),
-            message_id: message.properties.message_id.as_ref()?.to_string(),
+            run: run.clone(),
+            message_id: message.properties.message_id.clone()?,
             attempt: message.int(header::ATTEMPT).unwrap_or(1),
         })
     }
@@ -115,7 +118,7 @@ mod tests {
     use super::*;
 
     fn work(n: usize) -> Work {
-        Work { run: "run".to_owned(), message_id: n.to_string(), attempt: 1 }
+        Work { run: "run".into(), message_id: n.to_string().into(), attempt: 1 }
     }
 
     fn run(history: &History, n: usize) -> Running {

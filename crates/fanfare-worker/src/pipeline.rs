@@ -1,3 +1,4 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -161,9 +162,9 @@ impl Pipeline {
             cid = %invocation.cid,
             key = invocation.key.as_ref().map(|key| key.as_str()),
             attempt = invocation.attempt,
-            message_id = invocation.message_id,
+            message_id = invocation.message_id.as_str(),
         );
-        let name = format!("{} {}", invocation.channel.as_header(), self.registered.name);
+        let name = || format!("{} {}", invocation.channel.as_header(), self.registered.name);
         trace::begin(&span, name, invocation.traceparent, &invocation.links);
         self.invoke(message, invocation, redelivered, slot).instrument(span).await
     }
@@ -182,12 +183,13 @@ impl Pipeline {
             Some(None) => {
                 slot.finish();
                 self.answers.telemetry.ended(Run::Cancelled);
-                tracing::debug!(message_id = invocation.message_id, run = %invocation.run, "not run: its fan-out was cancelled");
+                tracing::debug!(message_id = invocation.message_id.as_str(), run = %invocation.run, "not run: its fan-out was cancelled");
                 return Fate::Done(None);
             }
         };
+        let invocation = Arc::new(invocation);
         let _here = self.whereabouts.begin(&self.registered.name, &invocation, self.answers.now());
-        let outcome = self.run(invocation.clone(), redelivered, slot, target.as_ref()).await;
+        let outcome = self.run(Arc::clone(&invocation), redelivered, slot, target.as_ref()).await;
         if let Err(failure) = &outcome {
             trace::fail(failure.exception.as_str());
         }
@@ -195,7 +197,7 @@ impl Pipeline {
         let ended = match outcome {
             // A failure stands in the place of its result, and is in the queue: nobody waits for this one any more.
             _ if target.as_ref().is_some_and(RunningTarget::is_cancelled) => {
-                tracing::debug!(message_id = invocation.message_id, run = %invocation.run, "its fan-out was cancelled while it ran");
+                tracing::debug!(message_id = invocation.message_id.as_str(), run = %invocation.run, "its fan-out was cancelled while it ran");
                 Run::Cancelled
             }
             // It was cut short by this worker and not by anything of its own: it deserves another run.
@@ -214,8 +216,8 @@ impl Pipeline {
             }
         };
         self.answers.telemetry.ended(ended);
-        let parts = invocation.large.filter(|_| ended == Run::Ok);
-        let parts = parts.map(|large| parts::queue_of(&invocation, &large, &self.answers.names));
+        let parts = invocation.large.as_ref().filter(|_| ended == Run::Ok);
+        let parts = parts.map(|large| parts::queue_of(&invocation, large, &self.answers.names));
         if ended == Run::Requeued { Fate::Requeued } else { Fate::Done(parts) }
     }
 
@@ -231,7 +233,7 @@ impl Pipeline {
             service = %self.registered.name,
             channel = %invocation.channel,
             cid = %invocation.cid,
-            message_id = invocation.message_id,
+            message_id = invocation.message_id.as_str(),
             attempt,
             exception = failure.exception.as_str(),
             "the service failed, and is run again in {seconds} s"
@@ -253,7 +255,7 @@ impl Pipeline {
                 tracing::warn!(
                     service = %self.registered.name,
                     cid = %invocation.cid,
-                    message_id = invocation.message_id,
+                    message_id = invocation.message_id.as_str(),
                     attempt = invocation.attempt,
                     exception = exception.as_str(),
                     "a target failed"
@@ -267,14 +269,15 @@ impl Pipeline {
 
     async fn run(
         &self,
-        mut invocation: Invocation,
+        mut invocation: Arc<Invocation>,
         redelivered: bool,
         slot: &Slot,
         target: Option<&RunningTarget>,
     ) -> Result<Box<RawValue>, Failure> {
         let _running = self.answers.telemetry.run();
-        if let Some(large) = invocation.large.take_if(|_| !self.registered.streaming) {
-            invocation.body = self.assemble(&invocation, large).await?;
+        if let Some(large) = invocation.large.clone().filter(|_| !self.registered.streaming) {
+            let body = self.assemble(&invocation, large).await?;
+            invocation = Arc::new(Invocation { large: None, body, ..Invocation::clone(&invocation) });
         }
         let body = invocation.body.clone();
         let cancellation = self.stop.cancel.child_token();
@@ -368,7 +371,7 @@ impl Pipeline {
             channel = %invocation.channel,
             cid = %invocation.cid,
             run = %invocation.run,
-            message_id = invocation.message_id,
+            message_id = invocation.message_id.as_str(),
             attempt = invocation.attempt,
             exception = exception.as_str(),
             "the service failed, and its message is parked"

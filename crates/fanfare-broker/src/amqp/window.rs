@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::future::poll_fn;
+use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -48,7 +49,7 @@ pub(super) struct Window {
     /// Messages handed to lapin and not written yet, in order.
     writing: VecDeque<(u64, BoxFuture<'static, lapin::Result<PublisherConfirm>>)>,
     /// Messages written and not answered yet.
-    confirming: FuturesUnordered<BoxFuture<'static, (u64, lapin::Result<Confirmation>)>>,
+    confirming: FuturesUnordered<Confirming>,
     /// Messages that lapin has dropped before they were written.
     unsent: BTreeSet<u64>,
     /// What is under way, as long as it is not decided.
@@ -61,6 +62,20 @@ pub(super) struct Window {
     confirmed: bool,
     opened: Instant,
     refused: bool,
+}
+
+/// A message that waits for its confirm.
+struct Confirming {
+    message: u64,
+    confirm: PublisherConfirm,
+}
+
+impl Future for Confirming {
+    type Output = (u64, lapin::Result<Confirmation>);
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.confirm.poll_unpin(context).map(|answer| (self.message, answer))
+    }
 }
 
 struct Pending {
@@ -345,7 +360,7 @@ impl Window {
             match written.poll_unpin(context) {
                 Poll::Pending => break,
                 Poll::Ready(Ok(confirm)) => {
-                    self.confirming.push(async move { (message, confirm.await) }.boxed());
+                    self.confirming.push(Confirming { message, confirm });
                     self.poll_confirming(context, answers);
                 }
                 Poll::Ready(Err(error)) => {

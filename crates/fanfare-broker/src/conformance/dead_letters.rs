@@ -53,10 +53,7 @@ pub(super) async fn what_came_back_too_often_is_dead_lettered(bench: &Bench<'_>)
 }
 
 fn dead_lettering_to(queue: &str) -> Vec<(&'static str, Argument)> {
-    vec![
-        ("x-dead-letter-exchange", "".into()),
-        ("x-dead-letter-routing-key", Argument::Text(queue.to_owned())),
-    ]
+    vec![("x-dead-letter-exchange", "".into()), ("x-dead-letter-routing-key", queue.into())]
 }
 
 fn assert_died(delivery: &Delivery, reason: &str, queue: &str) {

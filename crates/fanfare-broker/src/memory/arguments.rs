@@ -57,7 +57,7 @@ impl Arguments {
                 }
                 ("x-overflow", Argument::Text(what)) if what == "reject-publish" => reject_publish = true,
                 ("x-dead-letter-exchange", Argument::Text(name)) if name.is_empty() => exchange = true,
-                ("x-dead-letter-routing-key", Argument::Text(key)) => routing_key = Some(key.clone()),
+                ("x-dead-letter-routing-key", Argument::Text(key)) => routing_key = Some(key.to_string()),
                 ("x-dead-letter-strategy", Argument::Text(strategy)) => {
                     at_least_once = match strategy.as_str() {
                         "at-least-once" => true,

@@ -147,9 +147,14 @@ impl Case {
                     cid: cid(0),
                     ended_by: None,
                 };
-                let message_id = format!("{}/0", cid(0));
-                let to =
-                    ReplyAddress { queue: reply_to, cid: cid(0), run: run(), key: Some(key(0)), message_id };
+                let message_id = format!("{}/0", cid(0)).into();
+                let to = ReplyAddress {
+                    queue: reply_to.into(),
+                    cid: cid(0),
+                    run: run(),
+                    key: Some(key(0)),
+                    message_id,
+                };
                 TargetResult::message(result.to_body(), &to, epoch())
             }
             Kind::Manifest => self.manifest().encode(),

@@ -96,11 +96,11 @@ pub(crate) fn answer(body: &[u8]) -> String {
 pub(crate) fn result_of(run: RunId, key: &str, body: Bytes) -> Message {
     let cid = Cid::new("c1").unwrap();
     let to = ReplyAddress {
-        queue: QueueNames::default().aggregation(&cid, run).name,
+        queue: QueueNames::default().aggregation(&cid, run).name.into(),
         cid,
         run,
         key: Some(TargetKey::new(key).unwrap()),
-        message_id: "c1/0".to_owned(),
+        message_id: "c1/0".into(),
     };
     TargetResult::message(body, &to, time())
 }

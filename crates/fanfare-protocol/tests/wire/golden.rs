@@ -107,11 +107,11 @@ fn a_bundle_stands_for_its_results() {
         let message_id = format!("{cid}/{place}");
         let run = if place == 2 { "1".repeat(32).parse().unwrap() } else { run() };
         let to = ReplyAddress {
-            queue: QueueNames::default().shard(0).name,
+            queue: QueueNames::default().shard(0).name.into(),
             cid,
             run,
             key: key.map(|key| TargetKey::new(key).unwrap()),
-            message_id,
+            message_id: message_id.into(),
         };
         TargetResult::message(
             Bytes::from(format!("{{\"place\": {place}}}")),
@@ -666,7 +666,10 @@ fn a_request_is_read_as_it_was_written() {
     assert_eq!(invocation.requested_at, Some(time("2025-01-19 19:55:45")));
     assert_eq!(invocation.body, request().body);
     let reply = invocation.reply.unwrap();
-    assert_eq!((reply.queue, reply.message_id.as_str()), (aggregation(), "63e7c3a2ba616badecb125ce/1"));
+    assert_eq!(
+        (reply.queue.as_str(), reply.message_id.as_str()),
+        (aggregation().as_str(), "63e7c3a2ba616badecb125ce/1")
+    );
     assert_eq!(Invocation::target_of(&request().encode()), Ok(service("my.service2")));
 }
 

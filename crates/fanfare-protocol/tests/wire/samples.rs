@@ -101,11 +101,11 @@ pub(crate) fn result(response: &str, exception: Option<&str>) -> TargetResult {
 
 pub(crate) fn reply() -> ReplyAddress {
     ReplyAddress {
-        queue: aggregation(),
+        queue: aggregation().into(),
         cid: cid(),
         run: run(),
         key: Some(key("my.service1")),
-        message_id: "63e7c3a2ba616badecb125ce/0".to_owned(),
+        message_id: "63e7c3a2ba616badecb125ce/0".into(),
     }
 }
 
