@@ -100,8 +100,8 @@ fn size(value: &HeaderValue) -> usize {
         }
 }
 
-/// Headers that most messages of the protocol have at most.
-const HEADERS: usize = 10;
+/// Headers that most requests and callbacks have at most.
+const HEADERS: usize = 8;
 
 impl Message {
     /// A message of the given type for a CID, with what every message of the protocol carries.

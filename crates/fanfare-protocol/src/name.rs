@@ -210,9 +210,7 @@ impl RunId {
     pub fn after(self, places: u64) -> Self {
         Self(Uuid::from_u128(self.0.as_u128().wrapping_add(places.into())))
     }
-}
 
-impl RunId {
     /// Whether this is how the run is written.
     pub(crate) fn is_written(self, text: &str) -> bool {
         self.0.simple().encode_lower(&mut Uuid::encode_buffer()) == text
@@ -258,12 +256,6 @@ impl TryFrom<String> for RunId {
     type Error = InvalidName;
     fn try_from(value: String) -> Result<Self, InvalidName> {
         value.parse()
-    }
-}
-
-impl From<RunId> for String {
-    fn from(run: RunId) -> String {
-        run.to_string()
     }
 }
 

@@ -32,7 +32,7 @@ pub const DELAY_STEPS: [u32; 30] = [
     6144, 8192, 12288, 16384, 24576, 32768,
 ];
 
-/// Bytes of most names: those of aggregation queues with a drawn CID have 79.
+/// Bytes of most names: those of aggregation queues with a drawn CID have 77.
 const NAME_ABOUT: usize = 80;
 
 /// Names the queues of one prefix.
@@ -125,7 +125,7 @@ impl QueueNames {
             ("x-queue-type", "quorum".into()),
             ("x-delivery-limit", DELIVERY_LIMIT.into()),
             ("x-dead-letter-exchange", "".into()),
-            ("x-dead-letter-routing-key", Argument::Text(self.named("dead").into())),
+            ("x-dead-letter-routing-key", Argument::Text(self.dead_queue().into())),
             ("x-dead-letter-strategy", "at-least-once".into()),
             ("x-overflow", "reject-publish".into()),
         ]);
@@ -161,6 +161,12 @@ impl QueueNames {
     #[must_use]
     pub fn dead(&self) -> QueueSpec {
         self.internal("dead")
+    }
+
+    /// The name of the queue for what the broker [dead-lettered](Self::dead).
+    #[must_use]
+    pub fn dead_queue(&self) -> String {
+        self.named("dead")
     }
 
     /// What is kept for a person to look at.
@@ -368,7 +374,7 @@ impl QueueNames {
     }
 
     fn named(&self, rest: impl Display) -> String {
-        // Every message goes to one of these, so it is written without growing on the way.
+        // Every message goes to one of these, so most are written without growing on the way.
         let mut name = String::with_capacity(NAME_ABOUT);
         write!(name, "{}.{rest}", self.prefix).expect("a string takes what is written to it");
         debug_assert!(name.len() <= PREFIX_CHARS + 223, "queue names fit into an AMQP short string");

@@ -339,6 +339,7 @@ impl Shared {
         let mut unknown = None;
         let mut backoff = Backoff::default();
         loop {
+            // `publish` does the same, through one future more on the heap for each message.
             let error = match self.broker.publish_by(queue, message(), None).await {
                 Ok(()) => return Ok(()),
                 Err(error) => error,

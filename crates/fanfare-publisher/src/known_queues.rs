@@ -66,13 +66,13 @@ impl Shared {
         /// Queues looked at or declared at the same time.
         const AT_ONCE: usize = 16;
         let names = &self.config.names;
+        if declare_missing && !self.known.contains(&names.dead_queue()) {
+            // What a service queue dead-letters goes here, and would be lost without it.
+            self.ensure_declared(&names.dead(), until).await?;
+        }
         services.retain(|service| !self.known.contains(&names.service_queue(service)));
         if services.is_empty() {
             return Ok(());
-        }
-        if declare_missing {
-            // What a service queue dead-letters goes here, and would be lost without it.
-            self.ensure_declared(&names.dead(), until).await?;
         }
         let missing: Vec<ServiceName> = stream::iter(services)
             .map(|service| self.ensure_service(service, declare_missing, until))
@@ -93,6 +93,10 @@ impl Shared {
         let queue = self.config.names.service(&service);
         if declare_missing {
             self.ensure_declared(&queue, until).await?;
+            return Ok(None);
+        }
+        // Another invocation may have looked meanwhile.
+        if self.known.contains(&queue.name) {
             return Ok(None);
         }
         if self.through_outages(until, || self.broker.exists(&queue.name)).await? {

@@ -182,6 +182,16 @@ async fn missing_queues_are_declared_where_that_is_wanted() {
     assert!(broker.memory.inspect("fanfare.dead").await.unwrap().is_some());
 }
 
+#[tokio::test]
+async fn what_takes_dead_letters_is_declared_also_where_all_services_were_seen_lately() {
+    let broker = served().await;
+    let publisher = broker.publisher();
+    enrichment(&publisher).invoke().await.unwrap();
+    assert_eq!(broker.count("declare fanfare.dead"), 0);
+    enrichment(&publisher).declare_missing().invoke().await.unwrap();
+    assert_eq!(broker.count("declare fanfare.dead"), 1);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_request_is_sent_again_until_it_is_confirmed() {
     for (fault, copies) in [

@@ -216,8 +216,8 @@ impl Pipeline {
             }
         };
         self.answers.telemetry.ended(ended);
-        let parts = invocation.large.as_ref().filter(|_| ended == Run::Ok);
-        let parts = parts.map(|large| parts::queue_of(&invocation, large, &self.answers.names));
+        let parts = invocation.large.filter(|_| ended == Run::Ok);
+        let parts = parts.map(|large| parts::queue_of(&invocation, &large, &self.answers.names));
         if ended == Run::Requeued { Fate::Requeued } else { Fate::Done(parts) }
     }
 
@@ -275,7 +275,7 @@ impl Pipeline {
         target: Option<&RunningTarget>,
     ) -> Result<Box<RawValue>, Failure> {
         let _running = self.answers.telemetry.run();
-        if let Some(large) = invocation.large.clone().filter(|_| !self.registered.streaming) {
+        if let Some(large) = invocation.large.filter(|_| !self.registered.streaming) {
             let body = self.assemble(&invocation, large).await?;
             invocation = Arc::new(Invocation { large: None, body, ..Invocation::clone(&invocation) });
         }

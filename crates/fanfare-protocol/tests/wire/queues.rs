@@ -28,6 +28,7 @@ fn a_services_queue() {
     ]);
     let names = QueueNames::default();
     check(names.service(&service("price.quote")), "fanfare.service.price.quote", false, arguments);
+    assert_eq!(names.service_queue(&service("price.quote")), "fanfare.service.price.quote");
     assert_eq!(names.service_of("fanfare.service.price.quote"), Some(service("price.quote")));
     assert_eq!(names.service_of("fanfare.fanin"), None);
     assert_eq!(names.service_of("other.service.price.quote"), None);
@@ -39,6 +40,7 @@ fn the_queues_of_fanfare_itself() {
     check(names.fanin(), "fanfare.fanin", false, internal());
     check(names.dead(), "fanfare.dead", false, internal());
     check(names.parked(), "fanfare.parked", false, internal());
+    assert_eq!((names.fanin_queue(), names.dead_queue()), (names.fanin().name, names.dead().name));
 }
 
 #[test]
@@ -99,6 +101,27 @@ fn a_shard_and_the_cids_that_belong_to_it() {
     let of = |text: &str, shards| QueueNames::shard_of(&Cid::new(text).unwrap(), shards);
     assert_eq!(of("123456789", 1_000), 0xCBF4_3926_u32 % 1_000);
     assert_eq!((of("123456789", 4), of("123456789", 1)), (2, 0));
+}
+
+#[test]
+fn results_go_to_a_shard_or_to_the_queue_of_their_own_run_and_nowhere_else() {
+    let names = QueueNames::default();
+    let own = names.aggregation(&cid(), run()).name;
+    assert!(names.is_reply_queue(&own, &cid(), run()));
+    assert!(names.is_reply_queue("fanfare.shard.7", &cid(), run()));
+    let start = own.strip_suffix(&run().to_string()).unwrap();
+    for other in [
+        format!("{own}0"),
+        format!("{start}{}", run().after(1)),
+        format!("{start}{}", run().to_string().to_uppercase()),
+        format!("{start}{}", uuid::Uuid::try_parse(&run().to_string()).unwrap().hyphenated()),
+        format!("fanfare.agg.{}{}", cid(), run()),
+        names.aggregation(&Cid::new(format!("{}.x", cid())).unwrap(), run()).name,
+        own.replacen("fanfare", "other", 1),
+        names.fanin().name,
+    ] {
+        assert!(!names.is_reply_queue(&other, &cid(), run()), "{other}");
+    }
 }
 
 #[test]
