@@ -404,7 +404,10 @@ impl Subscription {
         }
         let is_new = self.outage.is_none();
         let outage = self.outage.get_or_insert_with(Outage::begin);
-        if !error.is_outage() && outage.refusal.is_due() {
+        if matches!(error, BrokerError::Closed) {
+            // Its owner did that, and whoever consumes goes with it.
+            tracing::debug!(queue, "the subscription is over: its broker handle was closed");
+        } else if !error.is_outage() && outage.refusal.is_due() {
             tracing::error!(queue, %error, "the subscription is refused; trying on");
         } else if is_new {
             tracing::warn!(queue, %error, "the subscription is interrupted; trying on");

@@ -362,7 +362,7 @@ async fn next_can_be_dropped_at_any_time() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_is_logged_when_it_begins_and_when_it_ends() {
+async fn an_outage_is_logged_when_it_begins_and_when_it_ends_and_a_closed_handle_is_not() {
     // Where only one subscriber is there, a test in another thread, which has none, would decide for all what is ever logged.
     tracing::subscriber::set_global_default(tracing_subscriber::registry()).unwrap();
     let log = Log::default();
@@ -379,6 +379,9 @@ async fn an_outage_is_logged_when_it_begins_and_when_it_ends() {
         fixture.idle().await;
         assert_eq!(log.lines(), outages * 2);
     }
+    fixture.client.close().await;
+    fixture.idle().await;
+    assert_eq!(log.lines(), 4);
 }
 
 /// Keeps what is logged.
