@@ -332,7 +332,7 @@ impl Stack {
 
     /// Waits until so many consumers share the queue of a service.
     pub async fn service_has_consumers(&self, name: &str, consumers: u64) {
-        let queue = self.names.service(&ServiceName::new(name).expect("tests use proper names")).name;
+        let queue = self.names.service_queue(&ServiceName::new(name).expect("tests use proper names"));
         self.shared().services.insert(name.to_owned());
         let broker = self.bystander();
         crate::eventually(&format!("{queue} has {consumers} consumers"), || async {
@@ -372,7 +372,7 @@ impl Stack {
             self.queue_is_gone(&self.names.aggregation(cid, *run).name).await;
         }
         coordinator.stop().await;
-        let manifests = self.record_queue(&self.names.fanin().name).await.rest().await;
+        let manifests = self.record_queue(&self.names.fanin_queue()).await.rest().await;
         assert!(manifests.is_empty(), "manifests are left: {manifests:?}");
     }
 
@@ -396,7 +396,7 @@ impl Stack {
     /// hands it messages until then, and has what it held back in its queue no earlier.
     pub async fn coordinators_are_gone_but(&self, standbys: u64) {
         if self.shards == 0 {
-            let fanin = self.names.fanin().name;
+            let fanin = self.names.fanin_queue();
             self.queue_has(&fanin, "no other consumer", |state| state.consumers == standbys).await;
         }
         for shard in 0..self.shards {
@@ -472,7 +472,7 @@ impl Stack {
         join_all(connections.iter().map(|connection| connection.close())).await;
         let broker = self.connect();
         let services = services.iter().filter_map(|name| ServiceName::new(name.as_str()).ok());
-        let mut queues: Vec<String> = services.map(|service| self.names.service(&service).name).collect();
+        let mut queues: Vec<String> = services.map(|service| self.names.service_queue(&service)).collect();
         queues.extend((0..self.shards).map(|shard| self.names.shard(shard).name));
         queues.extend((self.shards > 0).then(|| self.names.full().name));
         queues.extend([self.names.fanin(), self.names.dead(), self.names.parked()].map(|queue| queue.name));

@@ -140,7 +140,7 @@ async fn malformed_manifests_are_parked_with_the_reason_and_logged_once(stack: S
     let foreign_queue = format!("{}.service.my.foreign", stack.names().prefix());
     let accepted =
         stack.publisher().fanout("my.source").on_final("my.done").invoke().await.expect("accepted");
-    let fanin = stack.names().fanin().name;
+    let fanin = stack.names().fanin_queue();
     let mut manifests = stack.record_queue(&fanin).await;
     let good = manifests.next().await;
     drop(manifests);
@@ -461,6 +461,6 @@ async fn the_manifest_of_a_publisher_is_sound() {
     let stack = Stack::in_memory();
     let _done = stack.record("my.done").await;
     stack.publisher().fanout("my.source").on_final("my.done").invoke().await.expect("accepted");
-    let manifest = stack.record_queue(&stack.names().fanin().name).await.next().await;
+    let manifest = stack.record_queue(&stack.names().fanin_queue()).await.next().await;
     assert!(Manifest::decode(&manifest, stack.names()).is_ok());
 }

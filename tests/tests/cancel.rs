@@ -201,7 +201,7 @@ async fn what_a_coordinator_may_hold_that_does_not_answer_is_unknown(stack: Stac
     let _coordinator = stack.coordinator();
     stack.exchange_is_heard(&stack.names().coordinators()).await;
     // To the broker, whoever consumes the dead letters is a coordinator.
-    let dead = stack.names().dead().name;
+    let dead = stack.names().dead_queue();
     let _deaf = stack.record_queue(&dead).await;
     stack.queue_has(&dead, "two consumers", |dead| dead.consumers == 2).await;
     let error = stack.publisher().cancel_all("my-own").await.expect_err("one does not answer");
@@ -239,7 +239,7 @@ async fn each_of_several_coordinators_cancels_what_it_holds(stack: Stack) {
     const FAN_OUTS: usize = 12;
     let mut done = stack.record("my.done").await;
     let [first, second] = [stack.coordinator(), stack.coordinator()];
-    let manifests = stack.names().fanin().name;
+    let manifests = stack.names().fanin_queue();
     stack.queue_has(&manifests, "two consumers", |state| state.consumers == 2).await;
     let publisher = stack.publisher();
     let mut accepted = Vec::new();
@@ -263,7 +263,7 @@ async fn all_fan_outs_of_a_cid_are_cancelled_whoever_holds_them(stack: Stack) {
     let config =
         || fanfare_coordinator::Config { prefetch: 1, most_channels: 1, ..stack.coordinator_config() };
     let [first, second] = [(); 2].map(|()| stack.coordinator_with(config()));
-    let manifests = stack.names().fanin().name;
+    let manifests = stack.names().fanin_queue();
     stack.queue_has(&manifests, "two consumers", |state| state.consumers == 2).await;
     let publisher = stack.publisher();
     let mut accepted = Vec::new();

@@ -247,8 +247,8 @@ async fn a_coordinator_that_does_not_answer_may_hold_what_the_others_do_not_know
     let _coordinator = stack.coordinator();
     stack.exchange_is_heard(&stack.names().coordinators()).await;
     // To the broker, whoever consumes the dead letters is a coordinator.
-    let _deaf = stack.record_queue(&stack.names().dead().name).await;
-    stack.queue_has(&stack.names().dead().name, "two consumers", |dead| dead.consumers == 2).await;
+    let _deaf = stack.record_queue(&stack.names().dead_queue()).await;
+    stack.queue_has(&stack.names().dead_queue(), "two consumers", |dead| dead.consumers == 2).await;
     let unknown: Cid = "unknown".parse().expect("a CID");
     let none = stack.operator(SHORT).explain(&unknown, None, 1).await.expect("one of them tells");
     assert!(none.matching == 0 && !none.coordinators.are_all(), "{none:?}");

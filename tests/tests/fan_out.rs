@@ -115,7 +115,7 @@ async fn every_message_of_a_fan_out_is_the_protocols_byte_for_byte(stack: Stack)
     }
 
     // The manifest, which is given back to the coordinator as it was.
-    let fanin = stack.names().fanin().name;
+    let fanin = stack.names().fanin_queue();
     let mut manifests = stack.record_queue(&fanin).await;
     let manifest = manifests.next().await;
     drop(manifests);
@@ -486,7 +486,7 @@ async fn a_waiting_caller_needs_no_final_callback(stack: Stack) {
     assert_eq!(failed.to_string(), "target \"test.fail\" failed: no");
     assert_eq!(payload.on_final, [""; 0]);
     coordinator.stop().await;
-    assert_eq!(stack.record_queue(&stack.names().fanin().name).await.rest().await, []);
+    assert_eq!(stack.record_queue(&stack.names().fanin_queue()).await.rest().await, []);
 }
 
 async fn a_waiting_caller_and_a_final_callback_are_told_the_same(stack: Stack) {
@@ -513,7 +513,7 @@ async fn a_wait_that_times_out_leaves_the_fan_out_to_its_end(stack: Stack) {
     let request = target.next().await;
     assert_eq!((request.cid(), request.run()), (Ok(cid.clone()), Ok(run)));
     eventually("the manifest is taken", || async {
-        let queue = stack.bystander().inspect(&stack.names().fanin().name).await;
+        let queue = stack.bystander().inspect(&stack.names().fanin_queue()).await;
         matches!(queue, Ok(Some(state)) if state.messages == 0)
     })
     .await;

@@ -103,7 +103,7 @@ async fn a_deadline_beyond_all_time_keeps_nobody_from_the_end(stack: Stack) {
     let publisher = stack.publisher();
     let invoke = || publisher.fanout("my.source").target("my.target", 1).on_final("my.done").invoke();
     let accepted = [invoke().await.expect("accepted"), invoke().await.expect("accepted")];
-    let fanin = stack.names().fanin().name;
+    let fanin = stack.names().fanin_queue();
     let mut manifests = stack.record_queue(&fanin).await;
     let changed = [("deadline_ms", json!(u64::MAX)), ("deadline_utc", json!("9999-12-31 23:59:59"))];
     for (field, value) in changed {
@@ -130,7 +130,7 @@ async fn names_that_are_none_are_refused_wherever_they_come_from(stack: Stack) {
     let publisher = stack.publisher();
     let fanout = || publisher.fanout("my.source").on_final("my.done");
     let good = fanout().invoke().await.expect("accepted");
-    let fanin = stack.names().fanin().name;
+    let fanin = stack.names().fanin_queue();
     let mut manifests = stack.record_queue(&fanin).await;
     let manifest = manifests.next().await;
     drop(manifests);

@@ -56,7 +56,7 @@ fn mortal_operator(stack: &Stack) -> (Arc<Mortal>, Operator) {
 }
 
 fn service_queue(stack: &Stack, name: &str) -> String {
-    stack.names().service(&ServiceName::new(name).expect("a proper name")).name
+    stack.names().service_queue(&ServiceName::new(name).expect("a proper name"))
 }
 
 fn numbers(messages: &[Message]) -> Vec<String> {
@@ -192,7 +192,7 @@ async fn an_origin_that_is_no_queue_of_this_system_is_not_believed(stack: Stack)
         &"other".parse().expect("a CID"),
         "0123456789abcdef0123456789abcdef".parse().expect("a run"),
     );
-    for (number, from) in [&elsewhere, &stack.names().dead().name, &foreign.name].into_iter().enumerate() {
+    for (number, from) in [&elsewhere, &stack.names().dead_queue(), &foreign.name].into_iter().enumerate() {
         park(&stack, from, number).await;
     }
     let replayed = stack.operator(PATIENCE).replay(&ParkedQuery::default()).await.expect("it can be tried");

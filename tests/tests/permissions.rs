@@ -283,7 +283,7 @@ async fn who_may_not_consume_ends_at_the_start_and_tries_on_later() {
             Coordinator::new(broker.of("coordinator"), Arc::new(System), config)
         };
         let names = QueueNames::default();
-        for queue in [names.fanin().name, names.dead().name] {
+        for queue in [names.fanin_queue(), names.dead_queue()] {
             broker.deny("coordinator", &queue).await;
             let refused = coordinator().run_until(std::future::pending()).await.expect_err("it is denied");
             let fanfare_coordinator::Error::Broker(BrokerError::Denied(reason)) = &refused else {
@@ -306,10 +306,13 @@ async fn who_may_not_consume_ends_at_the_start_and_tries_on_later() {
         let readiness = coordinator.handle().readiness().clone();
         let running = tokio::spawn(coordinator.run_until(stop.clone().cancelled_owned()));
         eventually("it is ready", async || readiness.hindrances().is_empty()).await;
-        broker.deny("coordinator", &names.fanin().name).await;
+        broker.deny("coordinator", &names.fanin_queue()).await;
         broker.operator.control(&["close_all_connections", "-p", VIRTUAL_HOST, "a test"]).await;
         eventually("it is denied", async || {
-            readiness.hindrances().get(&names.fanin().name).is_some_and(|why| why.contains("lacks the right"))
+            readiness
+                .hindrances()
+                .get(&names.fanin_queue())
+                .is_some_and(|why| why.contains("lacks the right"))
         })
         .await;
         broker.grant("coordinator", ".*").await;

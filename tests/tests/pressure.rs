@@ -48,7 +48,7 @@ async fn a_fan_out_beyond_those_that_may_wait_is_refused_and_the_others_end(stac
         stack.queue_is_gone(&stack.names().aggregation(&cid, run).name).await;
     }
     let coordinator = stack.coordinator();
-    stack.queue_has(&stack.names().fanin().name, "no message", |state| state.messages == 0).await;
+    stack.queue_has(&stack.names().fanin_queue(), "no message", |state| state.messages == 0).await;
     accepted.push(one_target(&publisher, MOST).invoke().await.expect("there is room again"));
     for _ in &accepted {
         answer(&stack, &target.next().await, "fine").await;
@@ -97,7 +97,7 @@ async fn fan_outs_that_hold_every_place_and_wait_for_others_end_once_there_is_an
         .expect("accepted");
     // Not before: a request is sent before its manifest, so the inner manifest could be first, and take the place.
     let _worker = stack.worker([outer, inner]).await;
-    let fanin = stack.names().fanin().name;
+    let fanin = stack.names().fanin_queue();
     stack.queue_has(&fanin, "the inner manifest", |state| state.messages == 1).await;
     let second = stack.coordinator_with(one_place);
     let payload = done.next_final().await;
@@ -217,7 +217,7 @@ async fn a_coordinator_that_is_killed_thirty_times_in_a_row_loses_nothing(stack:
     let publisher = stack.publisher();
     let invoked = stream::iter(0..fan_outs).map(|n| one_target(&publisher, n).invoke());
     let accepted: Vec<Accepted> = invoked.buffer_unordered(AT_ONCE).try_collect().await.expect("accepted");
-    let fanin = stack.names().fanin().name;
+    let fanin = stack.names().fanin_queue();
     for _ in 0..RESTARTS {
         let doomed = stack.coordinator();
         stack.queue_has(&fanin, "no message", |state| state.messages == 0 && state.consumers > 0).await;

@@ -199,7 +199,7 @@ async fn a_manifest_that_was_parked_goes_to_its_shard_from_where_manifests_go(st
     let manifest = shard.next().await;
     drop(shard);
     let coordinator = stack.coordinator();
-    let fanin = stack.names().fanin().name;
+    let fanin = stack.names().fanin_queue();
     stack.queue_has(&fanin, "a consumer", |state| state.consumers == 1).await;
     stack.publish(&fanin, manifest).await;
     let request = target.next().await;
@@ -219,7 +219,7 @@ async fn a_manifest_for_a_shard_beyond_those_that_are_served_is_parked_and_no_sh
     manifest.reply_to.clone_from(&beyond);
     let mut parked = stack.record_parked().await;
     let coordinator = stack.coordinator();
-    let fanin = stack.names().fanin().name;
+    let fanin = stack.names().fanin_queue();
     stack.queue_has(&fanin, "a consumer", |state| state.consumers == 1).await;
     stack.publish(&fanin, manifest.encode()).await;
     let message = parked.next().await;
@@ -272,7 +272,7 @@ async fn another_manifest_of_a_run_in_a_shard_is_parked_and_the_first_stands(sta
 }
 
 async fn another_manifest_of_a_run_is_parked_and_the_first_stands(stack: Stack) {
-    let fanin = stack.names().fanin().name;
+    let fanin = stack.names().fanin_queue();
     first_manifest_stands(stack, fanin).await;
 }
 

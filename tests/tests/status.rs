@@ -186,8 +186,8 @@ async fn a_coordinator_that_does_not_answer_is_counted(stack: Stack) {
     let _coordinator = stack.coordinator();
     stack.exchange_is_heard(&stack.names().coordinators()).await;
     // To the broker, whoever consumes the dead letters is a coordinator.
-    let _deaf = stack.record_queue(&stack.names().dead().name).await;
-    stack.queue_has(&stack.names().dead().name, "two consumers", |dead| dead.consumers == 2).await;
+    let _deaf = stack.record_queue(&stack.names().dead_queue()).await;
+    stack.queue_has(&stack.names().dead_queue(), "two consumers", |dead| dead.consumers == 2).await;
     let operator = stack.operator(Duration::from_secs(2));
     let status = operator.status(&StatusQuery::default()).await.expect("one of them tells");
     assert_eq!((status.coordinators.answered, status.coordinators.silent), (1, Some(1)));

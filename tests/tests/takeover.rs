@@ -208,7 +208,7 @@ impl Scene {
     async fn standby(&mut self, death: Death) -> bool {
         let accepted = self.invoke().await;
         let manifest = self.take_manifest(&accepted).await;
-        let fanin = self.stack.names().fanin().name;
+        let fanin = self.stack.names().fanin_queue();
         let aggregation = self.aggregation(&accepted);
 
         // One that has no room for a second manifest.
@@ -270,7 +270,7 @@ impl Scene {
     /// Takes the manifest of a fan-out out of its queue, where no other is left.
     async fn take_manifest(&self, accepted: &Accepted) -> Manifest {
         let names = self.stack.names();
-        let mut manifests = self.stack.record_queue(&names.fanin().name).await;
+        let mut manifests = self.stack.record_queue(&names.fanin_queue()).await;
         let manifest = Manifest::decode(&manifests.next().await, names).expect("a manifest");
         assert_eq!(manifest.run, accepted.run, "{manifest:?}");
         manifest
@@ -308,7 +308,7 @@ impl Scene {
     async fn nothing_left(&self, accepted: &Accepted, mortal: &Mortal) {
         self.stack.queue_is_gone(&self.aggregation(accepted)).await;
         self.stack.shards_are_read(mortal).await;
-        let fanin = self.stack.names().fanin().name;
+        let fanin = self.stack.names().fanin_queue();
         self.stack.queue_has(&fanin, "no manifest", |state| state.messages == 0).await;
         eventually("the coordinator holds nothing", async || mortal.held() == 0).await;
     }
@@ -316,7 +316,7 @@ impl Scene {
     /// Lets a coordinator work until nothing is left. Only when it has stopped is that certain: a copy of the manifest that was on its
     /// way to it was neither in a queue nor held.
     async fn finish(&self, accepted: &Accepted, mut coordinator: Running) {
-        let fanin = self.stack.names().fanin().name;
+        let fanin = self.stack.names().fanin_queue();
         loop {
             self.nothing_left(accepted, coordinator.mortal()).await;
             coordinator.stop().await;

@@ -179,7 +179,7 @@ async fn remove(
 
 /// The aggregation queues that nobody owns now.
 async fn look(fanfare: &Fanfare, management: &Management) -> Result<Vec<Leftover>, Failure> {
-    let fanin = fanfare.names().fanin().name;
+    let fanin = fanfare.names().fanin_queue();
     let queues: Vec<Queue> = listed(fanfare, management, "name,messages,consumers").await?;
     let unused = queues.into_iter().filter(|queue| queue.consumers == 0);
     let candidates: Vec<(Queue, Cid, RunId)> = unused
@@ -306,7 +306,7 @@ mod tests {
             fanfare.broker().declare(&queue).await.unwrap();
             queues.push(queue.name);
         }
-        queues.extend([names.fanin().name, "other.agg.c.0123456789abcdef0123456789abcdef".to_owned()]);
+        queues.extend([names.fanin_queue(), "other.agg.c.0123456789abcdef0123456789abcdef".to_owned()]);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         let asked = Arc::default();
@@ -335,7 +335,7 @@ mod tests {
         manifest.properties.kind = Some(header::TYPE_MANIFEST.into());
         manifest.properties.correlation_id = Some("parked".into());
         let at = fanfare::WireTime::from_timestamp(1_000).unwrap();
-        let manifest = manifest.parked(&names.fanin().name, "why", at, uuid::Uuid::from_u128(1));
+        let manifest = manifest.parked(&names.fanin_queue(), "why", at, uuid::Uuid::from_u128(1));
         broker.declare(&names.parked()).await.unwrap();
         broker.publish(&names.parked().name, manifest).await.unwrap();
 

@@ -42,7 +42,7 @@ pub(crate) async fn name(
     heard: &BTreeMap<RunId, String>,
 ) {
     let tags = match management {
-        Some(management) => management.consumer_tags(&fanfare.names().dead().name).await,
+        Some(management) => management.consumer_tags(&fanfare.names().dead_queue()).await,
         None => Err(WITHOUT_TLS.to_owned()),
     };
     match tags.map(|tags| unheard(&tags, heard)) {

@@ -152,7 +152,7 @@ impl Coordinator {
         .reporting_to(readiness.clone());
         self.shards.start();
         self.handle.started();
-        tracing::info!(queue = names.fanin().name, "coordinator started");
+        tracing::info!(queue = names.fanin_queue(), "coordinator started");
         loop {
             tokio::select! {
                 // What has ended makes room for what comes, and there is never more of it than was taken.
@@ -380,7 +380,7 @@ impl Coordinator {
         let (open, most) = (self.open.len(), self.config.most_open());
         if open >= most && !self.full {
             self.full = true;
-            let queue = self.config.names.fanin().name;
+            let queue = self.config.names.fanin_queue();
             tracing::warn!(
                 queue,
                 open,
@@ -393,7 +393,7 @@ impl Coordinator {
 
     /// Parks a message of the manifest queue that is not a manifest, or not one of an accepted user.
     async fn refuse(&self, delivery: Delivery, reason: &str) {
-        let queue = self.config.names.fanin().name;
+        let queue = self.config.names.fanin_queue();
         let message_id = delivery.message.properties.message_id.as_deref();
         tracing::warn!(queue, message_id, reason, kind = delivery.message.kind(), "message parked");
         let (outbox, reason) = (self.outbox.clone(), reason.to_owned());

@@ -21,7 +21,7 @@ const MANIFEST_PAUSE: Duration = Duration::from_secs(1);
 /// - A callback, and whatever else there is, is parked.
 pub(crate) async fn settle(outbox: Outbox, trust: Trust, delivery: Delivery) {
     let Delivery { message, receipt, .. } = delivery;
-    let (from, reason) = death(&message, &outbox.names.dead().name);
+    let (from, reason) = death(&message, &outbox.names.dead_queue());
     tracing::error!(
         queue = from,
         message_id = message.properties.message_id.as_deref(),
@@ -40,7 +40,7 @@ pub(crate) async fn settle(outbox: Outbox, trust: Trust, delivery: Delivery) {
         tokio::time::sleep(MANIFEST_PAUSE).await;
         let manifest = Manifest::decode(&message, &outbox.names);
         let manifests =
-            manifest.map_or_else(|_| outbox.names.fanin().name, |manifest| manifest.queue(&outbox.names));
+            manifest.map_or_else(|_| outbox.names.fanin_queue(), |manifest| manifest.queue(&outbox.names));
         let back = outbox.publish(&manifests, trust.sign(message.clone().anew()), Absence::Declares).await;
         if matches!(back, Outcome::TooLarge(_)) {
             outbox.park(message, &from, &reason).await;

@@ -43,7 +43,7 @@ impl Explanation {
             None if self.coordinators.are_all() || !self.fan_outs.is_empty() => None,
             None => Some(format!(
                 "whether all coordinators have answered is not known here: who consumes `{}`, as each of them does, {UNSEEN}",
-                names.dead().name
+                names.dead_queue()
             )),
         }
     }
@@ -60,12 +60,12 @@ impl Explanation {
             return Some(format!(
                 "{} in `{}` until a coordinator has room, and {cid} may be {}: start another coordinator, or raise --channels",
                 counted(waiting, "fan-out waits", "fan-outs wait"),
-                names.fanin().name,
+                names.fanin_queue(),
                 if waiting == 1 { "that" } else { "one of them" },
             ));
         }
         let fanin = match self.manifests_waiting {
-            None => format!(", it waits in `{}`, which {UNSEEN}", names.fanin().name),
+            None => format!(", it waits in `{}`, which {UNSEEN}", names.fanin_queue()),
             Some(_) => String::new(),
         };
         let parked = if self.parked_unseen.is_some() { ", it was refused, and is parked" } else { "" };
@@ -97,7 +97,7 @@ impl Explanation {
         }
         let advice = services.into_iter().flat_map(|(service, targets)| {
             let queue = self.queues.get(service).copied().flatten();
-            let name = names.service(service).name;
+            let name = names.service_queue(service);
             self.of_service(service, &name, queue, &targets)
         });
         advice.collect()

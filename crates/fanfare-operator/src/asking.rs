@@ -87,7 +87,7 @@ impl Operator {
     /// How many coordinators are connected: each of them has one consumer at the dead letters. None where this user may not
     /// see that.
     async fn coordinators(&self) -> Option<u64> {
-        let dead = self.broker.inspect(&self.config.names.dead().name).await;
+        let dead = self.broker.inspect(&self.config.names.dead_queue()).await;
         dead.ok().flatten().map(|dead| dead.consumers)
     }
 }

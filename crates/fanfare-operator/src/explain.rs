@@ -188,7 +188,7 @@ impl Operator {
         let services: BTreeSet<&ServiceName> = missing.map(|target| &target.service).collect();
         let mut queues = BTreeMap::new();
         for service in services.into_iter().take(MOST_QUEUES) {
-            queues.insert(service.clone(), self.queue(&names.service(service).name).await);
+            queues.insert(service.clone(), self.queue(&names.service_queue(service)).await);
         }
         let at_workers = self.ask_workers(cid, run, limit, &fan_outs, &queues).await;
         let (at_workers, workers_unasked) = match at_workers {
@@ -210,7 +210,7 @@ impl Operator {
             matching,
             queues,
             workers_unasked,
-            manifests_waiting: self.queue(&names.fanin().name).await.map(|queue| queue.waiting),
+            manifests_waiting: self.queue(&names.fanin_queue()).await.map(|queue| queue.waiting),
             shard: self.shard(cid).await,
             retries_waiting: if nobody_tells { self.retries_waiting().await } else { None },
             parked,

@@ -241,7 +241,7 @@ impl Operator {
 
     async fn put_back(&self, parked: &Parked, message: Message) -> Result<(), ReplayError> {
         let names = &self.config.names;
-        let is_manifest = parked.from.as_ref() == Some(&names.fanin().name);
+        let is_manifest = parked.from.as_ref() == Some(&names.fanin_queue());
         let own = parked.cid.as_ref().zip(parked.run).map(|(cid, run)| names.aggregation(cid, run).name);
         let from = parked
             .from

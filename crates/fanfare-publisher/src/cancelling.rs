@@ -150,7 +150,7 @@ impl Inquiry {
             return CancelError::Unanswered { cid, waited, blocked: self.shared.broker.is_blocked() };
         }
         // All coordinators consume it.
-        let dead = self.shared.broker.inspect(&names.dead().name).await;
+        let dead = self.shared.broker.inspect(&names.dead_queue()).await;
         let known =
             dead.ok().flatten().map_or(0, |queue| usize::try_from(queue.consumers).unwrap_or(usize::MAX));
         match known.saturating_sub(answered) {

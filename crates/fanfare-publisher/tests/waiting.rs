@@ -36,7 +36,7 @@ async fn manifest(broker: &MemoryBroker) -> Manifest {
     let names = QueueNames::default();
     broker.declare(&names.fanin()).await.unwrap();
     let channel = broker.open().await.unwrap();
-    let delivery = channel.consume(&names.fanin().name, 1).await.unwrap().next().await.unwrap().unwrap();
+    let delivery = channel.consume(&names.fanin_queue(), 1).await.unwrap().next().await.unwrap().unwrap();
     delivery.receipt.ack().await;
     Manifest::decode(&delivery.message, &names).unwrap()
 }

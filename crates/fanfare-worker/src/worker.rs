@@ -310,7 +310,7 @@ impl Running {
                 stopping: running.stopping.clone(),
                 invocations: running.invocations.clone(),
                 pipeline: Arc::new(Pipeline {
-                    queue: names.service(&registered.name).name,
+                    queue: names.service_queue(&registered.name),
                     answers: Answers {
                         telemetry: Telemetry::of(&registered.name),
                         broker: Arc::clone(publisher.broker()),

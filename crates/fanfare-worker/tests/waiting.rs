@@ -20,7 +20,7 @@ async fn coordinate(broker: MemoryBroker) {
     let broker = Arc::new(broker);
     broker.declare(&names.fanin()).await.unwrap();
     let channel = broker.open().await.unwrap();
-    let mut manifests = channel.consume(&names.fanin().name, 100).await.unwrap();
+    let mut manifests = channel.consume(&names.fanin_queue(), 100).await.unwrap();
     while let Some(Ok(delivery)) = manifests.next().await {
         let manifest = Manifest::decode(&delivery.message, &names).unwrap();
         let (broker, channel) = (Arc::clone(&broker), Arc::clone(&channel));

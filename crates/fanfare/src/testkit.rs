@@ -104,7 +104,7 @@ impl TestKit {
 
     async fn until_served(&mut self, service: &str) {
         let service = fanfare_protocol::ServiceName::new(service).expect("the name keeps the rules");
-        let queue = self.fanfare.names().service(&service).name;
+        let queue = self.fanfare.names().service_queue(&service);
         let broker = self.fanfare.broker().clone();
         let there = async {
             while !matches!(broker.inspect(&queue).await, Ok(Some(_))) {

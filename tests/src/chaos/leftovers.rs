@@ -18,7 +18,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 /// in one of them.
 pub(super) async fn busy(broker: &ChaosBroker, names: &QueueNames) -> Result<bool> {
     let messages = broker.messages(&format!("{}.", names.prefix())).await?;
-    let idle = [names.parked().name, names.dead().name];
+    let idle = [names.parked().name, names.dead_queue()];
     let agg = aggregation_prefix(names);
     Ok(messages
         .iter()

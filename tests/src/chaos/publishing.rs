@@ -66,7 +66,7 @@ impl Lane {
     async fn wait_for_room(&mut self) {
         tokio::time::sleep(Duration::from_millis(self.dice.below(LONGEST_PAUSE))).await;
         let service = ServiceName::new(TARGET).expect("it is a proper name");
-        let queue = self.publisher.config().names.service(&service).name;
+        let queue = self.publisher.config().names.service_queue(&service);
         // Without a broker there is nothing to be looked at, and invocations are to find that out too.
         while let Ok(state) = self.publisher.broker().inspect(&queue).await
             && state.is_none_or(|state| state.messages > BACKLOG)

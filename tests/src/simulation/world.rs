@@ -232,7 +232,7 @@ impl Shared {
     }
 
     fn takes_manifests(&self, queue: &str) -> bool {
-        queue == self.names.fanin().name || self.names.shard_number(queue).is_some()
+        queue == self.names.fanin_queue() || self.names.shard_number(queue).is_some()
     }
 
     /// A queue was declared, which was not there before or was.

@@ -405,8 +405,8 @@ impl Subscription {
         let is_new = self.outage.is_none();
         let outage = self.outage.get_or_insert_with(Outage::begin);
         if matches!(error, BrokerError::Closed) {
-            // Its owner did that, and whoever consumes goes with it.
-            tracing::debug!(queue, "the subscription is over: its broker handle was closed");
+            // Its owner did that, and it never opens again.
+            tracing::debug!(queue, "nothing is consumed any more: the broker handle was closed");
         } else if !error.is_outage() && outage.refusal.is_due() {
             tracing::error!(queue, %error, "the subscription is refused; trying on");
         } else if is_new {

@@ -381,7 +381,7 @@ async fn an_outage_is_logged_when_it_begins_and_when_it_ends_and_a_closed_handle
     }
     fixture.client.close().await;
     fixture.idle().await;
-    assert_eq!(log.lines(), 4);
+    assert_eq!(log.lines(), 4, "it is its owner who has closed it");
 }
 
 /// Keeps what is logged.

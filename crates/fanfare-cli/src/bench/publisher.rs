@@ -161,7 +161,7 @@ async fn wait_for_room(shared: &Shared, fan_outs: usize) -> Result<()> {
 /// Waits until the on-target callbacks have been handed out, which count as much as the final ones.
 async fn wait_for_callbacks(fanfare: &Fanfare, case: Case) -> Result<()> {
     for name in case.on_target() {
-        let queue = fanfare.names().service(&ServiceName::new(name)?).name;
+        let queue = fanfare.names().service_queue(&ServiceName::new(name)?);
         let started = Instant::now();
         while fanfare.broker().inspect(&queue).await?.is_some_and(|state| state.messages > 0) {
             ensure!(started.elapsed() < PATIENCE, "on-target callbacks wait for {PATIENCE:?}");

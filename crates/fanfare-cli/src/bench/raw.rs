@@ -270,12 +270,12 @@ impl Raw {
         match kind {
             Kind::Result => lane.results.clone(),
             Kind::Manifest => match self.case.aggregation {
-                Aggregation::PerCid => self.names.fanin().name.into(),
+                Aggregation::PerCid => self.names.fanin_queue().into(),
                 Aggregation::Shared => lane.results.clone(),
             },
-            Kind::Request => self.names.service(&name(TARGET)).name.into(),
-            Kind::OnTarget => self.names.service(&name(&on_target_name(1))).name.into(),
-            Kind::OnFinal => self.names.service(&name(ON_FINAL)).name.into(),
+            Kind::Request => self.names.service_queue(&name(TARGET)).into(),
+            Kind::OnTarget => self.names.service_queue(&name(&on_target_name(1))).into(),
+            Kind::OnFinal => self.names.service_queue(&name(ON_FINAL)).into(),
         }
     }
 

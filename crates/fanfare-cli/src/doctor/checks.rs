@@ -149,7 +149,7 @@ impl Examination<'_> {
     /// Whether it is the one by which coordinators are asked, and some of them run. Workers are known by nothing else than their exchange.
     async fn is_taken_from_coordinators(&self, exchange: &ExchangeSpec) -> bool {
         let names = self.fanfare.names();
-        let dead = self.fanfare.broker().inspect(&names.dead().name).await;
+        let dead = self.fanfare.broker().inspect(&names.dead_queue()).await;
         *exchange == names.coordinators() && matches!(dead, Ok(Some(QueueState { consumers: 1.., .. })))
     }
 

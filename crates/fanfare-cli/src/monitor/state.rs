@@ -123,11 +123,11 @@ impl FanOuts {
         shown.lately(lately.into_values());
         let names = operator.names();
         for service in services {
-            let queue = operator.queue(&names.service(&service).name).await;
+            let queue = operator.queue(&names.service_queue(&service)).await;
             shown.services.insert(service, queue);
         }
         let waiting = |queue: Option<ServiceQueue>| queue.map(|queue| queue.waiting);
-        shown.waiting = waiting(operator.queue(&names.fanin().name).await);
+        shown.waiting = waiting(operator.queue(&names.fanin_queue()).await);
         shown.parked = waiting(operator.queue(&names.parked().name).await);
         shown
     }

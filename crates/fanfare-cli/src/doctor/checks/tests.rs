@@ -83,7 +83,7 @@ async fn what_the_user_may_not_look_at_is_neither_wrong_nor_well() {
         broker.declare(&queue).await.unwrap();
     }
     let channel = broker.open().await.unwrap();
-    let _coordinator = channel.consume(&names.fanin().name, 1).await.unwrap();
+    let _coordinator = channel.consume(&names.fanin_queue(), 1).await.unwrap();
     broker.declare_exchange(&names.workers()).await.unwrap();
     let ear = names.worker(RunId::from(System.unique()));
     channel.declare_exclusive(&ear).await.unwrap();
@@ -100,7 +100,7 @@ async fn what_the_user_may_not_look_at_is_neither_wrong_nor_well() {
         let fanfare = Fanfare::on(Arc::new(denying)).build().unwrap();
         let examination = Examination { shards: 1, ..examination(&fanfare) };
         let coordinators = text(&examination.coordinators().await);
-        assert!(coordinators.starts_with(&lacks(&names.fanin().name)), "{coordinators}");
+        assert!(coordinators.starts_with(&lacks(&names.fanin_queue())), "{coordinators}");
         assert_eq!(coordinators.contains("ok      coordinators: there (1 consumer, "), lets_look);
         let shards = text(&examination.shards().await);
         assert!(shards.starts_with(&lacks(&shard.name)), "{shards}");
@@ -144,7 +144,7 @@ async fn exchange_that_is_taken_from_coordinators_is_told_from_one_that_nobody_h
     let (broker, names) = (fanfare.broker(), fanfare.names());
     broker.declare(&names.dead()).await.unwrap();
     let channel = broker.open().await.unwrap();
-    let _coordinator = channel.consume(&names.dead().name, 1).await.unwrap();
+    let _coordinator = channel.consume(&names.dead_queue(), 1).await.unwrap();
     let found = text(&examination(&fanfare).cancelling().await);
     assert!(
         found.contains("warn    exchange fanfare.coordinators: missing, and coordinators run"),
