@@ -69,6 +69,11 @@ impl Handle {
     async fn ask<T>(&self, question: impl FnOnce(oneshot::Sender<T>) -> Inquiry) -> Option<T> {
         let (answer, answered) = oneshot::channel();
         self.inquiries.send(question(answer)).await.ok()?;
-        answered.await.ok()
+        tokio::select! {
+            biased;
+            answer = answered => answer.ok(),
+            // Who got a place before the loop ended may leave there what nobody takes any more.
+            () = self.inquiries.closed() => None,
+        }
     }
 }
