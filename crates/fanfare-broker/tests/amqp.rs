@@ -14,6 +14,7 @@ use futures_util::poll;
 use support::log::Log;
 use support::proxy::Proxy;
 use support::{broker, config, consume, declared, eventually, id, message, next, queue, split, url, within};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 /// Nothing listens there.
@@ -355,6 +356,33 @@ async fn message_that_amqp_cannot_hold_is_refused_and_hurts_no_other() {
     broker.close().await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_broker_says_of_a_mistake_is_told_however_its_channel_ends() {
+    let broker = broker(config(&url()));
+    let queue = declared(&*broker, "classic").await;
+    let mut mistaken = message(0);
+    mistaken.properties.user_id = Some("nobody".into());
+    // Each of these makes the publisher look at its channel, also between lapin's marking that as ended and its telling why.
+    let mut crowd = JoinSet::new();
+    for number in 1..=100 {
+        let (broker, queue) = (broker.clone(), queue.clone());
+        crowd.spawn(async move {
+            loop {
+                // It may be on the channel that the mistake ends.
+                let _ = broker.publish(&queue, message(number)).await;
+            }
+        });
+    }
+    for round in 0..200 {
+        let outcome = broker.publish(&queue, mistaken.clone()).await;
+        let refused = matches!(&outcome, Err(PublishError::NotSent(BrokerError::WrongUser(_))));
+        assert!(refused, "round {round}: {outcome:?}");
+    }
+    crowd.shutdown().await;
+    broker.delete(&queue).await.unwrap();
+    broker.close().await;
+}
+
 #[tokio::test]
 async fn queues_are_told_missing_however_often_one_looks() {
     // More than a connection has channels: each look at a missing queue costs one.
@@ -466,6 +494,17 @@ async fn closing_confirms_what_is_under_way_and_fails_what_follows() {
     assert_eq!(other.inspect(&queue).await.unwrap().unwrap().messages, 1);
     other.delete(&queue).await.unwrap();
     other.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn message_that_finds_a_place_while_the_handle_closes_is_told_to_be_not_sent() {
+    for number in 0..10_000 {
+        let broker = broker(config(NOBODY));
+        broker.close().await;
+        // This starts the task that publishes, which ends at once: now and then between the finding of a place and its use.
+        let outcome = within("the outcome", broker.publish("q", message(number))).await;
+        assert!(matches!(outcome, Err(PublishError::NotSent(BrokerError::Closed))), "{number}: {outcome:?}");
+    }
 }
 
 #[tokio::test]

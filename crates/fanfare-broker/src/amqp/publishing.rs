@@ -259,7 +259,7 @@ impl Publisher {
                 window.send(job).await;
             }
             if !window.is_open() {
-                return Left::Lost(window.lost());
+                return Left::Lost(window.reason(waiting).await);
             }
             let deadline = window.deadline(waiting.front());
             let room = self.in_flight.saturating_sub(waiting.len());

@@ -124,8 +124,22 @@ impl Window {
         self.refused && self.opened.elapsed() >= REFUSED_AGE
     }
 
+    /// Why the channel has ended: lapin marks it as ended before it tells those who wait for confirms what the broker said.
+    pub(super) async fn reason(&mut self, waiting: &mut VecDeque<Job>) -> BrokerError {
+        let deadline = Instant::now() + LOSS_GRACE;
+        while self.is_waited_for()
+            && !(self.writing.is_empty() && self.confirming.is_empty())
+            && let Ok(answers) = tokio::time::timeout_at(deadline, self.answers()).await
+        {
+            if let Err(reason) = self.settle(answers, waiting) {
+                return reason;
+            }
+        }
+        self.lost()
+    }
+
     /// What to say of a channel that ended without an error of its own.
-    pub(super) fn lost(&self) -> BrokerError {
+    fn lost(&self) -> BrokerError {
         BrokerError::Unreachable(format!("the connection to {} was lost", self.line.link().address()))
     }
 
@@ -301,12 +315,16 @@ impl Window {
     pub(super) async fn drain(mut self) {
         let deadline = Instant::now() + LONGEST_CONFIRM;
         let mut released = VecDeque::new();
+        let mut reason = self.lost();
         while !self.pending.is_empty()
             && let Ok(answers) = tokio::time::timeout_at(deadline, self.answers()).await
-            && self.settle(answers, &mut released).is_ok()
-        {}
+        {
+            if let Err(error) = self.settle(answers, &mut released) {
+                reason = error;
+                break;
+            }
+        }
         debug_assert!(released.is_empty(), "nothing waited on this channel any more");
-        let reason = self.lost();
         self.end(reason).await;
     }
 
