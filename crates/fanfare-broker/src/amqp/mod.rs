@@ -14,15 +14,17 @@
 //! ```
 //!
 //! Each role has connections of its own, from one pool, made when they are first needed. One task publishes to queues, and
-//! another to exchanges, where to publish to one that is missing ends the channel (`publishing`), in a window of messages under way (`window`) whose answers it pairs (`ledger`). A few channels
-//! declare and inspect queues, and are replaced when an error closes them (`declaring`). Others consume (`consuming`), many
-//! on one connection (`trunk`), one after the other used for one thing at a time, and tell the broker of many answers at
-//! once (`answers`, `acks`). lapin's own recovery is off: it would bring back queues that were deleted, and it does
-//! not tell what became of a message. Whoever lost a channel opens another.
+//! another to exchanges, where to publish to one that is missing ends the channel (`publishing`), in a window of messages
+//! under way (`window`) whose answers it pairs (`ledger`), and tells each outcome once (`caller`). A few channels declare and
+//! inspect queues, and are replaced when an error closes them (`declaring`). Others consume (`consuming`), many on one
+//! connection (`trunk`), one after the other used for one thing at a time, and tell the broker of many answers at once
+//! (`answers`, `acks`). lapin's own recovery is off: it would bring back queues that were deleted, and it does not tell what
+//! became of a message. Whoever lost a channel opens another.
 
 mod acks;
 mod address;
 mod answers;
+mod caller;
 mod config;
 mod connection;
 mod consumed;

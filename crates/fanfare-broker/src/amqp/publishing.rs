@@ -10,11 +10,13 @@ use fanfare_protocol::{Message, Properties, header, limits};
 use lapin::options::ConfirmSelectOptions;
 use lapin::types::ShortString;
 use lapin::{BasicProperties, Confirmation};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
+use super::caller::Caller;
 use super::trunk::{Connections, Line, Trunk};
 use super::window::Window;
 use super::{failure, wire};
@@ -32,6 +34,8 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 pub(super) struct Publishing {
     jobs: mpsc::Sender<Job>,
     send_timeout: Duration,
+    /// Cancelled when the task has ended.
+    ended: CancellationToken,
 }
 
 /// A message to publish, and whom to tell.
@@ -45,7 +49,7 @@ pub(super) struct Job {
     pub(super) look: Look,
     /// After which it must not be sent any more.
     pub(super) latest: Instant,
-    pub(super) caller: oneshot::Sender<Result<(), PublishError>>,
+    pub(super) caller: Caller,
 }
 
 /// What tells a message from all others under way, and is still there when it comes back: a hash of that. Should two share
@@ -65,6 +69,7 @@ struct Publisher {
     overdue_after: Duration,
     /// Bytes of the largest body to send. A broker may be configured to take less.
     most: usize,
+    _ends: DropGuard,
 }
 
 /// Why a channel was left.
@@ -86,6 +91,7 @@ impl Publishing {
         tasks: &TaskTracker,
     ) -> Self {
         let (jobs, inbox) = mpsc::channel(INBOX);
+        let ended = CancellationToken::new();
         let publisher = Publisher {
             tasks: tasks.clone(),
             draining: None,
@@ -95,9 +101,10 @@ impl Publishing {
             in_flight: in_flight.max(1),
             overdue_after: send_timeout,
             most: limits::MESSAGE_BYTES,
+            _ends: ended.clone().drop_guard(),
         };
         tasks.spawn(publisher.run());
-        Self { jobs, send_timeout }
+        Self { jobs, send_timeout, ended }
     }
 
     /// Publishes to an exchange; the default one has no name, and its routing keys are the names of queues.
@@ -132,7 +139,7 @@ impl Publishing {
             Ok(Err(_)) => return Err(PublishError::NotSent(BrokerError::Closed)),
             Err(_) => return Err(PublishError::NotSent(no_room(routing_key))),
         };
-        let (caller, outcome) = oneshot::channel();
+        let (caller, outcome) = Caller::new();
         // Made now, so that what waits for a place takes no more memory than its message.
         place.send(Job {
             exchange: wire::short("exchange", exchange).map_err(PublishError::NotSent)?,
@@ -143,7 +150,14 @@ impl Publishing {
             latest,
             caller,
         });
-        outcome.await.unwrap_or(Err(PublishError::Unknown(BrokerError::Closed)))
+        tokio::select! {
+            biased;
+            outcome = outcome => outcome.unwrap_or(Err(PublishError::Unknown(BrokerError::Closed))),
+            // Who got a place before the task closed its inbox may hand over what the task takes no more.
+            () = self.ended.cancelled(), if self.jobs.is_closed() => {
+                Err(PublishError::NotSent(BrokerError::Closed))
+            }
+        }
     }
 }
 
@@ -165,8 +179,7 @@ impl Job {
 
     /// Tells the caller that the message was never sent.
     pub(super) fn refuse(self, error: PublishError) {
-        // The caller may have gone away, which is its right.
-        let _ = self.caller.send(Err(error));
+        self.caller.tell(Err(error));
     }
 }
 

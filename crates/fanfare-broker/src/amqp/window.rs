@@ -11,9 +11,10 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use lapin::options::BasicPublishOptions;
 use lapin::{Confirmation, PublisherConfirm};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::caller::Caller;
 use super::failure;
 use super::ledger::{Answer, Ledger, Outcome};
 use super::publishing::{Job, Look, no_room, returned};
@@ -87,7 +88,7 @@ struct Pending {
     user: Option<String>,
     bytes: usize,
     sent: Instant,
-    caller: oneshot::Sender<Result<(), PublishError>>,
+    caller: Caller,
 }
 
 /// What lapin told about some messages: all that it has told so far.
@@ -158,7 +159,7 @@ impl Window {
 
     /// Hands a message to lapin.
     pub(super) async fn send(&mut self, job: Job) {
-        if job.caller.is_closed() {
+        if job.caller.is_gone() {
             return;
         }
         let now = Instant::now();
@@ -183,6 +184,7 @@ impl Window {
         self.ledger.send(message, look);
         self.prompt.insert((now + self.overdue_after, message));
         let user = properties.user_id().as_ref().map(ToString::to_string);
+        let caller = caller.sent();
         let pending = Pending { look, destination, through_exchange, user, bytes, sent: now, caller };
         self.pending.insert(message, pending);
         let channel = self.line.channel.clone();
@@ -361,7 +363,7 @@ impl Window {
             } else {
                 PublishError::Unknown(others.clone())
             };
-            tell(pending.caller, Err(error));
+            pending.caller.tell(Err(error));
         }
         self.line.link().close().await;
         self.most
@@ -369,7 +371,7 @@ impl Window {
 
     /// Whether there is anybody left to be told what became of a message.
     fn is_waited_for(&self) -> bool {
-        self.pending.values().any(|pending| !pending.caller.is_closed())
+        self.pending.values().any(|pending| !pending.caller.is_gone())
     }
 
     fn poll_writing(&mut self, context: &mut Context<'_>, answers: &mut Answers) {
@@ -402,15 +404,12 @@ impl Window {
         self.bytes -= pending.bytes;
         self.refused |= matches!(outcome, Outcome::Refused);
         let Pending { look, destination, through_exchange, caller, .. } = pending;
-        tell(
-            caller,
-            match outcome {
-                Outcome::Taken => Ok(()),
-                Outcome::Returned if through_exchange => Err(PublishError::Unbound(destination)),
-                Outcome::Returned => Err(PublishError::Unroutable(destination)),
-                Outcome::Refused => Err(PublishError::Refused(destination)),
-            },
-        );
+        caller.tell(match outcome {
+            Outcome::Taken => Ok(()),
+            Outcome::Returned if through_exchange => Err(PublishError::Unbound(destination)),
+            Outcome::Returned => Err(PublishError::Unroutable(destination)),
+            Outcome::Refused => Err(PublishError::Refused(destination)),
+        });
         let twins = self.twins.get_mut(&look)?;
         let next = twins.pop_front();
         if twins.is_empty() {
@@ -428,11 +427,6 @@ impl Pending {
             _ => false,
         }
     }
-}
-
-fn tell(caller: oneshot::Sender<Result<(), PublishError>>, result: Result<(), PublishError>) {
-    // The caller may have gone away, which is its right.
-    let _ = caller.send(result);
 }
 
 fn refuse(jobs: VecDeque<Job>, error: &BrokerError) {
