@@ -39,9 +39,9 @@ impl Acks {
         }
     }
 
-    /// A delivery is answered in another way.
-    pub(super) fn forget(&mut self, tag: u64) {
-        self.open.remove(&tag);
+    /// A delivery is answered in another way. False where it was answered before.
+    pub(super) fn forget(&mut self, tag: u64) -> bool {
+        self.open.remove(&tag)
     }
 
     /// Whether nobody has answered a delivery.

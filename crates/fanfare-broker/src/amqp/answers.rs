@@ -107,7 +107,10 @@ impl Acknowledge for Answers {
 
     async fn requeue(&self, tag: u64) {
         self.tell();
-        self.state().acks.forget(tag);
+        // To answer twice ends the channel.
+        if !self.state().acks.forget(tag) {
+            return;
+        }
         let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
         let _ = self.line.channel.basic_nack(tag, options).await;
     }

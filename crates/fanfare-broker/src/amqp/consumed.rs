@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::trunk::Line;
+use super::connection::Link;
 
 /// Queues that are named in the log, where there are more.
 const NAMED: usize = 10;
@@ -13,10 +13,11 @@ const NAMED: usize = 10;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Consumed(Arc<Mutex<BTreeMap<String, usize>>>);
 
-/// Reads a queue for as long as it lives.
+/// Reads a queue for as long as it lives. What it holds is the connection alone: what holds a [`Line`](super::trunk::Line) counts as
+/// a channel of it.
 #[derive(Debug)]
 pub(super) struct Reader {
-    line: Line,
+    link: Arc<Link>,
     queue: String,
 }
 
@@ -43,20 +44,19 @@ impl fmt::Display for Consumed {
 }
 
 impl Reader {
-    pub(super) fn of(line: &Line, queue: &str) -> Self {
-        *line.link().consumed().readers().entry(queue.to_owned()).or_default() += 1;
-        Self { line: line.clone(), queue: queue.to_owned() }
+    pub(super) fn of(link: Arc<Link>, queue: &str) -> Self {
+        *link.consumed().readers().entry(queue.to_owned()).or_default() += 1;
+        Self { link, queue: queue.to_owned() }
     }
 }
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        let link = self.line.link();
-        if !link.is_connected() {
+        if !self.link.is_connected() {
             // What was read when the connection ended is still to be told.
             return;
         }
-        let mut readers = link.consumed().readers();
+        let mut readers = self.link.consumed().readers();
         if let Some(count) = readers.get_mut(&self.queue) {
             *count -= 1;
             if *count == 0 {

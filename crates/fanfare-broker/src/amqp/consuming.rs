@@ -2,9 +2,10 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use fanfare_protocol::QueueSpec;
@@ -31,6 +32,9 @@ const CHANNELS_PER_CONNECTION: usize = 1_000;
 /// about as long as all else that a small fan-out asks of it.
 const MOST_IDLE: usize = 64;
 
+/// How long lapin may take to tell an operation that its channel has ended. One that is half answered by then is told nothing.
+const LOSS_GRACE: Duration = Duration::from_secs(1);
+
 /// Bytes of a consumer's tag that are its client's name. AMQP has room for 255.
 const NAME_BYTES: usize = 200;
 
@@ -51,6 +55,8 @@ pub(super) struct ConsumingChannel {
     home: Arc<Consuming>,
     answers: Arc<Answers>,
     closed: CancellationToken,
+    /// Operations that were begun and have not been seen to end.
+    open: AtomicUsize,
 }
 
 impl Consuming {
@@ -73,7 +79,8 @@ impl Consuming {
             Some(answers) => answers,
             None => Answers::to(self.trunk.open().await?),
         };
-        Ok(ConsumingChannel { home: Arc::clone(self), answers, closed: CancellationToken::new() })
+        let (closed, open) = (CancellationToken::new(), AtomicUsize::new(0));
+        Ok(ConsumingChannel { home: Arc::clone(self), answers, closed, open })
     }
 
     fn take(&self) -> Option<Arc<Answers>> {
@@ -127,22 +134,55 @@ impl ConsumingChannel {
             // By now it may be another's.
             return Err(BrokerError::Unreachable("this channel was closed".to_owned()));
         }
-        match tokio::time::timeout(OPERATION_TIMEOUT, operation).await {
-            Ok(result) => result.map_err(|error| self.home.connections.reason(failure(&error))),
-            Err(_) => {
-                self.shut();
-                Err(no_answer(queue))
+        self.open.fetch_add(1, Ordering::Relaxed);
+        let line = &self.answers.line;
+        let lost = async {
+            line.ended().await;
+            tokio::time::sleep(LOSS_GRACE).await;
+        };
+        let ended = tokio::select! {
+            biased;
+            ended = tokio::time::timeout(OPERATION_TIMEOUT, operation) => ended,
+            () = lost => {
+                self.open.fetch_sub(1, Ordering::Relaxed);
+                return Err(self.home.connections.reason(has_ended()));
             }
-        }
+        };
+        let Ok(result) = ended else {
+            self.shut();
+            return Err(no_answer(queue));
+        };
+        self.open.fetch_sub(1, Ordering::Relaxed);
+        result.map_err(|error| self.home.connections.reason(failure(&error)))
     }
 
     /// Closes the channel without waiting for it.
     fn shut(&self) {
         self.closed.cancel();
         self.answers.tell();
-        let channel = self.answers.line.channel.clone();
         if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-            runtime.spawn(async move { close(&channel).await });
+            runtime.spawn(self.closing());
+        }
+    }
+
+    /// Whether whoever began an operation has not waited for its end.
+    fn has_abandoned(&self) -> bool {
+        self.open.load(Ordering::Relaxed) > 0
+    }
+
+    /// Closes the channel. Where the broker does so itself because of an error, and both ask for it at the same time, lapin ends the
+    /// connection: so a question that follows an operation whose end is unknown, and is answered after it, comes first.
+    fn closing(&self) -> impl Future<Output = ()> + Send + use<> {
+        let (channel, asks) = (self.answers.line.channel.clone(), self.has_abandoned());
+        async move {
+            if asks {
+                let asked = channel.channel_flow(ChannelFlowOptions { active: true });
+                if let Ok(Err(_)) = tokio::time::timeout(OPERATION_TIMEOUT, asked).await {
+                    return;
+                }
+            }
+            // An error means that it is closed already.
+            let _ = tokio::time::timeout(OPERATION_TIMEOUT, channel.close(200, "OK".into())).await;
         }
     }
 }
@@ -168,8 +208,12 @@ impl ConsumerChannel for ConsumingChannel {
             }
             channel.basic_consume(name, tag, BasicConsumeOptions::default(), FieldTable::default()).await
         };
-        let reader = Reader::of(&self.answers.line, queue);
+        let reader = Reader::of(Arc::clone(self.answers.line.link()), queue);
         let consumer = self.answer(queue, Right::Read, started).await?;
+        if !self.answers.line.is_open() {
+            // lapin may have ended all consumers before it knew of this one, which then never ends.
+            return Err(self.home.connections.reason(has_ended()));
+        }
         let tag = consumer.tag().to_string();
         let deliveries = Deliveries { consumer: Some((consumer, reader)), answers: self.answers.clone() };
         Ok(Consumer::new(tag, deliveries.boxed()))
@@ -177,7 +221,7 @@ impl ConsumerChannel for ConsumingChannel {
 
     async fn get(&self, queue: &str) -> Result<Option<Delivery>, BrokerError> {
         let name = wire::short("queue", queue)?;
-        let _reader = Reader::of(&self.answers.line, queue);
+        let _reader = Reader::of(Arc::clone(self.answers.line.link()), queue);
         let getting = self.answers.line.channel.basic_get(name, BasicGetOptions::default());
         let got = self.answer(queue, Right::Read, getting).await?;
         Ok(got.map(|got| delivery(got.delivery, &self.answers)))
@@ -221,8 +265,8 @@ impl ConsumerChannel for ConsumingChannel {
         }
         self.closed.cancel();
         self.answers.tell();
-        if !self.home.keep(&self.answers) {
-            close(&self.answers.line.channel).await;
+        if self.has_abandoned() || !self.home.keep(&self.answers) {
+            self.closing().await;
         }
     }
 
@@ -302,13 +346,13 @@ fn delivery(handed: lapin::message::Delivery, answers: &Arc<Answers>) -> Deliver
     Delivery { message, redelivered: handed.redelivered, receipt }
 }
 
+/// The channel ended, and lapin has not told why.
+fn has_ended() -> BrokerError {
+    BrokerError::Unreachable("the channel has ended".to_owned())
+}
+
 /// The channel ended under its consumers.
 fn lost(error: &lapin::Error) -> BrokerError {
     let reason = failure::reply(error).map_or_else(|| error.to_string(), |(_, reason)| reason);
     BrokerError::Unreachable(reason)
-}
-
-async fn close(channel: &lapin::Channel) {
-    // An error means that it is closed already.
-    let _ = tokio::time::timeout(OPERATION_TIMEOUT, channel.close(200, "OK".into())).await;
 }

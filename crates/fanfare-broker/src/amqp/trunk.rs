@@ -82,14 +82,16 @@ impl Connections {
         if self.closed.is_cancelled() {
             return Err(BrokerError::Closed);
         }
-        self.pool.get().await.map_err(|error| match error {
+        let connection = self.pool.get().await.map_err(|error| match error {
             PoolError::Backend(error) => error,
             PoolError::Closed => BrokerError::Closed,
             PoolError::Timeout(TimeoutType::Wait) => BrokerError::Unreachable(format!(
                 "all {CONNECTIONS} connections of this process are in use; consume fewer queues in one process"
             )),
             error => BrokerError::Unreachable(error.to_string()),
-        })
+        })?;
+        // The handle may have been closed while this one was made, and closed all others.
+        if self.closed.is_cancelled() { Err(BrokerError::Closed) } else { Ok(connection) }
     }
 }
 
@@ -134,7 +136,7 @@ impl Trunk {
 }
 
 impl Line {
-    pub(super) fn link(&self) -> &Link {
+    pub(super) fn link(&self) -> &Arc<Link> {
         &self.connection
     }
 
