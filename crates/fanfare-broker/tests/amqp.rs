@@ -201,7 +201,8 @@ async fn message_whose_confirm_is_late_is_waited_for_and_not_sent_twice() {
     config.send_timeout = Duration::from_millis(500);
     let broker = broker(config);
     let queue = declared(&*broker, "classic").await;
-    broker.publish(&queue, message(1)).await.unwrap();
+    // The first has to wait for its channel, too.
+    eventually("sending", async || broker.publish(&queue, message(1)).await).await;
     proxy.silence();
     let mut sent = pin!(broker.publish(&queue, message(2)));
     assert!(poll!(&mut sent).is_pending());
@@ -324,6 +325,25 @@ async fn messages_that_look_the_same_are_all_sent() {
 }
 
 #[tokio::test]
+async fn message_that_looks_like_one_that_nobody_waits_for_is_sent() {
+    let broker = broker(config(&url()));
+    let queue = declared(&*broker, "classic").await;
+    broker.publish(&queue, message(0)).await.unwrap();
+    let mut publishes: Vec<_> = (0..3).map(|_| Box::pin(broker.publish(&queue, message(1)))).collect();
+    for publish in &mut publishes {
+        assert!(poll!(publish).is_pending());
+    }
+    // The task that publishes sends the first, and keeps the others until that is confirmed.
+    tokio::task::yield_now().await;
+    drop(publishes.remove(1));
+    for outcome in within("both outcomes", join_all(publishes)).await {
+        outcome.unwrap();
+    }
+    broker.delete(&queue).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
 async fn message_of_the_largest_size_passes_and_comes_back_and_a_larger_one_is_not_sent() {
     let broker = broker(config(&url()));
     let queue = declared(&*broker, "classic").await;
@@ -413,6 +433,25 @@ async fn look_at_a_missing_queue_that_is_given_up_leaves_the_connection_alone() 
 }
 
 #[tokio::test]
+async fn channel_that_is_dropped_while_what_it_asks_for_fails_leaves_the_connection_alone() {
+    let broker = broker(config(&url()));
+    let (kept, missing) = (declared(&*broker, "classic").await, queue("classic").name);
+    let (bystander, mut consumer) = consume(&*broker, &kept).await;
+    for microseconds in (0..2_000).step_by(5) {
+        let given_up = Duration::from_micros(microseconds);
+        let channel = broker.open().await.unwrap();
+        let _ = tokio::time::timeout(given_up, channel.consume(&missing, 1)).await;
+        drop(channel);
+    }
+    broker.publish(&kept, message("still there")).await.unwrap();
+    next(&mut consumer).await.receipt.ack().await;
+    let ended = tokio::time::timeout(Duration::from_millis(200), bystander.ended()).await;
+    assert!(ended.is_err(), "the connection was closed");
+    broker.delete(&kept).await.unwrap();
+    broker.close().await;
+}
+
+#[tokio::test]
 async fn consumer_dropped_after_its_queue_was_deleted_leaves_the_connection_alone() {
     let broker = broker(config(&url()));
     let kept = declared(&*broker, "classic").await;
@@ -435,16 +474,21 @@ async fn consumer_dropped_after_its_queue_was_deleted_leaves_the_connection_alon
 }
 
 #[tokio::test]
-async fn many_channels_share_a_connection_and_more_get_another() {
-    let broker = broker(config(&url()));
+async fn a_thousand_channels_share_a_connection_and_more_get_another() {
+    let proxy = Proxy::start(&url()).await;
+    let broker = broker(config(&proxy.url));
     let queue = declared(&*broker, "classic").await;
     let mut held = Vec::new();
-    for _ in 0..520 {
-        let channel = broker.open().await.unwrap();
-        let consumer = channel.consume(&queue, 1).await.unwrap();
-        held.push((channel, consumer));
+    // The first connection is the one that declares.
+    for (channels, connections) in [(1_000, 2), (1_001, 3)] {
+        while held.len() < channels {
+            let channel = broker.open().await.unwrap();
+            let consumer = channel.consume(&queue, 1).await.unwrap();
+            held.push((channel, consumer));
+        }
+        assert_eq!(broker.inspect(&queue).await.unwrap().unwrap().consumers, channels as u64);
+        assert_eq!(proxy.connections(), connections, "for {channels} channels");
     }
-    assert_eq!(broker.inspect(&queue).await.unwrap().unwrap().consumers, 520);
     held.clear();
     eventually("closing the channels", async || {
         match broker.inspect(&queue).await.unwrap().unwrap().consumers {

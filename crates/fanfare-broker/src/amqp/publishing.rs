@@ -177,6 +177,14 @@ impl Job {
         if exchange.is_empty() { self.routing_key.as_str() } else { exchange }
     }
 
+    /// Takes out those that must not be sent any more.
+    pub(super) fn take_late(jobs: &mut VecDeque<Self>) -> VecDeque<Self> {
+        let now = Instant::now();
+        let (late, timely) = jobs.drain(..).partition(|job| job.latest <= now);
+        *jobs = timely;
+        late
+    }
+
     /// Tells the caller that the message was never sent.
     pub(super) fn refuse(self, error: PublishError) {
         self.caller.tell(Err(error));
@@ -260,6 +268,8 @@ impl Publisher {
     async fn serve(&mut self, window: &mut Window, waiting: &mut VecDeque<Job>) -> Left {
         let mut events = window.events();
         let mut jobs = Vec::new();
+        // When the first of those that wait is too late, or earlier: not all have as long.
+        let mut soonest = waiting.iter().map(|job| job.latest).min();
         loop {
             if self.refuses(window) {
                 return Left::Refuses;
@@ -269,12 +279,15 @@ impl Publisher {
                     waiting.push_front(job);
                     break;
                 }
-                window.send(job).await;
+                if let Some(twin) = window.send(job).await {
+                    waiting.push_front(twin);
+                }
             }
             if !window.is_open() {
                 return Left::Lost(window.reason(waiting).await);
             }
-            let deadline = window.deadline(waiting.front());
+            soonest = soonest.filter(|_| !waiting.is_empty());
+            let deadline = window.deadline(soonest);
             let room = self.in_flight.saturating_sub(waiting.len());
             tokio::select! {
                 biased;
@@ -285,10 +298,11 @@ impl Publisher {
                 // Whatever it is, the next round sees it.
                 _ = events.changed() => {}
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
-                    while let Some(job) = waiting.pop_front_if(|job| job.latest <= Instant::now()) {
+                    for job in Job::take_late(waiting) {
                         let error = no_room(job.destination());
                         job.refuse(PublishError::NotSent(error));
                     }
+                    soonest = waiting.iter().map(|job| job.latest).min();
                     if let Err(reason) = window.expire() {
                         return Left::Lost(reason);
                     }
@@ -297,6 +311,7 @@ impl Publisher {
                     if came == 0 {
                         return Left::Done;
                     }
+                    soonest = jobs.iter().map(|job| job.latest).chain(soonest).min();
                     waiting.extend(jobs.drain(..));
                 }
             }

@@ -157,23 +157,19 @@ impl Window {
         fits && self.ledger.len() + twins < self.in_flight && self.is_open() && !self.line.link().is_blocked()
     }
 
-    /// Hands a message to lapin.
-    pub(super) async fn send(&mut self, job: Job) {
-        if job.caller.is_gone() {
-            return;
-        }
-        let now = Instant::now();
-        if job.latest <= now {
-            let error = no_room(job.destination());
-            return job.refuse(PublishError::NotSent(error));
-        }
-        let bytes = job.body.len();
-        if bytes > self.most {
-            return job.refuse(PublishError::TooLarge { bytes, most: self.most });
-        }
+    /// Hands a message to lapin. Where it is not to be sent any more, this returns the next that looks like it.
+    pub(super) async fn send(&mut self, job: Job) -> Option<Job> {
+        let (now, bytes) = (Instant::now(), job.body.len());
         if self.ledger.holds(&job.look) {
             self.twins.entry(job.look).or_default().push_back(job);
-            return;
+            return None;
+        }
+        if job.caller.is_gone() || job.latest <= now || bytes > self.most {
+            let next = self.next_twin(job.look);
+            let too_large = PublishError::TooLarge { bytes, most: self.most };
+            let too_late = PublishError::NotSent(no_room(job.destination()));
+            job.refuse(if bytes > self.most { too_large } else { too_late });
+            return next;
         }
         let destination = job.destination().to_owned();
         let Job { exchange, routing_key, properties, body, look, caller, .. } = job;
@@ -202,6 +198,7 @@ impl Window {
                 self.writing.push_back((message, ready));
             }
         }
+        None
     }
 
     /// The next answers. Cancel safe.
@@ -259,12 +256,12 @@ impl Window {
     }
 
     /// When [`expire`](Self::expire) has something to do: a message that was sent is overdue, or one that waits is too late.
-    pub(super) fn deadline(&self, waiting: Option<&Job>) -> Option<Instant> {
+    pub(super) fn deadline(&self, waiting: Option<Instant>) -> Option<Instant> {
         let twins = self.twins.values().flatten().map(|job| job.latest);
         let overdue = self.prompt.first().map(|(at, _)| *at);
         let oldest = self.pending.first_key_value().map(|(_, pending)| pending.sent + LONGEST_CONFIRM);
         let sent = overdue.into_iter().chain(oldest);
-        sent.chain(twins).chain(waiting.map(|job| job.latest)).min()
+        sent.chain(twins).chain(waiting).min()
     }
 
     /// Tells the callers of messages that were not sent in time. Those of messages that were sent wait on: only the end of the
@@ -279,7 +276,7 @@ impl Window {
             self.prompt.pop_first();
         }
         for twins in self.twins.values_mut() {
-            while let Some(job) = twins.pop_front_if(|job| job.latest <= now) {
+            for job in Job::take_late(twins) {
                 let error = no_confirm(job.destination());
                 job.refuse(PublishError::NotSent(error));
             }
@@ -358,7 +355,7 @@ impl Window {
                 PublishError::TooLarge { bytes: pending.bytes, most: self.most }
             } else if pending.is_of_wrong_user(&reason) {
                 PublishError::NotSent(reason.clone())
-            } else if denied || self.unsent.contains(&message) {
+            } else if (denied && pending.is_told_of(&reason)) || self.unsent.contains(&message) {
                 PublishError::NotSent(others.clone())
             } else {
                 PublishError::Unknown(others.clone())
@@ -410,6 +407,11 @@ impl Window {
             Outcome::Returned => Err(PublishError::Unroutable(destination)),
             Outcome::Refused => Err(PublishError::Refused(destination)),
         });
+        self.next_twin(look)
+    }
+
+    /// The message that waits for the end of one that looks like it.
+    fn next_twin(&mut self, look: Look) -> Option<Job> {
         let twins = self.twins.get_mut(&look)?;
         let next = twins.pop_front();
         if twins.is_empty() {
@@ -420,6 +422,12 @@ impl Window {
 }
 
 impl Pending {
+    /// Whether a denied right is one that this one needs too. All that go through the default exchange need the same.
+    fn is_told_of(&self, reason: &BrokerError) -> bool {
+        let named = |reason: &str| reason.contains(&format!("'{}'", self.destination));
+        !self.through_exchange || matches!(reason, BrokerError::Denied(reason) if named(reason))
+    }
+
     /// Whether the broker refused messages of the user that this one names. It asks before it looks for the queue.
     fn is_of_wrong_user(&self, reason: &BrokerError) -> bool {
         match (reason, &self.user) {

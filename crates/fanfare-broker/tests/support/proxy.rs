@@ -54,6 +54,11 @@ impl Proxy {
         Self { url, control, accepted, _running: running.drop_guard() }
     }
 
+    /// Connections that were made so far.
+    pub(crate) fn connections(&self) -> usize {
+        self.accepted.load(Ordering::Relaxed)
+    }
+
     /// Cuts all connections, and refuses new ones.
     pub(crate) fn cut(&self) {
         self.control.send_replace(Mode::Cut);
@@ -66,7 +71,7 @@ impl Proxy {
 
     /// Keeps back what the broker says on the connections that there are by now.
     pub(crate) fn silence_present(&self) {
-        self.control.send_replace(Mode::Silent(self.accepted.load(Ordering::Relaxed)));
+        self.control.send_replace(Mode::Silent(self.connections()));
     }
 
     /// Passes on what is no AMQP in place of what the broker says.
