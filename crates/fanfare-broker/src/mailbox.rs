@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fanfare_protocol::{Message, QueueSpec};
 
-use crate::{Broker, BrokerError, Consumer, ConsumerChannel};
+use crate::{Broker, BrokerError, Consumer, ConsumerChannel, Receipt};
 
 /// How long removing a queue that was waited on may take. It goes with its connection at the latest.
 const REMOVAL_LIMIT: Duration = Duration::from_secs(10);
@@ -12,7 +12,11 @@ const REMOVAL_LIMIT: Duration = Duration::from_secs(10);
 /// The queue of one caller who waits for answers. It is removed when the mailbox is dropped.
 pub struct Mailbox {
     queue: String,
-    open: Option<(Arc<dyn ConsumerChannel>, Consumer)>,
+    /// Gone once it is dropped.
+    channel: Option<Arc<dyn ConsumerChannel>>,
+    consumer: Option<Consumer>,
+    /// Of the message that was read last.
+    unanswered: Option<Receipt>,
 }
 
 impl Mailbox {
@@ -22,9 +26,16 @@ impl Mailbox {
     /// As of the operations that this takes.
     pub async fn open(broker: &dyn Broker, queue: &QueueSpec) -> Result<Self, BrokerError> {
         let channel = broker.open().await?;
+        // Whoever stops waiting for this drops it.
+        let mut mailbox = Self {
+            queue: queue.name.clone(),
+            channel: Some(Arc::clone(&channel)),
+            consumer: None,
+            unanswered: None,
+        };
         channel.declare_exclusive(queue).await?;
-        let consumer = channel.consume(&queue.name, 1).await?;
-        Ok(Self { queue: queue.name.clone(), open: Some((channel, consumer)) })
+        mailbox.consumer = Some(channel.consume(&queue.name, 1).await?);
+        Ok(mailbox)
     }
 
     /// The queue's name.
@@ -33,14 +44,17 @@ impl Mailbox {
         &self.queue
     }
 
-    /// Waits for a message.
+    /// Waits for a message. Cancel safe.
     ///
     /// # Errors
     /// Where the queue or its connection is lost; none where the queue was taken away.
     pub async fn next(&mut self) -> Result<Message, Option<BrokerError>> {
-        let (_, consumer) = self.open.as_mut().expect("a mailbox is open until it is dropped");
+        if let Some(receipt) = self.unanswered.take() {
+            receipt.ack().await;
+        }
+        let consumer = self.consumer.as_mut().expect("a mailbox consumes until it is dropped");
         let delivery = consumer.next().await.ok_or(None)??;
-        delivery.receipt.ack().await;
+        self.unanswered = Some(delivery.receipt);
         Ok(delivery.message)
     }
 }
@@ -55,13 +69,15 @@ impl Drop for Mailbox {
     /// An exclusive queue lives as long as its connection, which others share; so it is deleted, whoever drops the wait.
     fn drop(&mut self) {
         let queue = std::mem::take(&mut self.queue);
-        let (Some((channel, mut consumer)), Ok(runtime)) =
-            (self.open.take(), tokio::runtime::Handle::try_current())
+        let (Some(channel), Ok(runtime)) = (self.channel.take(), tokio::runtime::Handle::try_current())
         else {
             return;
         };
+        let consumer = self.consumer.take();
         runtime.spawn(tokio::time::timeout(REMOVAL_LIMIT, async move {
-            if channel.delete(&queue).await.is_ok() {
+            if channel.delete(&queue).await.is_ok()
+                && let Some(mut consumer) = consumer
+            {
                 // The broker's own cancel is awaited: one of ours for a deleted queue could end the connection.
                 while let Some(Ok(_)) = consumer.next().await {}
             }

@@ -106,6 +106,8 @@ impl Declaring {
                 channel.exchange_delete(name, ExchangeDeleteOptions::default()).await
             })
             .await;
+        // Somebody may have looked meanwhile.
+        self.doubt_exchange(exchange);
         match deleted {
             Ok(()) | Err(BrokerError::NoExchange(_)) => Ok(()),
             Err(error) => Err(error),
