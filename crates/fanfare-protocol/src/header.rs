@@ -36,6 +36,8 @@ pub const PARKED_FROM: &str = "fanfare-parked-from";
 pub const PARKED_AT: &str = "fanfare-parked-at";
 /// On a parked message: a UUID that no other parked message has.
 pub const PARKED_ID: &str = "fanfare-parked-id";
+/// On a message that was parked and put back: its [`PARKED_ID`] from then, which tells it from its earlier runs.
+pub const REPLAYED: &str = "fanfare-replayed";
 /// On a parked message that had a `user_id`: that.
 pub const PARKED_USER: &str = "fanfare-parked-user";
 /// On a final callback: how many targets the fan-out had.

@@ -190,12 +190,14 @@ impl Message {
         self.anew().with_header(header::ATTEMPT, i64::from(attempt))
     }
 
-    /// The message that was parked, as it is to be published again: without what parking and a broker have added to it. It has
-    /// all of its attempts before it.
+    /// The message that was parked, as it is to be published again: without what parking and a broker have added to it, but for
+    /// the name that it was parked under. It has all of its attempts before it.
     #[must_use]
     pub fn unparked(mut self) -> Self {
-        let added =
-            [header::REASON, header::PARKED_FROM, header::PARKED_AT, header::PARKED_ID, header::PARKED_USER];
+        if let Some(id) = self.headers.remove(header::PARKED_ID) {
+            self.headers.insert(header::REPLAYED, id);
+        }
+        let added = [header::REASON, header::PARKED_FROM, header::PARKED_AT, header::PARKED_USER];
         self.headers.retain(|name, _| !added.contains(&name) && name != header::ATTEMPT);
         self.anew()
     }

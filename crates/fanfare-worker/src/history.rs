@@ -29,6 +29,8 @@ pub(crate) struct Work {
     run: SmolStr,
     message_id: SmolStr,
     attempt: i64,
+    /// What was put back by an operator is to be run again, whatever became of it before.
+    replayed: Option<SmolStr>,
 }
 
 /// What is to be done with a delivery.
@@ -51,12 +53,16 @@ pub(crate) struct Running {
 impl Work {
     /// None where the message does not say which it is.
     pub(crate) fn of(message: &Message) -> Option<Self> {
-        let Some(HeaderValue::Text(run)) = message.headers.get(header::RUN) else { return None };
-        // Both are shared with the message, and nothing is copied.
+        // All are shared with the message, and nothing is copied.
+        let text = |name| match message.headers.get(name) {
+            Some(HeaderValue::Text(text)) => Some(text.clone()),
+            _ => None,
+        };
         Some(Self {
-            run: run.clone(),
+            run: text(header::RUN)?,
             message_id: message.properties.message_id.clone()?,
             attempt: message.int(header::ATTEMPT).unwrap_or(1),
+            replayed: text(header::REPLAYED),
         })
     }
 }
@@ -115,10 +121,13 @@ impl Drop for Running {
 
 #[cfg(test)]
 mod tests {
+    use fanfare_protocol::{Headers, Properties};
+    use uuid::Uuid;
+
     use super::*;
 
     fn work(n: usize) -> Work {
-        Work { run: "run".into(), message_id: n.to_string().into(), attempt: 1 }
+        Work { run: "run".into(), message_id: n.to_string().into(), attempt: 1, replayed: None }
     }
 
     fn run(history: &History, n: usize) -> Running {
@@ -138,6 +147,21 @@ mod tests {
         assert!(ended.is_cancelled() && history.finished(&work(1)).is_some());
         assert!(matches!(history.turn(work(1), true), Turn::Finished(Some(queue)) if queue == "parts"));
         assert!(matches!(history.turn(Work { attempt: 2, ..work(1) }, true), Turn::Run(_)));
+    }
+
+    #[test]
+    fn redelivery_of_what_was_put_back_is_run_though_it_was_run_before() {
+        let properties = Properties { message_id: Some("c/final/0".into()), ..Properties::default() };
+        let headers = Headers::from([(header::RUN, "run".into())]);
+        let message = Message { properties, headers, ..Message::default() };
+        let (history, first) = (History::default(), Work::of(&message).unwrap());
+        let Turn::Run(running) = history.turn(first.clone(), false) else { panic!("it is new") };
+        running.finish(None);
+        let at = "2025-01-19 19:55:45".parse().unwrap();
+        let replayed = message.parked("fanfare.svc.a", "it failed", at, Uuid::from_u128(1)).unparked();
+        let again = Work::of(&replayed).unwrap();
+        assert!(matches!(history.turn(first, true), Turn::Finished(None)));
+        assert!(matches!(history.turn(again, true), Turn::Run(_)));
     }
 
     #[test]
