@@ -1,7 +1,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{Backoff, Broker, BrokerError, Environment, PublishError, Reminder, absence, trace};
+use fanfare_broker::{
+    Backoff, Broker, BrokerError, Environment, Hold, PublishError, Reminder, absence, trace,
+};
 use fanfare_protocol::{Message, QueueNames, QueueSpec, ReplyAddress, RunId, TargetResult, WireTime};
 use serde_json::value::RawValue;
 
@@ -9,6 +11,9 @@ use crate::bundler::Bundler;
 use crate::gone::GoneRuns;
 use crate::telemetry::Telemetry;
 
+/// Bytes of a request, and of its result, beside which a worker takes more while the result's queue takes nothing. All channels of a
+/// service with the default prefetch then hold a hundred megabytes at the most.
+pub(crate) const HELD_BYTES: usize = 16 * 1024;
 /// How long it is tried to delete a queue.
 const DELETION_LIMIT: Duration = Duration::from_secs(10);
 
@@ -29,7 +34,16 @@ pub(crate) struct Answers {
 impl Answers {
     /// Publishes a result, and returns when it is confirmed or when nobody wants it any more: its queue is gone, because
     /// the fan-out ended without it. One that is larger than it may be, or than the broker takes, becomes a failed result that says so.
-    pub(crate) async fn publish_result(&self, result: &TargetResult, to: &ReplyAddress) {
+    ///
+    /// Where it is its queue that does not take it, `hold` is asked to hold the delivery that it answers meanwhile: fan-outs that have
+    /// other queues are not to wait for that one.
+    pub(crate) async fn publish_result(
+        &self,
+        result: &TargetResult,
+        to: &ReplyAddress,
+        hold: &(dyn Fn() -> Option<Hold> + Sync),
+    ) {
+        let mut held = None;
         let mut body = result.to_body();
         if body.len() > self.most_bytes {
             body = too_large(result, body.len(), self.most_bytes, "this worker sends").to_body();
@@ -50,6 +64,12 @@ impl Answers {
                 self.telemetry.late();
                 tracing::debug!(cid = %to.cid, run = %to.run, message_id = to.message_id.as_str(), "the result is late: its fan-out has ended");
                 return;
+            }
+            if matches!(error, PublishError::Unroutable(_) | PublishError::Refused(_))
+                && held.is_none()
+                && body.len() <= HELD_BYTES
+            {
+                held = hold();
             }
             if let PublishError::TooLarge { bytes, most } = error {
                 body = too_large(result, bytes, most, "this broker takes").to_body();

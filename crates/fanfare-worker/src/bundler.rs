@@ -42,7 +42,12 @@ impl Bundler {
         if self.ready.send(ready).is_err() {
             return Err(PublishError::NotSent(BrokerError::Closed));
         }
-        outcome.await.unwrap_or(Err(PublishError::Unknown(BrokerError::Closed)))
+        tokio::select! {
+            biased;
+            outcome = outcome => outcome.unwrap_or(Err(PublishError::Unknown(BrokerError::Closed))),
+            // A result that was handed over as the task ended may lie there for ever.
+            () = self.ready.closed() => Err(PublishError::NotSent(BrokerError::Closed)),
+        }
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::answer::Answers;
+use crate::answer::{Answers, HELD_BYTES};
 use crate::cancelled::{CancelledRuns, RunningTarget};
 use crate::execution::{Exception, Failure, execute};
 use crate::history::{History, Turn, Work};
@@ -106,7 +106,8 @@ impl Pipeline {
                 let now = self.answers.now();
                 let service = self.registered.name.as_str();
                 let result = TargetResult::unanswered(&message, service, &to, exception, now);
-                self.answers.publish_result(&result, &to).await;
+                let hold = || (message.body.len() <= HELD_BYTES).then(|| receipt.hold());
+                self.answers.publish_result(&result, &to, &hold).await;
             }
             self.answers.park(&message, &self.queue, &reason).await;
         };
@@ -151,7 +152,7 @@ impl Pipeline {
             Err(malformed) => {
                 slot.finish();
                 self.answers.telemetry.ended(Run::Malformed);
-                self.refuse(message, malformed).await;
+                self.refuse(message, malformed, slot).await;
                 return Fate::Done(None);
             }
         };
@@ -204,13 +205,13 @@ impl Pipeline {
             Err(_) if self.stop.cancel.is_cancelled() => Run::Requeued,
             Err(failure) if self.retry(message, &invocation, &failure).await => Run::Retried,
             Err(Failure { exception, .. }) => {
-                self.fail(message, &invocation, exception).await;
+                self.fail(message, &invocation, exception, slot).await;
                 Run::Failed
             }
             Ok(response) => {
                 if let Some(to) = &invocation.reply {
                     let (source, requested_at) = (invocation.source.as_str(), invocation.requested_at);
-                    self.publish_result(Ok(response), source, requested_at, to).await;
+                    self.publish_result(Ok(response), source, requested_at, to, message, slot).await;
                 }
                 Run::Ok
             }
@@ -249,7 +250,7 @@ impl Pipeline {
     }
 
     /// Tells whoever waits that a target failed for good; parks what nobody waits for.
-    async fn fail(&self, message: &Message, invocation: &Invocation, exception: Exception) {
+    async fn fail(&self, message: &Message, invocation: &Invocation, exception: Exception, slot: &Slot) {
         match &invocation.reply {
             Some(to) => {
                 tracing::warn!(
@@ -261,7 +262,7 @@ impl Pipeline {
                     "a target failed"
                 );
                 let (source, requested_at) = (invocation.source.as_str(), invocation.requested_at);
-                self.publish_result(Err(exception), source, requested_at, to).await;
+                self.publish_result(Err(exception), source, requested_at, to, message, slot).await;
             }
             None => self.park_failed(message, invocation, &exception).await,
         }
@@ -319,7 +320,7 @@ impl Pipeline {
     }
 
     /// Answers for a message that cannot be run, where it says to whom, and parks it otherwise.
-    async fn refuse(&self, message: &Message, malformed: MalformedInvocation) {
+    async fn refuse(&self, message: &Message, malformed: MalformedInvocation, slot: &Slot) {
         let MalformedInvocation { reason, reply } = malformed;
         tracing::warn!(
             queue = self.queue,
@@ -332,7 +333,7 @@ impl Pipeline {
             Some(to) => {
                 let source = message.text(header::SOURCE).unwrap_or_default();
                 let exception = Exception::new(format!("the request is malformed: {reason}"));
-                self.publish_result(Err(exception), source, None, &to).await;
+                self.publish_result(Err(exception), source, None, &to, message, slot).await;
             }
             None => self.answers.park(message, &self.queue, &reason.to_string()).await,
         }
@@ -344,6 +345,8 @@ impl Pipeline {
         source: &str,
         requested_at: Option<WireTime>,
         to: &ReplyAddress,
+        message: &Message,
+        slot: &Slot,
     ) {
         let now = self.answers.now();
         let (response, exception) = match outcome {
@@ -361,7 +364,8 @@ impl Pipeline {
             cid: to.cid.clone(),
             ended_by: None,
         };
-        self.answers.publish_result(&result, to).await;
+        let hold = || (message.body.len() <= HELD_BYTES).then(|| slot.hold());
+        self.answers.publish_result(&result, to, &hold).await;
     }
 
     /// A callback, or a plain invocation, that failed has nobody to answer to: it is logged and kept for a person.

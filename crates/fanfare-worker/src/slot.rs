@@ -190,6 +190,11 @@ impl Slot {
         state.hold = None;
     }
 
+    /// Makes room for other deliveries beside that of the invocation, which will be answered late.
+    pub(crate) fn hold(&self) -> Hold {
+        self.shared.receipt.hold()
+    }
+
     /// The delivery of the invocation is answered.
     pub(crate) fn answered(&self) {
         self.shared.state().finishing = None;

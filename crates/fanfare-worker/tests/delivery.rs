@@ -74,7 +74,8 @@ async fn a_request_is_not_acked_before_its_result_is_confirmed() {
 async fn a_slot_is_free_when_its_service_returns_and_the_prefetch_bounds_what_is_not_confirmed() {
     let bench = Bench::new();
     let queue = bench.aggregation_queue().name;
-    bench.worker.fail(&queue, std::iter::repeat_n(PublishError::Refused(queue.clone()), 10_000));
+    let away = PublishError::NotSent(BrokerError::Unreachable("the broker is away".to_owned()));
+    bench.worker.fail(&queue, std::iter::repeat_n(away, 10_000));
     let ran = Arc::new(Semaphore::new(0));
     let signal = Arc::clone(&ran);
     let counted = service("counted", move |_: Context, (): ()| {

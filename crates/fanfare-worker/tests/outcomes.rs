@@ -9,7 +9,8 @@ use std::time::Duration;
 use anyhow::Context as _;
 use fanfare_broker::Broker;
 use fanfare_protocol::{
-    Callback, CallbackKind, Channel, Manifest, ManifestTarget, Message, Properties, ServiceName, header,
+    Callback, CallbackKind, Channel, Manifest, ManifestTarget, Message, Properties, ServiceName,
+    TargetResult, header,
 };
 use fanfare_worker::{Config, Context, Registration, Retry, Worker, WorkerError, service};
 use harness::{Bench, within};
@@ -40,6 +41,30 @@ async fn a_result_is_what_the_protocol_says() {
         r#"{"source":"shop","target":"increment","response":42,"req_ts_utc":"2025-01-19 19:55:45","#
     );
     assert_eq!(&after["2025-01-19 19:55:46".len()..], r#"","ok":true,"exception":null,"cid":"order-7"}"#);
+    worker.stop().await;
+    assert_eq!(bench.waiting(&bench.service_queue("increment")).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn results_that_their_queue_does_not_take_keep_no_other_fan_out_waiting() {
+    let bench = Bench::new();
+    let mut full = bench.aggregation_queue();
+    full.arguments.extend([("x-max-length", 1.into()), ("x-overflow", "reject-publish".into())]);
+    bench.caller.declare(&full).await.unwrap();
+    bench.caller.publish(&full.name, Message::default()).await.unwrap();
+    let shard = bench.names.shard(0);
+    bench.caller.declare(&shard).await.unwrap();
+    // More than the worker is handed unanswered, and one behind them.
+    for place in 0..12 {
+        bench.send("increment", bench.request("increment", place, "1")).await;
+    }
+    let mut other = bench.request("increment", 0, "41");
+    other.properties.reply_to = Some(shard.name.as_str().into());
+    bench.send("increment", other).await;
+    let worker = bench.start([increment().concurrency(2).prefetch(4)]).await;
+    let result = bench.take(&shard, 1).await.remove(0).message;
+    assert_eq!(TargetResult::from_body(&result.body).unwrap().response::<u32>().unwrap(), 42);
+    bench.caller.delete(&full.name).await.unwrap();
     worker.stop().await;
     assert_eq!(bench.waiting(&bench.service_queue("increment")).await, 0);
 }
