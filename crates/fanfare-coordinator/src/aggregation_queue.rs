@@ -133,7 +133,9 @@ impl AggregationQueue {
         let (Some(channel), name) = (self.channel.clone(), self.name.clone()) else { return };
         let deletion: BoxFuture<'static, _> = Box::pin(async move { channel.delete(&name).await });
         self.state = match std::mem::replace(&mut self.state, State::Closed) {
-            State::Consuming(consumer) => {
+            State::Consuming(mut consumer) => {
+                // Its end comes behind all that is still handed out.
+                consumer.lift_limit();
                 State::Deleting { deletion: Some(deletion), consumer: Some(consumer), began: Instant::now() }
             }
             State::Closed => State::DeletingAgain(Box::pin(delete(self.outbox.clone(), self.name.clone()))),
@@ -288,6 +290,7 @@ mod tests {
             names: QueueNames::default(),
             absence_pause: PAUSE,
             replicated_payloads: false,
+            refused: Arc::default(),
         };
         let mut consumed = AggregationQueue::open(outbox, queue.name.clone(), window);
         assert!(matches!(consumed.next().await, Heard::Opened));

@@ -43,7 +43,8 @@ pub struct Config {
     pub user_id: Option<String>,
     /// How long lies between the two looks that prove a queue's absence.
     pub absence_pause: Duration,
-    /// How long a stop may take before what is open is let go as it is.
+    /// How long a stop may take before what is open is let go as it is, and after which a shard that another coordinator is to have is
+    /// let go where all that its fan-outs still wait for are callbacks' queues that take nothing.
     pub stop_within: Duration,
     /// What operators are told that this coordinator is, such as its host and process. None, which is the default, leaves the ID
     /// that it draws when it starts.

@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use fanfare_broker::{
-    Aftercare, Backoff, Broker, BrokerError, Delivery, Environment, Subscription, SubscriptionOptions,
+    Aftercare, Backoff, Broker, BrokerError, Delivery, Environment, Receipt, Subscription,
+    SubscriptionOptions,
 };
 use fanfare_fanin::{FanIn, Hold};
 use fanfare_protocol::{
@@ -22,7 +23,7 @@ use crate::fan_out::{Conclusion, FanOut, Ties, Word};
 use crate::handle::Inquiry;
 use crate::inquiry::{Inquiries, Known, gather};
 use crate::messenger::Messenger;
-use crate::outbox::{Absence, Outbox};
+use crate::outbox::{Absence, Outbox, Outcome};
 use crate::shards::Shards;
 use crate::trust::Trust;
 use crate::view::View;
@@ -46,6 +47,8 @@ pub struct Coordinator {
     /// What is no manifest, on its way to the parked messages, dead letters on their way to where they belong, and what others
     /// are told.
     parking: TaskTracker,
+    /// Cancelled where a stop waits no longer for them.
+    cut_off: CancellationToken,
     ended: LatelyEnded,
     inquiries: Inquiries,
     /// Set while as many fan-outs are open as may be, once that was told.
@@ -77,6 +80,7 @@ impl Coordinator {
             names: config.names.clone(),
             absence_pause: config.absence_pause,
             replicated_payloads: config.replicated_payloads,
+            refused: Arc::default(),
         };
         let parking = TaskTracker::new();
         let (handle, inquired) = Handle::new();
@@ -93,6 +97,7 @@ impl Coordinator {
             open: BTreeMap::new(),
             tasks: JoinSet::new(),
             parking,
+            cut_off: CancellationToken::new(),
             ended: LatelyEnded::default(),
             full: false,
             stop: CancellationToken::new(),
@@ -272,10 +277,25 @@ impl Coordinator {
         let shard = manifest.reply_to.clone();
         tracing::info!(cid = %manifest.cid, run = %manifest.run, shard, "manifest brought to its shard");
         let message = self.trust.sign(manifest.encode_renewed(manifest.deadline_utc));
-        let outbox = self.outbox.clone();
+        let (outbox, queue) = (self.outbox.clone(), self.config.names.fanin_queue());
+        let Delivery { message: original, receipt, .. } = delivery;
+        self.put_aside(receipt, async move {
+            if let Outcome::TooLarge(most) = outbox.publish(&shard, message, Absence::Parks).await {
+                let reason =
+                    format!("it does not fit into a message to its shard: this broker takes {most} bytes");
+                outbox.park(original, &queue, &reason).await;
+            }
+        });
+    }
+
+    /// Acks a message when something has been done with it, which is not awaited here: an outage, or a queue that takes nothing, must
+    /// not keep manifests from being taken. What a stop cuts off comes back.
+    fn put_aside(&self, receipt: Receipt, done: impl Future<Output = ()> + Send + 'static) {
+        let cut_off = self.cut_off.clone();
         self.parking.spawn(async move {
-            if outbox.publish(&shard, message, Absence::Parks).await.is_safe() {
-                delivery.receipt.ack().await;
+            let _room = receipt.hold();
+            if cut_off.run_until_cancelled(done).await.is_some() {
+                receipt.ack().await;
             }
         });
     }
@@ -397,12 +417,8 @@ impl Coordinator {
         let message_id = delivery.message.properties.message_id.as_deref();
         tracing::warn!(queue, message_id, reason, kind = delivery.message.kind(), "message parked");
         let (outbox, reason) = (self.outbox.clone(), reason.to_owned());
-        let (message, receipt) = (delivery.message, delivery.receipt);
-        // Not awaited here: an outage must not keep manifests from being taken. What a stop cuts off comes back.
-        self.parking.spawn(async move {
-            outbox.park(message, &queue, &reason).await;
-            receipt.ack().await;
-        });
+        let Delivery { message, receipt, .. } = delivery;
+        self.put_aside(receipt, async move { outbox.park(message, &queue, &reason).await });
     }
 
     async fn conclude(&mut self, conclusion: Result<Conclusion, tokio::task::JoinError>) {
@@ -450,6 +466,7 @@ impl Coordinator {
                 messages = self.parking.len(),
                 "stopped before all that is no manifest was parked or answered"
             );
+            self.cut_off.cancel();
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Publishes until a message is safe: in its queue, or, where that is gone, among the parked ones.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fanfare_broker::{Aftercare, Backoff, Broker, Environment, PublishError, absence};
@@ -38,13 +39,6 @@ pub(crate) enum Outcome {
     TooLarge(usize),
 }
 
-impl Outcome {
-    /// Whether it is safe.
-    pub(crate) const fn is_safe(self) -> bool {
-        matches!(self, Self::Safe { .. })
-    }
-}
-
 /// A cheap handle on the way out.
 #[derive(Debug, Clone)]
 pub(crate) struct Outbox {
@@ -55,13 +49,31 @@ pub(crate) struct Outbox {
     pub(crate) absence_pause: Duration,
     /// See [`Config::replicated_payloads`](crate::Config::replicated_payloads).
     pub(crate) replicated_payloads: bool,
+    /// Messages that wait for another try, and were refused at each one so far: none of them is in a queue.
+    pub(crate) refused: Arc<AtomicUsize>,
+}
+
+/// One of the [`Outbox::refused`], until this is dropped.
+struct Refused<'a>(&'a AtomicUsize);
+
+impl<'a> Refused<'a> {
+    fn count(refused: &'a AtomicUsize) -> Self {
+        refused.fetch_add(1, Ordering::Relaxed);
+        Self(refused)
+    }
+}
+
+impl Drop for Refused<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Outbox {
     /// Returns when the message is safe, however long that takes, or cannot be.
     pub(crate) async fn publish(&self, queue: &str, message: Message, absence: Absence) -> Outcome {
         let mut backoff = Backoff::default();
-        let (mut told, mut again) = (false, false);
+        let (mut told, mut again, mut in_doubt) = (false, false, false);
         loop {
             let error = match self.broker.publish(queue, message.clone()).await {
                 Ok(()) => return Outcome::Safe { again },
@@ -108,6 +120,8 @@ impl Outbox {
                     tracing::debug!(queue, message_id, %error, "publishing again until it is safe");
                 }
             }
+            in_doubt |= matches!(error, PublishError::Unknown(_));
+            let _refused = (!in_doubt).then(|| Refused::count(&self.refused));
             backoff.wait(&*self.environment).await;
         }
     }

@@ -4,6 +4,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fanfare_broker::{Backoff, ConsumerChannel, Delivery, Subscription, SubscriptionOptions};
@@ -95,6 +96,9 @@ pub(crate) struct ShardTask {
     pub(crate) view: View,
 }
 
+/// How long lies between two looks whether a shard that is to be left waits for nothing but refusals.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+
 /// What is under way on one channel of the shard.
 struct Hold<'a> {
     task: &'a mut ShardTask,
@@ -102,6 +106,8 @@ struct Hold<'a> {
     acks: Acks,
     proof: Arc<Proof>,
     publishing: FuturesUnordered<BoxFuture<'static, (ShardPublicationId, Outcome)>>,
+    /// Of those that are being published: see [`Outbox::refused`].
+    refused: Arc<AtomicUsize>,
     parking: FuturesUnordered<BoxFuture<'static, Tag>>,
     effects: Vec<ShardEffect<Tag>>,
     /// Where those wait who asked for a cancel.
@@ -154,6 +160,7 @@ impl ShardTask {
             acks: Acks::new(self.limits.window),
             proof: Arc::new(Proof::by(Arc::clone(&channel))),
             publishing: FuturesUnordered::new(),
+            refused: Arc::default(),
             parking: FuturesUnordered::new(),
             effects: Vec::new(),
             askers: BTreeMap::new(),
@@ -173,7 +180,7 @@ impl ShardTask {
 impl Hold<'_> {
     /// Serves the shard until its channel is lost, or it is left. Where it was deleted, what is open is brought to its end.
     async fn serve(&mut self, channel: &dyn ConsumerChannel, consumer: Unbundled) {
-        let (mut leaving, mut deadline) = (false, None);
+        let (mut leaving, mut deadline, mut next_look) = (false, None, None);
         let mut source = Source::Consumer(consumer);
         let (outbox, queue) = (self.task.messenger.outbox.clone(), self.task.queue.name.clone());
         while !self.machine.is_done() {
@@ -183,7 +190,16 @@ impl Hold<'_> {
                 biased;
                 () = self.task.leave.cancelled(), if !leaving => {
                     leaving = true;
+                    next_look = Some(Instant::now() + self.task.leave_within);
                     self.handle(ShardEvent::Stop);
+                }
+                () = sleep_until(next_look), if next_look.is_some() => {
+                    if self.waits_for_refusals() {
+                        let open = self.machine.open();
+                        tracing::warn!(queue, open, "a shard is left with fan-outs open whose callbacks are refused: another coordinator tries on");
+                        return;
+                    }
+                    next_look = Some(Instant::now() + LOOK_EVERY);
                 }
                 () = self.task.hurry.cancelled(), if deadline.is_none() => {
                     deadline = Some(Instant::now() + self.task.leave_within);
@@ -234,6 +250,11 @@ impl Hold<'_> {
 
     fn handle(&mut self, event: ShardEvent<Tag>) {
         self.machine.handle(event, self.task.started.elapsed(), &mut self.effects);
+    }
+
+    /// Whether all that is to be published was refused each time, so that it is in no queue: whoever has the shard next repeats nothing of it.
+    fn waits_for_refusals(&self) -> bool {
+        !self.publishing.is_empty() && self.refused.load(Ordering::Relaxed) == self.publishing.len()
     }
 
     fn published(&mut self, id: ShardPublicationId, outcome: Outcome) {
@@ -341,7 +362,8 @@ impl Hold<'_> {
     }
 
     fn publish(&mut self, id: ShardPublicationId, publication: ShardPublication) {
-        let outbox = self.task.messenger.outbox.clone();
+        let mut outbox = self.task.messenger.outbox.clone();
+        outbox.refused = Arc::clone(&self.refused);
         let shard = &self.task.queue.name;
         let to_shard = |message| Letter::new(shard.clone(), message, Absence::Waits);
         let (proof, mut kind, mut to_prove) = (Arc::clone(&self.proof), None, None);

@@ -49,6 +49,11 @@ impl Unbundled {
         }
     }
 
+    /// Hands out all that comes, however many are unacked: nothing is acked any more before the consumer has ended.
+    pub(crate) const fn lift_limit(&mut self) {
+        self.window = usize::MAX;
+    }
+
     /// The results that a delivery brings where it is a bundle; otherwise, and where that is malformed, what it is.
     fn unbundle(&self, delivery: Delivery) -> VecDeque<Delivery> {
         let bundle = Some(&delivery.message).filter(|message| message.kind() == header::TYPE_RESULTS);
@@ -138,6 +143,24 @@ mod tests {
         join_all(held.iter().map(|delivery| delivery.receipt.ack())).await;
         channel.close().await;
         assert_eq!(broker.inspect(&queue.name).await.unwrap().unwrap().messages, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_limit_the_end_of_the_queue_shows_behind_all_that_is_unacked() {
+        let (broker, queue) = (MemoryBroker::new(), QueueNames::default().shard(0));
+        broker.declare(&queue).await.unwrap();
+        let results: Vec<Message> =
+            (0..5).map(|n| message("fanfare.result", &format!("c/{n}/result"))).collect();
+        broker.publish(&queue.name, Bundle::encode(&results).unwrap()).await.unwrap();
+        let channel = broker.open().await.unwrap();
+        let mut consumer = unbundled(&channel, &queue.name, 2).await;
+        let mut held = vec![consumer.next().await.unwrap().unwrap()];
+        consumer.lift_limit();
+        channel.delete(&queue.name).await.unwrap();
+        while let Some(delivery) = consumer.next().await {
+            held.push(delivery.unwrap());
+        }
+        assert_eq!(held.len(), results.len());
     }
 
     #[tokio::test(start_paused = true)]
