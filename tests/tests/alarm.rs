@@ -57,9 +57,12 @@ async fn alarm(stack: Stack, operator: Operator) {
         cancel_limit: Duration::from_secs(2),
         ..Default::default()
     };
-    let patience = 2 * config.time_limit;
     let refused = Publisher::new(stack.connect(), Arc::new(System), config.clone());
-    let invoked = tokio::time::timeout(patience, fan_out(&refused).invoke()).await;
+    // The broker tells a connection of the alarm once something is published on it.
+    let broker = Arc::clone(refused.broker());
+    let unheard = tokio::spawn(async move { broker.publish("fanfare.nobody", Message::default()).await });
+    eventually("the publisher's connection is blocked", async || refused.broker().is_blocked()).await;
+    let invoked = tokio::time::timeout(PATIENCE, fan_out(&refused).invoke()).await;
     let error = invoked.expect("the wait has a bound").expect_err("the broker takes nothing");
     let InvokeError::NotAccepted { cid, run, source, .. } = error else { panic!("{error:?}") };
     assert!(source.to_string().contains("short of memory or disk"), "{source}");
@@ -67,7 +70,8 @@ async fn alarm(stack: Stack, operator: Operator) {
 
     let leaving = Publisher::new(stack.connect(), Arc::new(System), config);
     fan_out(&leaving).invoke().await.expect_err("the broker takes nothing");
-    let closed = tokio::time::timeout(patience, leaving.broker().close()).await;
+    // Less than lapin would wait for an answer.
+    let closed = tokio::time::timeout(Duration::from_secs(9), leaving.broker().close()).await;
     closed.expect("it waits for no answer that the broker cannot give");
 
     let unknown = refused.cancel(&hanging).await.expect_err("nobody hears of it");
@@ -83,11 +87,14 @@ async fn alarm(stack: Stack, operator: Operator) {
     }
 
     operator.control(&["set_vm_memory_high_watermark", "0.4"]).await;
+    unheard.await.expect("it does not panic").expect_err("there is no such queue");
+    // The publisher that was refused goes on too, and has as long as any other from now on.
+    let unlimited = fanfare_publisher::Config { names: stack.names().clone(), ..Default::default() };
+    let refused = Publisher::new(Arc::clone(refused.broker()), Arc::new(System), unlimited);
     refused.cancel(&hanging).await.expect("it is cancelled, now or by what was asked before");
     assert_eq!(cancelled.next_final().await.failures().count(), 1);
     assert_eq!(done.next_final().await.failures().count(), 0);
     stack.queue_is_gone(&stack.names().aggregation(&open.cid, open.run).name).await;
-    // The publisher that was refused goes on too.
     let after = fan_out(&refused).invoke().await.expect("accepted again");
     assert_eq!(done.next_final().await.data.len(), TARGETS);
     stack.ended([&open, &after, &hanging], coordinator).await;

@@ -91,11 +91,15 @@ async fn each_role_works_with_its_own_user() {
         assert_eq!(begins.recv().await, Some(()));
         // Before it is, an operator sees it, and where its target is.
         let operator = operator(&broker.of("operator"));
-        let status = operator.status(&StatusQuery::default()).await.expect("it is told");
+        eventually("where its target is", async || {
+            let explanation = operator.explain(&held.cid, Some(held.run), 10).await.expect("it is told");
+            let missing = explanation.fan_outs.first().and_then(|fan_out| fan_out.missing.first());
+            missing.is_some_and(|target| matches!(target.whereabouts, Whereabouts::Running { .. }))
+        })
+        .await;
+        let query = StatusQuery { cid_prefix: Some(held.cid.to_string()), ..StatusQuery::default() };
+        let status = operator.status(&query).await.expect("it is told");
         assert_eq!((status.matching, status.coordinators.silent), (1, Some(0)));
-        let explanation = operator.explain(&held.cid, Some(held.run), 10).await.expect("it is told");
-        let missing = &explanation.fan_outs[0].missing[0].whereabouts;
-        assert!(matches!(missing, Whereabouts::Running { .. }), "{explanation:?}");
         let cancellation = publisher.cancel(&held).await.expect("it is cancelled");
         assert_eq!((cancellation.responded, cancellation.missing), (0, 1));
         broker.until_queue_is_gone(&names.aggregation(&held.cid, held.run).name).await;

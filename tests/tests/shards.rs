@@ -29,6 +29,7 @@ macro_rules! with_shards {
 with_shards!(
     no_queue_is_declared_for_a_fan_out: 2,
     shards_are_divided_among_coordinators_and_pass_on_when_one_leaves: 6,
+    a_shard_passes_on_though_a_fan_out_in_it_waits_for_a_queue_that_takes_nothing: 16,
     fan_outs_end_once_while_coordinators_come_and_go: 4,
     a_fan_out_wider_than_the_window_ends_though_its_results_come_before_its_manifest: 1,
     many_fan_outs_are_held_open_and_survive_a_crash: 2,
@@ -89,6 +90,43 @@ async fn shards_are_divided_among_coordinators_and_pass_on_when_one_leaves(stack
     done.next_final().await;
     stack.ended([&accepted], other).await;
     assert_eq!(done.rest().await, []);
+}
+
+async fn a_shard_passes_on_though_a_fan_out_in_it_waits_for_a_queue_that_takes_nothing(stack: Stack) {
+    const SHARDS: u32 = 16;
+    let mut done = stack.record("my.done").await;
+    let _worker = stack.worker([services::echo()]).await;
+    let mut full = stack.names().service(&ServiceName::new("my.full").expect("a name"));
+    full.arguments.extend([("x-max-length", 1.into()), ("x-overflow", "reject-publish".into())]);
+    let bystander = stack.bystander();
+    bystander.declare(&full).await.expect("declared");
+    stack.note_service("my.full");
+    bystander.publish(&full.name, Message::default()).await.expect("it has room for one");
+    let mut config = stack.coordinator_config();
+    config.stop_within = Duration::from_secs(1);
+    let one = stack.coordinator_with(config.clone());
+    consumers_of_each(&stack, SHARDS, 1).await;
+    let publisher = stack.publisher();
+    let in_shard = |shard: u32, what: &str| {
+        let mut cids = (0..).map(|n| Cid::new(format!("{what}-{n}")).expect("a CID"));
+        cids.find(|cid| QueueNames::shard_of(cid, SHARDS) == shard).expect("any shard has CIDs")
+    };
+    for shard in 0..SHARDS {
+        let stuck = publisher.fanout("my.source").target("test.echo", 1).on_final("my.full");
+        stuck.cid(in_shard(shard, "stuck")).invoke().await.expect("accepted");
+    }
+    // Half of the shards are this one's, about.
+    let other = stack.coordinator_with(config);
+    eventually("the other has taken shards up", async || other.mortal().held() > 0).await;
+    for shard in 0..SHARDS {
+        let next = publisher.fanout("my.source").target("test.echo", 2).on_final("my.done");
+        next.cid(in_shard(shard, "next")).invoke().await.expect("accepted");
+    }
+    for _ in 0..SHARDS {
+        done.next_final().await;
+    }
+    one.kill().await;
+    other.kill().await;
 }
 
 async fn fan_outs_end_once_while_coordinators_come_and_go(stack: Stack) {

@@ -117,5 +117,6 @@ fn every_panel_of_the_dashboard_finds_data() {
             false
         });
     }
-    assert_eq!(prometheus.ask("max(fanfare_coordinator_results_total{outcome=\"failed\"}) > 0").len(), 1);
+    let failed = "max(fanfare_coordinator_results_total{outcome=\"failed\"}) > 0";
+    eventually(failed, || prometheus.ask(failed).len() == 1);
 }

@@ -25,7 +25,7 @@ impl Pool {
             "broker = \"{}\"\nprefix = \"{prefix}\"\n\
              [services.\"t.program\"]\nexec = [\"sh\", \"-c\", \"cat; test $FANFARE_KEY != bad || {{ echo broken >&2; exit 3; }}\"]\nretry = {{ attempts = 1 }}\n\
              [services.\"t.told\"]\nexec = [\"sh\", \"-c\", 'printf %s \"$FANFARE_METADATA\"']\n\
-             [services.\"t.slow\"]\nexec = [\"sh\", \"-c\", \"touch started; sleep 3\"]\n",
+             [services.\"t.slow\"]\nexec = [\"sh\", \"-c\", \"touch started; for i in $(seq 600); do test -e go && exit; sleep 0.1; done\"]\n",
             broker()
         );
         fs::write(directory.path().join("fanfare.toml"), settings).unwrap();
@@ -82,6 +82,7 @@ fn invocations_end_with_the_exit_codes_that_the_help_promises() {
     let ended = pool.invoke(&["--wait"]);
     assert_eq!(ended.exit, 0, "a fan-out without targets ends at once: {ended:?}");
 
+    fs::write(pool.path().join("go"), "").unwrap();
     let (_, log) = pool.worker.stop(Signal::TERM);
     let failed: Vec<&str> = log.lines().filter(|line| line.contains("a target failed")).collect();
     let [failed] = failed[..] else { panic!("the one that failed is told once: {log}") };
@@ -268,10 +269,9 @@ fn second_signal_ends_a_worker_that_still_waits_for_its_services() {
         pool
     };
     worker.signal(Signal::TERM, "a second signal ends this at once");
-    let signalled = Instant::now();
+    // The service goes on for longer than anybody waits here.
     let (exit, log) = worker.stop(Signal::TERM);
     assert_eq!(exit, Some(130), "{log}");
-    assert!(signalled.elapsed() < Duration::from_secs(2), "it waited for its service: {log}");
     drop(directory);
 }
 
