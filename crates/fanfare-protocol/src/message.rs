@@ -194,6 +194,7 @@ impl Message {
     /// the name that it was parked under. It has all of its attempts before it.
     #[must_use]
     pub fn unparked(mut self) -> Self {
+        self.headers.remove(header::REPLAYED);
         if let Some(id) = self.headers.remove(header::PARKED_ID) {
             self.headers.insert(header::REPLAYED, id);
         }

@@ -12,7 +12,7 @@ use crate::gone::GoneRuns;
 use crate::telemetry::Telemetry;
 
 /// Bytes of a request, and of its result, beside which a worker takes more while the result's queue takes nothing. All channels of a
-/// service with the default prefetch then hold a hundred megabytes at the most.
+/// service with the default prefetch then hold some 150 MB at the most: the request, the response, and what is published of it.
 pub(crate) const HELD_BYTES: usize = 16 * 1024;
 /// How long it is tried to delete a queue.
 const DELETION_LIMIT: Duration = Duration::from_secs(10);

@@ -11,7 +11,7 @@ use crate::slot::{Slot, Slots};
 use crate::turn::Place;
 
 /// Channels that one service's deliveries may take up. More than one are used only while invocations wait for fan-outs
-/// of their own; with the prefetch, this bounds how many can wait at the same time.
+/// of their own, or their results for a queue that takes none; with the prefetch, this bounds how many can wait at the same time.
 const MOST_CHANNELS: usize = 100;
 
 /// Deliveries to hold at the start, until one comes that is no suspect: nobody knows yet what the last worker died of, and what

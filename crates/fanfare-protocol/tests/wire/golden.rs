@@ -647,12 +647,17 @@ fn a_parked_message_tells_in_a_header_whose_it_was_and_claims_to_be_nobody_s() {
 }
 
 #[test]
-fn a_parked_message_is_published_again_as_it_was_before_its_attempts() {
+fn a_parked_message_is_published_again_as_it_was_before_its_attempts_with_the_name_it_was_parked_under() {
     let mut failed = request().encode().retried(3);
     failed.properties.user_id = Some("shop".into());
-    let parked =
-        failed.parked("fanfare.service.x", "because", time("2025-01-19 19:55:45"), Uuid::from_u128(1));
-    assert_eq!(parked.with_header("x-delivery-count", 3).unparked(), request().encode());
+    let park = |message: Message, id| {
+        let at = time("2025-01-19 19:55:45");
+        message.parked("fanfare.service.x", "because", at, Uuid::from_u128(id))
+    };
+    let replayed = |id| request().encode().with_header("fanfare-replayed", Uuid::from_u128(id).to_string());
+    let once = park(failed, 1).with_header("x-delivery-count", 3).unparked();
+    assert_eq!(once, replayed(1));
+    assert_eq!(park(once, 2).unparked(), replayed(2));
 }
 
 #[test]
