@@ -49,8 +49,9 @@ impl Mailbox {
     /// # Errors
     /// Where the queue or its connection is lost; none where the queue was taken away.
     pub async fn next(&mut self) -> Result<Message, Option<BrokerError>> {
-        if let Some(receipt) = self.unanswered.take() {
+        if let Some(receipt) = &self.unanswered {
             receipt.ack().await;
+            self.unanswered = None;
         }
         let consumer = self.consumer.as_mut().expect("a mailbox consumes until it is dropped");
         let delivery = consumer.next().await.ok_or(None)??;
@@ -73,8 +74,12 @@ impl Drop for Mailbox {
         else {
             return;
         };
-        let consumer = self.consumer.take();
+        let (consumer, unanswered) = (self.consumer.take(), self.unanswered.take());
         runtime.spawn(tokio::time::timeout(REMOVAL_LIMIT, async move {
+            // Nothing but a channel on which all is answered serves the next who needs one.
+            if let Some(receipt) = unanswered {
+                receipt.ack().await;
+            }
             if channel.delete(&queue).await.is_ok()
                 && let Some(mut consumer) = consumer
             {

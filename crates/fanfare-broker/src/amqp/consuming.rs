@@ -266,7 +266,8 @@ impl ConsumerChannel for ConsumingChannel {
         self.closed.cancel();
         self.answers.tell();
         if self.has_abandoned() || !self.home.keep(&self.answers) {
-            self.closing().await;
+            // It comes to its end also where nobody waits for that.
+            let _ = tokio::spawn(self.closing()).await;
         }
     }
 

@@ -276,6 +276,8 @@ impl Publisher {
             }
             while let Some(job) = waiting.pop_front() {
                 if !window.has_room_for(&job) {
+                    // One that was released by another's end is told of here first.
+                    soonest = Some(soonest.map_or(job.latest, |soonest| soonest.min(job.latest)));
                     waiting.push_front(job);
                     break;
                 }
@@ -299,6 +301,7 @@ impl Publisher {
                 _ = events.changed() => {}
                 () = tokio::time::sleep_until(deadline.unwrap_or_else(Instant::now)), if deadline.is_some() => {
                     for job in Job::take_late(waiting) {
+                        waiting.extend(window.next_twin(job.look));
                         let error = no_room(job.destination());
                         job.refuse(PublishError::NotSent(error));
                     }

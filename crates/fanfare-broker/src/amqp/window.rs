@@ -410,8 +410,8 @@ impl Window {
         self.next_twin(look)
     }
 
-    /// The message that waits for the end of one that looks like it.
-    fn next_twin(&mut self, look: Look) -> Option<Job> {
+    /// The message that waits for the end of one that looks like it. Where another is still under way, sending it lets it wait again.
+    pub(super) fn next_twin(&mut self, look: Look) -> Option<Job> {
         let twins = self.twins.get_mut(&look)?;
         let next = twins.pop_front();
         if twins.is_empty() {
