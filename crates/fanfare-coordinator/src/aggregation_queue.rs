@@ -290,7 +290,7 @@ mod tests {
             names: QueueNames::default(),
             absence_pause: PAUSE,
             replicated_payloads: false,
-            refused: Arc::default(),
+            refusals: Arc::default(),
         };
         let mut consumed = AggregationQueue::open(outbox, queue.name.clone(), window);
         assert!(matches!(consumed.next().await, Heard::Opened));

@@ -32,6 +32,9 @@ use crate::{Config, Error, Handle};
 /// Dead letters that one coordinator is handed at a time. There are none, unless an operator's policy makes some.
 const DEAD_LETTERS_AT_A_TIME: u16 = 100;
 
+/// Bytes of a message that is no manifest, beside which more are taken while it can't be parked.
+const HELD_BYTES: usize = 16 * 1024;
+
 /// Takes manifests and brings each fan-out to its end. Run as many of them as you like.
 #[derive(Debug)]
 pub struct Coordinator {
@@ -80,7 +83,7 @@ impl Coordinator {
             names: config.names.clone(),
             absence_pause: config.absence_pause,
             replicated_payloads: config.replicated_payloads,
-            refused: Arc::default(),
+            refusals: Arc::default(),
         };
         let parking = TaskTracker::new();
         let (handle, inquired) = Handle::new();
@@ -279,7 +282,7 @@ impl Coordinator {
         let message = self.trust.sign(manifest.encode_renewed(manifest.deadline_utc));
         let (outbox, queue) = (self.outbox.clone(), self.config.names.fanin_queue());
         let Delivery { message: original, receipt, .. } = delivery;
-        self.put_aside(receipt, async move {
+        self.put_aside(receipt, original.body.len(), async move {
             if let Outcome::TooLarge(most) = outbox.publish(&shard, message, Absence::Parks).await {
                 let reason =
                     format!("it does not fit into a message to its shard: this broker takes {most} bytes");
@@ -288,12 +291,12 @@ impl Coordinator {
         });
     }
 
-    /// Acks a message when something has been done with it, which is not awaited here: an outage, or a queue that takes nothing, must
-    /// not keep manifests from being taken. What a stop cuts off comes back.
-    fn put_aside(&self, receipt: Receipt, done: impl Future<Output = ()> + Send + 'static) {
+    /// Acks a message when something has been done with it, which is not awaited here: an outage, or a queue that takes nothing, is not
+    /// to keep manifests from being taken, as long as such messages are small and leave places free. What a stop cuts off comes back.
+    fn put_aside(&self, receipt: Receipt, bytes: usize, done: impl Future<Output = ()> + Send + 'static) {
         let cut_off = self.cut_off.clone();
         self.parking.spawn(async move {
-            let _room = receipt.hold();
+            let _room = (bytes <= HELD_BYTES).then(|| receipt.hold());
             if cut_off.run_until_cancelled(done).await.is_some() {
                 receipt.ack().await;
             }
@@ -418,7 +421,11 @@ impl Coordinator {
         tracing::warn!(queue, message_id, reason, kind = delivery.message.kind(), "message parked");
         let (outbox, reason) = (self.outbox.clone(), reason.to_owned());
         let Delivery { message, receipt, .. } = delivery;
-        self.put_aside(receipt, async move { outbox.park(message, &queue, &reason).await });
+        self.put_aside(
+            receipt,
+            message.body.len(),
+            async move { outbox.park(message, &queue, &reason).await },
+        );
     }
 
     async fn conclude(&mut self, conclusion: Result<Conclusion, tokio::task::JoinError>) {

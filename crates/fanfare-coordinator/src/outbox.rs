@@ -1,7 +1,7 @@
 //! Publishes until a message is safe: in its queue, or, where that is gone, among the parked ones.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use fanfare_broker::{Aftercare, Backoff, Broker, Environment, PublishError, absence};
@@ -49,17 +49,29 @@ pub(crate) struct Outbox {
     pub(crate) absence_pause: Duration,
     /// See [`Config::replicated_payloads`](crate::Config::replicated_payloads).
     pub(crate) replicated_payloads: bool,
-    /// Messages that wait for another try, and were refused at each one so far: none of them is in a queue.
-    pub(crate) refused: Arc<AtomicUsize>,
+    pub(crate) refusals: Arc<Refusals>,
 }
 
-/// One of the [`Outbox::refused`], until this is dropped.
+/// Messages that their queues refuse.
+#[derive(Debug, Default)]
+pub(crate) struct Refusals {
+    /// Those that wait for another try, and are in no queue for sure.
+    refused: AtomicUsize,
+    /// Whether they are not tried again for now.
+    pub(crate) rest: AtomicBool,
+}
+
+/// One of [`Refusals::refused`], until this is dropped.
 struct Refused<'a>(&'a AtomicUsize);
 
-impl<'a> Refused<'a> {
-    fn count(refused: &'a AtomicUsize) -> Self {
-        refused.fetch_add(1, Ordering::Relaxed);
-        Self(refused)
+impl Refusals {
+    pub(crate) fn refused(&self) -> usize {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    fn count(&self) -> Refused<'_> {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        Refused(&self.refused)
     }
 }
 
@@ -121,8 +133,12 @@ impl Outbox {
                 }
             }
             in_doubt |= matches!(error, PublishError::Unknown(_));
-            let _refused = (!in_doubt).then(|| Refused::count(&self.refused));
+            let is_refused = matches!(error, PublishError::Refused(_) | PublishError::Unroutable(_));
+            let refused = (is_refused && !in_doubt).then(|| self.refusals.count());
             backoff.wait(&*self.environment).await;
+            while refused.is_some() && self.refusals.rest.load(Ordering::Relaxed) {
+                backoff.wait(&*self.environment).await;
+            }
         }
     }
 

@@ -4,7 +4,7 @@
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fanfare_broker::{Backoff, ConsumerChannel, Delivery, Subscription, SubscriptionOptions};
@@ -26,7 +26,7 @@ use crate::ended::LatelyEnded;
 use crate::fan_out::{MOST_ASKERS, how_it_ended, sleep_until, tell};
 use crate::inquiry::Question;
 use crate::messenger::Messenger;
-use crate::outbox::{Absence, Outbox, Outcome};
+use crate::outbox::{Absence, Outbox, Outcome, Refusals};
 use crate::parts;
 use crate::proof::{Proof, ToProve};
 use crate::telemetry;
@@ -96,8 +96,9 @@ pub(crate) struct ShardTask {
     pub(crate) view: View,
 }
 
-/// How long lies between two looks whether a shard that is to be left waits for nothing but refusals.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long nothing that was refused is tried again, before a look whether a shard that is to be left waits for nothing else. Longer than
+/// a try takes.
+const AT_REST: Duration = Duration::from_secs(2);
 
 /// What is under way on one channel of the shard.
 struct Hold<'a> {
@@ -106,8 +107,8 @@ struct Hold<'a> {
     acks: Acks,
     proof: Arc<Proof>,
     publishing: FuturesUnordered<BoxFuture<'static, (ShardPublicationId, Outcome)>>,
-    /// Of those that are being published: see [`Outbox::refused`].
-    refused: Arc<AtomicUsize>,
+    /// Of those that are being published.
+    refusals: Arc<Refusals>,
     parking: FuturesUnordered<BoxFuture<'static, Tag>>,
     effects: Vec<ShardEffect<Tag>>,
     /// Where those wait who asked for a cancel.
@@ -160,7 +161,7 @@ impl ShardTask {
             acks: Acks::new(self.limits.window),
             proof: Arc::new(Proof::by(Arc::clone(&channel))),
             publishing: FuturesUnordered::new(),
-            refused: Arc::default(),
+            refusals: Arc::default(),
             parking: FuturesUnordered::new(),
             effects: Vec::new(),
             askers: BTreeMap::new(),
@@ -194,12 +195,16 @@ impl Hold<'_> {
                     self.handle(ShardEvent::Stop);
                 }
                 () = sleep_until(next_look), if next_look.is_some() => {
-                    if self.waits_for_refusals() {
+                    let is_at_rest = self.refusals.rest.load(Ordering::Relaxed);
+                    if is_at_rest && self.waits_for_refusals() {
+                        self.acks.flush_all().await;
                         let open = self.machine.open();
                         tracing::warn!(queue, open, "a shard is left with fan-outs open whose callbacks are refused: another coordinator tries on");
                         return;
                     }
-                    next_look = Some(Instant::now() + LOOK_EVERY);
+                    // What is refused is tried again now and then, should something else take its time.
+                    self.refusals.rest.store(!is_at_rest, Ordering::Relaxed);
+                    next_look = Some(Instant::now() + if is_at_rest { self.task.leave_within } else { AT_REST });
                 }
                 () = self.task.hurry.cancelled(), if deadline.is_none() => {
                     deadline = Some(Instant::now() + self.task.leave_within);
@@ -252,9 +257,9 @@ impl Hold<'_> {
         self.machine.handle(event, self.task.started.elapsed(), &mut self.effects);
     }
 
-    /// Whether all that is to be published was refused each time, so that it is in no queue: whoever has the shard next repeats nothing of it.
+    /// Whether all that is still to be published was refused each time, so that none of it is in a queue.
     fn waits_for_refusals(&self) -> bool {
-        !self.publishing.is_empty() && self.refused.load(Ordering::Relaxed) == self.publishing.len()
+        !self.publishing.is_empty() && self.refusals.refused() == self.publishing.len()
     }
 
     fn published(&mut self, id: ShardPublicationId, outcome: Outcome) {
@@ -363,7 +368,7 @@ impl Hold<'_> {
 
     fn publish(&mut self, id: ShardPublicationId, publication: ShardPublication) {
         let mut outbox = self.task.messenger.outbox.clone();
-        outbox.refused = Arc::clone(&self.refused);
+        outbox.refusals = Arc::clone(&self.refusals);
         let shard = &self.task.queue.name;
         let to_shard = |message| Letter::new(shard.clone(), message, Absence::Waits);
         let (proof, mut kind, mut to_prove) = (Arc::clone(&self.proof), None, None);
