@@ -5,9 +5,10 @@
 mod support;
 
 use std::pin::pin;
+use std::sync::Arc;
 use std::time::Duration;
 
-use fanfare_broker::{Broker, BrokerError, PublishError};
+use fanfare_broker::{Broker, BrokerError, Consumer, ConsumerChannel, PublishError};
 use fanfare_protocol::queue::Argument;
 use futures_util::future::join_all;
 use futures_util::poll;
@@ -432,22 +433,31 @@ async fn look_at_a_missing_queue_that_is_given_up_leaves_the_connection_alone() 
     broker.close().await;
 }
 
+/// Nothing that happened on the connection has ended the channel of a bystander, whose queue is deleted then.
+async fn is_left_alone(
+    broker: &dyn Broker,
+    queue: &str,
+    (bystander, mut consumer): (Arc<dyn ConsumerChannel>, Consumer),
+) {
+    broker.publish(queue, message("still there")).await.unwrap();
+    next(&mut consumer).await.receipt.ack().await;
+    let ended = tokio::time::timeout(Duration::from_millis(200), bystander.ended()).await;
+    assert!(ended.is_err(), "the connection was closed");
+    broker.delete(queue).await.unwrap();
+}
+
 #[tokio::test]
 async fn channel_that_is_dropped_while_what_it_asks_for_fails_leaves_the_connection_alone() {
     let broker = broker(config(&url()));
     let (kept, missing) = (declared(&*broker, "classic").await, queue("classic").name);
-    let (bystander, mut consumer) = consume(&*broker, &kept).await;
+    let (bystander, consumer) = consume(&*broker, &kept).await;
     for microseconds in (0..2_000).step_by(5) {
         let given_up = Duration::from_micros(microseconds);
         let channel = broker.open().await.unwrap();
         let _ = tokio::time::timeout(given_up, channel.consume(&missing, 1)).await;
         drop(channel);
     }
-    broker.publish(&kept, message("still there")).await.unwrap();
-    next(&mut consumer).await.receipt.ack().await;
-    let ended = tokio::time::timeout(Duration::from_millis(200), bystander.ended()).await;
-    assert!(ended.is_err(), "the connection was closed");
-    broker.delete(&kept).await.unwrap();
+    is_left_alone(&*broker, &kept, (bystander, consumer)).await;
     broker.close().await;
 }
 
@@ -455,7 +465,7 @@ async fn channel_that_is_dropped_while_what_it_asks_for_fails_leaves_the_connect
 async fn consumer_dropped_after_its_queue_was_deleted_leaves_the_connection_alone() {
     let broker = broker(config(&url()));
     let kept = declared(&*broker, "classic").await;
-    let (bystander, mut consumer) = consume(&*broker, &kept).await;
+    let (bystander, consumer) = consume(&*broker, &kept).await;
     for kind in ["classic", "quorum"].repeat(10) {
         let queue = declared(&*broker, kind).await;
         let channel = broker.open().await.unwrap();
@@ -465,11 +475,7 @@ async fn consumer_dropped_after_its_queue_was_deleted_leaves_the_connection_alon
         deleted.unwrap();
         channel.close().await;
     }
-    broker.publish(&kept, message("still there")).await.unwrap();
-    next(&mut consumer).await.receipt.ack().await;
-    let ended = tokio::time::timeout(Duration::from_millis(200), bystander.ended()).await;
-    assert!(ended.is_err(), "the connection was closed");
-    broker.delete(&kept).await.unwrap();
+    is_left_alone(&*broker, &kept, (bystander, consumer)).await;
     broker.close().await;
 }
 

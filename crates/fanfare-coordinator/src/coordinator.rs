@@ -7,7 +7,7 @@ use fanfare_broker::{
 };
 use fanfare_fanin::{FanIn, Hold};
 use fanfare_protocol::{
-    CancelAnswer, CancelRequest, CancelState, Cid, Manifest, Message, Presence, RunId, header,
+    CancelAnswer, CancelRequest, CancelState, Cid, Manifest, Message, Presence, RunId, header, limits,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -31,9 +31,6 @@ use crate::{Config, Error, Handle};
 
 /// Dead letters that one coordinator is handed at a time. There are none, unless an operator's policy makes some.
 const DEAD_LETTERS_AT_A_TIME: u16 = 100;
-
-/// Bytes of a message that is no manifest, beside which more are taken while it can't be parked.
-const HELD_BYTES: usize = 16 * 1024;
 
 /// Takes manifests and brings each fan-out to its end. Run as many of them as you like.
 #[derive(Debug)]
@@ -296,7 +293,7 @@ impl Coordinator {
     fn put_aside(&self, receipt: Receipt, bytes: usize, done: impl Future<Output = ()> + Send + 'static) {
         let cut_off = self.cut_off.clone();
         self.parking.spawn(async move {
-            let _room = (bytes <= HELD_BYTES).then(|| receipt.hold());
+            let _room = (bytes <= limits::HELD_BYTES).then(|| receipt.hold());
             if cut_off.run_until_cancelled(done).await.is_some() {
                 receipt.ack().await;
             }

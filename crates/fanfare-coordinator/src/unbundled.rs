@@ -75,6 +75,8 @@ impl fmt::Debug for Unbundled {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use fanfare_broker::Broker;
     use fanfare_broker::memory::MemoryBroker;
     use fanfare_protocol::{Message, QueueNames};
@@ -87,6 +89,18 @@ mod tests {
         message.properties.kind = Some(kind.into());
         message.properties.message_id = Some(id.into());
         message
+    }
+
+    /// A shard with so many bundles, of so many results each.
+    async fn bundled(bundles: usize, results: usize) -> (MemoryBroker, String) {
+        let (broker, queue) = (MemoryBroker::new(), QueueNames::default().shard(0));
+        broker.declare(&queue).await.unwrap();
+        let results: Vec<Message> =
+            (0..results).map(|n| message("fanfare.result", &format!("c/{n}/result"))).collect();
+        for _ in 0..bundles {
+            broker.publish(&queue.name, Bundle::encode(&results).unwrap()).await.unwrap();
+        }
+        (broker, queue.name)
     }
 
     async fn unbundled(channel: &Arc<dyn ConsumerChannel>, queue: &str, window: u16) -> Unbundled {
@@ -125,13 +139,9 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn no_more_results_are_handed_out_unacked_than_may_be() {
-        let (broker, queue) = (MemoryBroker::new(), QueueNames::default().shard(0));
-        broker.declare(&queue).await.unwrap();
-        let results: Vec<Message> =
-            (0..5).map(|n| message("fanfare.result", &format!("c/{n}/result"))).collect();
-        broker.publish(&queue.name, Bundle::encode(&results).unwrap()).await.unwrap();
+        let (broker, queue) = bundled(1, 5).await;
         let channel = broker.open().await.unwrap();
-        let mut consumer = unbundled(&channel, &queue.name, 2).await;
+        let mut consumer = unbundled(&channel, &queue, 2).await;
         let mut held = Vec::new();
         for left in (0..5).rev() {
             held.push(consumer.next().await.unwrap().unwrap());
@@ -142,39 +152,32 @@ mod tests {
         }
         join_all(held.iter().map(|delivery| delivery.receipt.ack())).await;
         channel.close().await;
-        assert_eq!(broker.inspect(&queue.name).await.unwrap().unwrap().messages, 0);
+        assert_eq!(broker.inspect(&queue).await.unwrap().unwrap().messages, 0);
     }
 
     #[tokio::test(start_paused = true)]
     async fn without_a_limit_the_end_of_the_queue_shows_behind_all_that_is_unacked() {
-        let (broker, queue) = (MemoryBroker::new(), QueueNames::default().shard(0));
-        broker.declare(&queue).await.unwrap();
-        let results: Vec<Message> =
-            (0..5).map(|n| message("fanfare.result", &format!("c/{n}/result"))).collect();
-        broker.publish(&queue.name, Bundle::encode(&results).unwrap()).await.unwrap();
+        let (broker, queue) = bundled(1, 5).await;
         let channel = broker.open().await.unwrap();
-        let mut consumer = unbundled(&channel, &queue.name, 2).await;
+        let mut consumer = unbundled(&channel, &queue, 2).await;
         let mut held = vec![consumer.next().await.unwrap().unwrap()];
         consumer.lift_limit();
-        channel.delete(&queue.name).await.unwrap();
-        while let Some(delivery) = consumer.next().await {
-            held.push(delivery.unwrap());
-        }
-        assert_eq!(held.len(), results.len());
+        channel.delete(&queue).await.unwrap();
+        let reading = async {
+            while let Some(delivery) = consumer.next().await {
+                held.push(delivery.unwrap());
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), reading).await.unwrap();
+        assert_eq!(held.len(), 5);
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_end_of_the_channel_shows_though_as_many_are_unacked_as_may_be() {
-        let (broker, queue) = (MemoryBroker::new(), QueueNames::default().shard(0));
-        broker.declare(&queue).await.unwrap();
-        let results: Vec<Message> =
-            (0..3).map(|n| message("fanfare.result", &format!("c/{n}/result"))).collect();
-        for _ in 0..2 {
-            broker.publish(&queue.name, Bundle::encode(&results).unwrap()).await.unwrap();
-        }
+        let (broker, queue) = bundled(2, 3).await;
         let client = broker.connect();
         let channel = client.open().await.unwrap();
-        let mut consumer = unbundled(&channel, &queue.name, 2).await;
+        let mut consumer = unbundled(&channel, &queue, 2).await;
         let _held = [consumer.next().await.unwrap().unwrap(), consumer.next().await.unwrap().unwrap()];
         assert!(consumer.next().now_or_never().is_none());
         client.isolate();

@@ -22,6 +22,9 @@ pub const RESULT_BYTES: usize = MESSAGE_BYTES / 2;
 pub const BUNDLE_BYTES: usize = 120 * 1024;
 /// Results in one message. It bounds what a message can grow to when it is read.
 pub const BUNDLED: usize = 1_000;
+/// Bytes of a message beside which its receiver takes others while a queue does not take what follows from it. Thousands of them are held
+/// then: a service with the default prefetch holds some 150 MB at the most, which are request, response, and what is published of it.
+pub const HELD_BYTES: usize = 16 * 1024;
 /// Bytes of results that one checkpoint gathers before it is left alone.
 pub const CHECKPOINT_BYTES: usize = MESSAGE_BYTES / 2;
 /// Bytes that a part of a final payload gathers, where that travels in parts: enough for the cost of a message not to matter, and

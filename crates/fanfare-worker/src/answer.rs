@@ -4,16 +4,13 @@ use std::time::Duration;
 use fanfare_broker::{
     Backoff, Broker, BrokerError, Environment, Hold, PublishError, Reminder, absence, trace,
 };
-use fanfare_protocol::{Message, QueueNames, QueueSpec, ReplyAddress, RunId, TargetResult, WireTime};
+use fanfare_protocol::{Message, QueueNames, QueueSpec, ReplyAddress, RunId, TargetResult, WireTime, limits};
 use serde_json::value::RawValue;
 
 use crate::bundler::Bundler;
 use crate::gone::GoneRuns;
 use crate::telemetry::Telemetry;
 
-/// Bytes of a request, and of its result, beside which a worker takes more while the result's queue takes nothing. All channels of a
-/// service with the default prefetch then hold some 150 MB at the most: the request, the response, and what is published of it.
-pub(crate) const HELD_BYTES: usize = 16 * 1024;
 /// How long it is tried to delete a queue.
 const DELETION_LIMIT: Duration = Duration::from_secs(10);
 
@@ -67,7 +64,7 @@ impl Answers {
             }
             if matches!(error, PublishError::Unroutable(_) | PublishError::Refused(_))
                 && held.is_none()
-                && body.len() <= HELD_BYTES
+                && body.len() <= limits::HELD_BYTES
             {
                 held = hold();
             }

@@ -5,13 +5,14 @@ use bytes::Bytes;
 use fanfare_broker::{Delivery, Receipt, trace};
 use fanfare_protocol::{
     Invocation, LargePayload, MalformedInvocation, Message, ReplyAddress, TargetResult, WireTime, header,
+    limits,
 };
 use fanfare_publisher::Publisher;
 use serde_json::value::RawValue;
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
-use crate::answer::{Answers, HELD_BYTES};
+use crate::answer::Answers;
 use crate::cancelled::{CancelledRuns, RunningTarget};
 use crate::execution::{Exception, Failure, execute};
 use crate::history::{History, Turn, Work};
@@ -106,7 +107,7 @@ impl Pipeline {
                 let now = self.answers.now();
                 let service = self.registered.name.as_str();
                 let result = TargetResult::unanswered(&message, service, &to, exception, now);
-                let hold = || (message.body.len() <= HELD_BYTES).then(|| receipt.hold());
+                let hold = || (message.body.len() <= limits::HELD_BYTES).then(|| receipt.hold());
                 self.answers.publish_result(&result, &to, &hold).await;
             }
             self.answers.park(&message, &self.queue, &reason).await;
@@ -364,7 +365,7 @@ impl Pipeline {
             cid: to.cid.clone(),
             ended_by: None,
         };
-        let hold = || (message.body.len() <= HELD_BYTES).then(|| slot.hold());
+        let hold = || (message.body.len() <= limits::HELD_BYTES).then(|| slot.hold());
         self.answers.publish_result(&result, to, &hold).await;
     }
 
