@@ -1,5 +1,5 @@
 use bytes::Bytes;
-use fanfare_protocol::{Checkpoint, EndedBy, Fence, TargetResult, TraceParent, WireTime};
+use fanfare_protocol::{Checkpoint, EndedBy, Fence, TargetResultRef, TraceParent, WireTime};
 
 use crate::PublicationId;
 
@@ -99,7 +99,7 @@ pub struct Answer {
 }
 
 impl Answer {
-    pub(crate) fn new(body: Bytes, result: &TargetResult) -> Self {
+    pub(crate) fn new(body: Bytes, result: &TargetResultRef<'_>) -> Self {
         Self { body, ok: result.ok, ended_by: result.ended_by, at: result.resp_ts_utc, traceparent: None }
     }
 }

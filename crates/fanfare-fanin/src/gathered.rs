@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use fanfare_protocol::{
-    CheckpointEntry, EndedBy, Ending, Manifest, RunId, TargetResult, TraceParent, WireTime, limits,
+    CheckpointEntry, EndedBy, Ending, Manifest, RunId, TargetResultRef, TraceParent, WireTime, limits,
 };
 
 use crate::{Answer, Time};
@@ -274,9 +274,9 @@ impl<T: Clone> Gathered<T> {
     ) -> Option<T> {
         let rank = if called { Rank::Called } else { Rank::Uncalled };
         let CheckpointEntry { body, traceparent, .. } = written;
-        let Ok(result) = TargetResult::from_body(&body) else { return None };
+        let Ok(result) = TargetResultRef::from_body(&body) else { return None };
         let traceparent = traceparent.filter(|_| place < limits::LINKS);
-        let answer = Answer { traceparent: traceparent.map(Box::new), ..Answer::new(body, &result) };
+        let answer = Answer { traceparent: traceparent.map(Box::new), ..Answer::new(body.clone(), &result) };
         let mut released = None;
         match &self.entries[place] {
             None => {

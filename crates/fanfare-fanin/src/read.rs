@@ -1,7 +1,7 @@
 use bytes::Bytes;
 use fanfare_protocol::{
     Bundle, Checkpoint, CheckpointEntry, EndedBy, Fence, Malformed, Manifest, Mark, Message, RunId,
-    TargetResult, TraceParent, WireTime, header, limits,
+    TargetResult, TargetResultRef, TraceParent, WireTime, header, limits,
 };
 use fanfare_protocol::{key_of, place_of};
 
@@ -72,14 +72,14 @@ fn read_result(message: &Message, manifest: &Manifest, places: &Places) -> Item 
     };
     let Some(place) = place else { return Item::Stranger };
     let sound =
-        message.run().and_then(|_| message.cid()).and_then(|_| TargetResult::from_body(&message.body));
+        message.run().and_then(|_| message.cid()).and_then(|_| TargetResultRef::from_body(&message.body));
     let reason = match sound {
         Ok(result) if result.cid != manifest.cid => return Item::Stranger,
-        Ok(TargetResult { target, .. }) if target != manifest.targets[place].service.as_str() => {
+        Ok(TargetResultRef { target, .. }) if target != manifest.targets[place].service.as_str() => {
             let service = &manifest.targets[place].service;
             format!("the result is malformed: `target` is `{target}`, and the target is `{service}`")
         }
-        Ok(TargetResult { ended_by: Some(by), .. })
+        Ok(TargetResultRef { ended_by: Some(by), .. })
             if message.text(header::ENDED_BY) != Some(by.as_str()) =>
         {
             // It would end the fan-out for all targets. A coordinator says it in a header too, which no worker copies.
@@ -118,7 +118,7 @@ pub(crate) fn failure(
         cid: manifest.cid.clone(),
         ended_by,
     };
-    Answer::new(result.to_body(), &result)
+    Answer { body: result.to_body(), ok: false, ended_by, at: result.resp_ts_utc, traceparent: None }
 }
 
 /// The body without white space around it, which JSON allows and other messages could not carry on.
@@ -128,7 +128,7 @@ fn trimmed(body: &Bytes) -> Bytes {
 
 fn with_sound_bodies(checkpoint: Checkpoint, manifest: &Manifest, places: &Places) -> Checkpoint {
     let sound = |entry: CheckpointEntry| match (
-        TargetResult::from_body(&entry.body),
+        TargetResultRef::from_body(&entry.body),
         places.find(manifest, entry.key.as_str()),
     ) {
         (Err(Malformed(reason)), Some(place)) => {

@@ -31,7 +31,37 @@ pub struct CheckpointEntry {
     pub traceparent: Option<TraceParent>,
 }
 
-#[derive(Serialize, Deserialize)]
+impl CheckpointEntry {
+    /// Bytes that it takes up in a checkpoint, at most.
+    fn bytes(&self) -> usize {
+        /// Field names, marks, and a `traceparent`.
+        const AROUND: usize = 128;
+        // A key's control characters are excluded, so escaping at most doubles it.
+        self.body.len() + 2 * self.key.as_str().len() + AROUND
+    }
+
+    fn write(&self, to: &mut Vec<u8>) {
+        debug_assert!(crate::result::is_json(&self.body), "a result that was not validated");
+        to.extend(br#"{"key":"#);
+        to.extend(crate::result::to_json(&self.key));
+        to.extend(br#","result":"#);
+        to.extend(&self.body);
+        if let Some(traceparent) = &self.traceparent {
+            to.extend(br#","traceparent":"#);
+            to.extend(crate::result::to_json(traceparent));
+        }
+        to.push(b'}');
+    }
+}
+
+#[derive(Serialize)]
+struct CheckpointHead {
+    coordinator: RunId,
+    number: u64,
+    called: bool,
+}
+
+#[derive(Deserialize)]
 struct CheckpointBody<'a> {
     #[serde(deserialize_with = "crate::name::id")]
     coordinator: RunId,
@@ -41,34 +71,36 @@ struct CheckpointBody<'a> {
     results: Vec<EntryBody<'a>>,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct EntryBody<'a> {
     key: TargetKey,
     #[serde(borrow)]
     result: &'a RawValue,
-    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "TraceParent::read")]
+    #[serde(default, deserialize_with = "TraceParent::read")]
     traceparent: Option<TraceParent>,
 }
 
 impl Checkpoint {
-    /// The message as the aggregation queue takes it.
-    ///
-    /// # Panics
-    /// Where an entry's body is not JSON: only what [`TargetResult::from_body`](crate::TargetResult::from_body)
-    /// accepted may be put into one.
+    /// The message as the aggregation queue takes it. The bodies of its entries go in as they are, and are not validated again: only what
+    /// [`TargetResult::from_body`](crate::TargetResult::from_body) accepts may be put into one, without white space around it.
     #[must_use]
     pub fn encode(&self, manifest: &Manifest) -> Message {
-        let entries = self.entries.iter().map(|entry| EntryBody {
-            key: entry.key.clone(),
-            result: serde_json::from_slice(&entry.body).expect("a result that counted is JSON"),
-            traceparent: entry.traceparent,
-        });
-        let body = crate::result::to_json(&CheckpointBody {
-            coordinator: self.coordinator,
-            number: self.number,
-            called: self.called,
-            results: entries.collect(),
-        });
+        let Self { coordinator, number, called, entries } = self;
+        let head = CheckpointHead { coordinator: *coordinator, number: *number, called: *called };
+        let mut body = crate::result::to_json(&head);
+        body.reserve_exact(
+            entries.iter().map(CheckpointEntry::bytes).sum::<usize>() + r#","results":[]}"#.len(),
+        );
+        // The brace that ends the head comes after the results.
+        body.pop();
+        body.extend(br#","results":["#);
+        for (n, entry) in entries.iter().enumerate() {
+            if n > 0 {
+                body.push(b',');
+            }
+            entry.write(&mut body);
+        }
+        body.extend(b"]}");
         let id = format!("{}/checkpoint/{}/{}", manifest.cid, self.coordinator, self.number);
         let mut message = Message::of(header::TYPE_CHECKPOINT, &manifest.cid, id, body);
         message.headers.insert(header::RUN, manifest.run);

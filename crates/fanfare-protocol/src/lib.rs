@@ -78,7 +78,7 @@ pub use progress::Progress;
 pub use queue::{ExchangeSpec, QueueNames, QueueSpec};
 pub use quoted::{quoted, shortened};
 pub use request::{Request, TargetOf};
-pub use result::{TargetResult, key_of, place_of};
+pub use result::{TargetResult, TargetResultRef, key_of, place_of};
 pub use status::{FanOutState, FanOutStatus, Sort, StatusAnswer, StatusQuery, StatusRequest};
 pub use time::WireTime;
 pub use trace::{InvalidTraceParent, TraceParent};

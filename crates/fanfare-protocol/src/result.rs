@@ -1,3 +1,5 @@
+use std::borrow::Cow;
+
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::value::RawValue;
@@ -30,6 +32,82 @@ pub struct TargetResult {
     /// Where a coordinator wrote this in the target's place: why the target was not awaited any longer.
     #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "EndedBy::read")]
     pub ended_by: Option<EndedBy>,
+}
+
+/// A [`TargetResult`] that is read where its body lies, so that nothing is copied which need not be.
+#[derive(Debug, Deserialize)]
+pub struct TargetResultRef<'a> {
+    /// Who issued the fan-out.
+    #[serde(borrow)]
+    pub source: Cow<'a, str>,
+    /// The service that answered.
+    #[serde(borrow)]
+    pub target: Cow<'a, str>,
+    /// The answer, any JSON; `null` where the target failed.
+    #[serde(borrow)]
+    pub response: &'a RawValue,
+    /// When the fan-out was invoked.
+    pub req_ts_utc: WireTime,
+    /// When the target completed.
+    pub resp_ts_utc: WireTime,
+    /// Whether the target succeeded.
+    pub ok: bool,
+    /// The error and its causes; there if and only if `ok` is false.
+    pub exception: Option<String>,
+    /// The correlation ID.
+    pub cid: Cid,
+    /// Where a coordinator wrote this in the target's place: why the target was not awaited any longer.
+    #[serde(default, deserialize_with = "EndedBy::read")]
+    pub ended_by: Option<EndedBy>,
+}
+
+impl<'a> TargetResultRef<'a> {
+    /// Decodes the body of a result.
+    ///
+    /// # Errors
+    /// Those of [`TargetResult::from_body`].
+    pub fn from_body(body: &'a [u8]) -> Result<Self, Malformed> {
+        if body.len() > limits::RESULT_BYTES {
+            let (is, most) = (body.len(), limits::RESULT_BYTES);
+            return Err(Malformed::new(format!("the result has {is} bytes, and {most} is the most")));
+        }
+        let result: Self = from_json("result", body)?;
+        // Of the whole, since a field that is unknown here goes on to callbacks too.
+        let (depth, most) = (nesting(body), limits::NESTING + 1);
+        if depth > most {
+            return Err(Malformed::new(format!(
+                "the result is nested too deeply: it has {depth} levels of arrays and objects, and {most} is the most"
+            )));
+        }
+        match (result.ok, &result.exception) {
+            (true, Some(_)) => {
+                Err(Malformed::new("the result is malformed: `ok` is true, but there is an `exception`"))
+            }
+            (false, None) => {
+                Err(Malformed::new("the result is malformed: `ok` is false, but there is no `exception`"))
+            }
+            (false, Some(_)) if result.response.get() != "null" => {
+                Err(Malformed::new("the result is malformed: `ok` is false, but `response` is not null"))
+            }
+            _ => Ok(result),
+        }
+    }
+}
+
+impl From<TargetResultRef<'_>> for TargetResult {
+    fn from(result: TargetResultRef<'_>) -> Self {
+        Self {
+            source: result.source.into_owned(),
+            target: result.target.into_owned(),
+            response: result.response.to_owned(),
+            req_ts_utc: result.req_ts_utc,
+            resp_ts_utc: result.resp_ts_utc,
+            ok: result.ok,
+            exception: result.exception,
+            cid: result.cid,
+            ended_by: result.ended_by,
+        }
+    }
 }
 
 impl TargetResult {
@@ -66,30 +144,7 @@ impl TargetResult {
     /// Where it is not a JSON object in UTF-8, lacks a field, has one of another type, is too large or nested too deeply, or
     /// contradicts itself.
     pub fn from_body(body: &[u8]) -> Result<Self, Malformed> {
-        if body.len() > limits::RESULT_BYTES {
-            let (is, most) = (body.len(), limits::RESULT_BYTES);
-            return Err(Malformed::new(format!("the result has {is} bytes, and {most} is the most")));
-        }
-        let result: Self = from_json("result", body)?;
-        // Of the whole, since a field that is unknown here goes on to callbacks too.
-        let (depth, most) = (nesting(body), limits::NESTING + 1);
-        if depth > most {
-            return Err(Malformed::new(format!(
-                "the result is nested too deeply: it has {depth} levels of arrays and objects, and {most} is the most"
-            )));
-        }
-        match (result.ok, &result.exception) {
-            (true, Some(_)) => {
-                Err(Malformed::new("the result is malformed: `ok` is true, but there is an `exception`"))
-            }
-            (false, None) => {
-                Err(Malformed::new("the result is malformed: `ok` is false, but there is no `exception`"))
-            }
-            (false, Some(_)) if result.response.get() != "null" => {
-                Err(Malformed::new("the result is malformed: `ok` is false, but `response` is not null"))
-            }
-            _ => Ok(result),
-        }
+        TargetResultRef::from_body(body).map(Self::from)
     }
 
     /// What a request of a service comes to that nobody could answer: what the request itself says, and why.
@@ -153,6 +208,11 @@ pub(crate) fn to_json(value: &impl Serialize) -> Vec<u8> {
     // It may have grown by doubling, and is held until it is confirmed.
     json.shrink_to_fit();
     json
+}
+
+/// Whether it is one value in JSON, as everything is that was validated.
+pub(crate) fn is_json(body: &[u8]) -> bool {
+    serde_json::from_slice::<&RawValue>(body).is_ok()
 }
 
 /// Reads a field that is of use only where it is a text, and no reason to refuse what has it.

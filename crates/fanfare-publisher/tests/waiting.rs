@@ -56,7 +56,7 @@ async fn conclude(broker: &MemoryBroker, manifest: &Manifest, response: &str) {
     }
     .to_body();
     let mut payload = FinalPayloadBuilder::new(manifest);
-    payload.push(&result).unwrap();
+    payload.push(&result);
     let kind = CallbackKind::OnFinal { callback: None, ending: Ending::default() };
     let message = Callback { manifest, kind, body: payload.finish(MOST, MOST).joined() }.encode();
     broker.publish(manifest.waiter.as_deref().unwrap(), message).await.unwrap();

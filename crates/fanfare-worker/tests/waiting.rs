@@ -45,7 +45,7 @@ async fn gather(channel: &dyn ConsumerChannel, manifest: &Manifest) -> Message {
     }
     let mut payload = FinalPayloadBuilder::new(manifest);
     for body in &bodies {
-        payload.push(body.as_ref().unwrap()).unwrap();
+        payload.push(body.as_ref().unwrap());
     }
     let kind = CallbackKind::OnFinal { callback: None, ending: fanfare_protocol::Ending::default() };
     Callback { manifest, kind, body: payload.finish(MOST, MOST).joined() }.encode()

@@ -614,7 +614,7 @@ impl World {
                 let payload = self.record.payload.get_or_insert_with(|| (body.clone(), *ending));
                 assert_eq!(*payload, (body.clone(), *ending), "all final callbacks are given the same");
                 let mut expected = fanfare_protocol::FinalPayloadBuilder::new(&self.manifest);
-                self.first.values().for_each(|body| expected.push(body).unwrap());
+                self.first.values().for_each(|body| expected.push(body));
                 assert_eq!(
                     *body,
                     expected.finish(LIMITS.large_payload_bytes, fanfare_protocol::limits::MESSAGE_BYTES),

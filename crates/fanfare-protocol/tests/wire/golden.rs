@@ -359,7 +359,7 @@ fn a_final_payload_tells_what_ended_the_fan_out() {
     let payload = |ended: [Option<EndedBy>; 2]| -> FinalPayload {
         let bodies = ended.map(|ended_by| TargetResult { ended_by, ..result("null", Some("x")) }.to_body());
         let mut builder = FinalPayloadBuilder::new(&manifest);
-        bodies.iter().for_each(|body| builder.push(body).unwrap());
+        bodies.iter().for_each(|body| builder.push(body));
         serde_json::from_slice(&builder.finish(MOST, MOST).joined()).unwrap()
     };
     assert_eq!(payload([None, None]).ended_by(), None);
@@ -373,8 +373,8 @@ fn a_final_payload_holds_the_results_byte_for_byte_in_the_callers_order() {
     let manifest = manifest();
     let spaced = RESULT.replace(":true", " : true");
     let mut builder = FinalPayloadBuilder::new(&manifest);
-    builder.push(&Bytes::from_static(RESULT.as_bytes())).unwrap();
-    builder.push(&spaced.clone().into()).unwrap();
+    builder.push(&Bytes::from_static(RESULT.as_bytes()));
+    builder.push(&spaced.clone().into());
     let body = String::from_utf8(builder.finish(MOST, MOST).joined().to_vec()).unwrap();
     assert_eq!(
         body,

@@ -45,7 +45,7 @@ fn a_response_nested_too_deeply_fails_saying_so_and_a_final_payload_with_the_dee
     assert!(TargetResult::from_body(&deepest).unwrap().ok);
     let manifest = targets(1);
     let mut builder = FinalPayloadBuilder::new(&manifest);
-    builder.push(&deepest).unwrap();
+    builder.push(&deepest);
     let payload = builder.finish(limits::MESSAGE_BYTES, limits::MESSAGE_BYTES).joined();
     assert_eq!(nesting(&payload), limits::NESTING + limits::PAYLOAD_LEVELS);
     serde_json::from_slice::<serde_json::Value>(&payload).unwrap();
@@ -67,7 +67,7 @@ const MB: usize = 1024 * 1024;
 /// The payload as it is sent where a message holds `most` bytes, and as it is put together again from what is sent.
 fn sent(manifest: &Manifest, bodies: &[Bytes], large: usize, most: usize) -> (Vec<Message>, FinalPayload) {
     let mut builder = FinalPayloadBuilder::new(manifest);
-    bodies.iter().for_each(|body| builder.push(body).unwrap());
+    bodies.iter().for_each(|body| builder.push(body));
     let body = builder.finish(large, most);
     assert_eq!(body, builder.finish(large, most), "it is the same every time");
     let FinalBody::Parts(parts) = &body else { panic!("it is whole") };
@@ -113,7 +113,7 @@ fn a_payload_above_the_limit_travels_in_parts_of_whole_entries_and_is_the_same_p
 fn a_payload_is_whole_up_to_the_limit_to_the_byte() {
     let manifest = targets(2);
     let mut builder = FinalPayloadBuilder::new(&manifest);
-    (0..2).for_each(|_| builder.push(&result("1", None).to_body()).unwrap());
+    (0..2).for_each(|_| builder.push(&result("1", None).to_body()));
     let bytes = builder.finish(MB, MB).joined().len();
     assert!(matches!(builder.finish(bytes, MB), FinalBody::Whole(body) if body.len() == bytes));
     assert!(matches!(builder.finish(bytes - 1, MB), FinalBody::Parts(parts) if parts.bytes() == bytes));
@@ -144,7 +144,7 @@ fn the_exception_of_a_failed_target_is_cut_where_no_message_has_room_for_it() {
 fn a_payload_that_is_not_all_there_is_not_taken_for_one() {
     let manifest = targets(2);
     let mut builder = FinalPayloadBuilder::new(&manifest);
-    (0..2).for_each(|_| builder.push(&result("1", None).to_body()).unwrap());
+    (0..2).for_each(|_| builder.push(&result("1", None).to_body()));
     let FinalBody::Parts(parts) = builder.finish(1, MB) else { panic!("it is whole") };
     assert_eq!(parts.bodies().count(), 2);
     let large = LargePayload { writer: manifest.run, parts: 2, bytes: parts.bytes() };
