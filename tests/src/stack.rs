@@ -110,6 +110,15 @@ impl Stack {
         &self.names
     }
 
+    /// The queue that the results of a fan-out go to.
+    #[must_use]
+    pub fn results_of(&self, Accepted { cid, run }: &Accepted) -> String {
+        match self.shards {
+            0 => self.names.aggregation(cid, *run).name,
+            shards => self.names.shard(QueueNames::shard_of(cid, shards)).name,
+        }
+    }
+
     /// The URL of the RabbitMQ.
     ///
     /// # Panics

@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use fanfare_protocol::{FinalPayload, Message};
-use fanfare_publisher::{Accepted, Fanout, Target};
+use fanfare_publisher::{Fanout, Target};
 use fanfare_tests::services::Report;
-use fanfare_tests::{Node, Recorder, Stack, answer, on_both_brokers, on_rabbitmq};
+use fanfare_tests::{Node, Recorder, Stack, answer, in_shards, on_both_brokers, on_rabbitmq};
 use fanfare_worker::{Context, service};
 
 const NODE: &str = env!("CARGO_BIN_EXE_fanfare-test-node");
@@ -17,6 +17,13 @@ on_both_brokers!(
     a_result_of_another_run_never_counts,
     the_first_of_several_results_stands,
     a_fan_out_whose_queue_is_deleted_ends_with_the_missing_targets_failed,
+);
+
+in_shards!(
+    a_coordinator_killed_with_half_of_the_results_in_is_made_good_by_another,
+    a_killed_worker_s_target_is_run_again_and_counts_once,
+    a_run_ends_with_its_own_result_though_its_request_is_redelivered_after_another_run_of_its_cid,
+    the_first_of_several_results_stands,
 );
 
 mod processes {
@@ -35,7 +42,7 @@ async fn a_coordinator_killed_with_half_of_the_results_in_is_made_good_by_anothe
         answer_by_key(&stack, &target.next().await).await;
     }
     // What is no longer in the queue, the coordinator holds.
-    let queue = aggregation(&stack, &accepted);
+    let queue = stack.results_of(&accepted);
     stack.queue_has(&queue, "nothing unread", |state| state.consumers == 1 && state.messages == 0).await;
     doomed.kill().await;
 
@@ -190,7 +197,7 @@ async fn a_fan_out_whose_queue_is_deleted_ends_with_the_missing_targets_failed(s
     let answered = target.next().await;
     answer_by_key(&stack, &answered).await;
     assert_eq!(done.next_result().await.response::<String>().expect("it answered"), key(&answered));
-    stack.bystander().delete(&aggregation(&stack, &accepted)).await.expect("deleted");
+    stack.bystander().delete(&stack.results_of(&accepted)).await.expect("deleted");
 
     for _ in 0..2 {
         let failed = done.next_result().await;
@@ -209,10 +216,6 @@ async fn a_fan_out_whose_queue_is_deleted_ends_with_the_missing_targets_failed(s
 fn many(stack: &Stack, service: &str, targets: usize) -> Fanout {
     let targets = (0..targets).map(|n| Target::new(service, 0).key(n.to_string()));
     targets.fold(stack.publisher().fanout("my.source"), Fanout::add)
-}
-
-fn aggregation(stack: &Stack, accepted: &Accepted) -> String {
-    stack.names().aggregation(&accepted.cid, accepted.run).name
 }
 
 fn key(request: &Message) -> &str {

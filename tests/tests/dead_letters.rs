@@ -1,7 +1,7 @@
 //! What the broker gives up, because of an operator's time limit for instance, is not lost.
 
 use fanfare_protocol::Message;
-use fanfare_tests::{Recorder, Stack, answer, on_both_brokers};
+use fanfare_tests::{Recorder, Stack, answer, in_shards, on_both_brokers};
 
 on_both_brokers!(
     a_request_that_expires_fails_its_target_and_is_parked,
@@ -10,6 +10,8 @@ on_both_brokers!(
     a_callback_that_expires_is_parked,
     whatever_else_is_among_the_dead_letters_is_parked,
 );
+
+in_shards!(a_request_that_expires_fails_its_target_and_is_parked, a_callback_that_expires_is_parked);
 
 /// Takes the next message of a service out of its queue and lets it expire there.
 async fn expires(stack: &Stack, queue: &str) -> Message {

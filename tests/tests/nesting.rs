@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use fanfare_protocol::RunId;
 use fanfare_publisher::Accepted;
-use fanfare_tests::{Recorder, Stack, on_both_brokers, services};
+use fanfare_tests::{Recorder, Stack, in_shards, on_both_brokers, services};
 use fanfare_worker::{Context, Registration, service};
 use serde_json::{Value, json};
 
@@ -15,6 +15,13 @@ on_both_brokers!(
     a_target_that_waits_for_an_inner_fan_out_gives_way_to_it,
     a_service_sends_to_another_that_nobody_answers,
     a_service_starts_a_parallel_execution,
+);
+
+in_shards!(
+    two_fan_outs_from_one_call_never_mix,
+    a_target_starts_a_fan_out_of_its_own,
+    a_callback_starts_a_fan_out_of_its_own,
+    a_target_that_waits_for_an_inner_fan_out_gives_way_to_it,
 );
 
 const LONG: Duration = Duration::from_secs(60);

@@ -5,9 +5,14 @@ use std::time::Duration;
 
 use fanfare_coordinator::Config;
 use fanfare_publisher::{Accepted, Fanout, Target};
-use fanfare_tests::{Running, Stack, eventually, on_both_brokers, services};
+use fanfare_tests::{Running, Stack, eventually, in_shards, on_both_brokers, services};
 
 on_both_brokers!(
+    a_manifest_renewed_every_second_between_two_coordinators_ends_once,
+    results_renewed_every_second_between_two_coordinators_call_back_once,
+);
+
+in_shards!(
     a_manifest_renewed_every_second_between_two_coordinators_ends_once,
     results_renewed_every_second_between_two_coordinators_call_back_once,
 );

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use fanfare_tests::{Stack, on_both_brokers};
+use fanfare_tests::{Stack, in_shards, on_both_brokers};
 use fanfare_worker::{Context, Registration, Retry, ServiceError, service};
 use serde_json::Value;
 
@@ -12,6 +12,8 @@ on_both_brokers!(
     a_fatal_failure_is_the_result_at_once,
     a_callback_that_fails_is_invoked_again_and_parked_when_its_attempts_are_over,
 );
+
+in_shards!(a_target_that_fails_twice_succeeds_at_its_third_attempt_and_counts_once);
 
 /// Fails before its third attempt.
 fn third(name: &str) -> Registration {

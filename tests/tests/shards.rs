@@ -1,12 +1,12 @@
 //! What is particular to fan-outs that share their queues.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use fanfare_coordinator::Limits;
 use fanfare_protocol::{Cid, EndedBy, FinalPayload, Manifest, Message, QueueNames, ServiceName, StatusQuery};
 use fanfare_publisher::{Accepted, Failure, Fanout, InvokeError, Publisher, Target};
-use fanfare_tests::{PATIENCE, Stack, eventually, services};
+use fanfare_tests::{PATIENCE, Stack, answer, eventually, eventually_seen, services};
 
 /// Turns async functions that take a [`Stack`] into tests on both brokers, with so many shards.
 macro_rules! with_shards {
@@ -29,6 +29,7 @@ macro_rules! with_shards {
 with_shards!(
     no_queue_is_declared_for_a_fan_out: 2,
     shards_are_divided_among_coordinators_and_pass_on_when_one_leaves: 6,
+    the_shards_of_one_that_is_killed_pass_to_the_one_that_lives: 6,
     a_shard_passes_on_though_a_fan_out_in_it_waits_for_a_queue_that_takes_nothing: 16,
     fan_outs_end_once_while_coordinators_come_and_go: 4,
     a_fan_out_wider_than_the_window_ends_though_its_results_come_before_its_manifest: 1,
@@ -89,6 +90,40 @@ async fn shards_are_divided_among_coordinators_and_pass_on_when_one_leaves(stack
     let accepted = invoke(&publisher, "test.echo", 20).await;
     done.next_final().await;
     stack.ended([&accepted], other).await;
+    assert_eq!(done.rest().await, []);
+}
+
+async fn the_shards_of_one_that_is_killed_pass_to_the_one_that_lives(stack: Stack) {
+    const SHARDS: u32 = 6;
+    const FAN_OUTS: usize = 24;
+    let mut done = stack.record("my.done").await;
+    let mut target = stack.record("my.target").await;
+    let coordinators = [stack.coordinator(), stack.coordinator()];
+    consumers_of_each(&stack, SHARDS, 1).await;
+    let publisher = stack.publisher();
+    let mut accepted = Vec::new();
+    let mut requests = Vec::new();
+    for n in 0..FAN_OUTS {
+        accepted.push(invoke(&publisher, "my.target", n).await);
+        requests.push(target.next().await);
+    }
+    let held = || coordinators.each_ref().map(|coordinator| coordinator.mortal().held_messages().len());
+    let held = async || held();
+    eventually_seen("each holds fan-outs of its own", held, |held| {
+        held.iter().sum::<usize>() == FAN_OUTS && !held.contains(&0)
+    })
+    .await;
+    let [killed, lives] = coordinators;
+    killed.kill().await;
+    for (n, request) in requests.iter().enumerate() {
+        answer(&stack, request, n).await;
+    }
+    let mut answers = BTreeSet::new();
+    for _ in 0..FAN_OUTS {
+        answers.insert(done.next_final().await.get::<usize>("my.target").expect("it answered"));
+    }
+    assert_eq!(answers, (0..FAN_OUTS).collect());
+    stack.ended(&accepted, lives).await;
     assert_eq!(done.rest().await, []);
 }
 
