@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Write;
 use std::net::{Ipv4Addr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -11,17 +10,17 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::process::{self, Group};
 use crate::{environment, interrupt, say};
 
 const WIDTHS: &str = "2,10,100";
-const PAYLOAD_BYTES: &str = "100";
+const PAYLOAD_BYTES: u64 = 100;
 const SECONDS: &str = "5";
 /// How long a client may take to download on a slow line.
 const INSTALL_LIMIT: Duration = Duration::from_secs(300);
-/// How long one peer, or Fanfare, may take to be measured.
+/// How long one peer may take to be measured.
 const LIMIT: Duration = Duration::from_secs(300);
 const START_LIMIT: Duration = Duration::from_secs(20);
 
@@ -42,40 +41,69 @@ struct Redis {
     url: String,
 }
 
-/// Measures all three, one after the other, and prints one table.
-pub(crate) fn compare(broker: &str, bench: &mut Command) -> Result<()> {
-    let (python, modules) = (provide_celery()?, provide_bullmq()?);
-    let redis = Redis::start()?;
-    say("measuring Fanfare");
-    let fanfare = fanfare(bench)?;
-    say("measuring Celery");
-    let folder = environment::root().join("bench/peers");
-    let python = |program: &str| {
-        let mut command = Command::new(python.join(program));
-        command.current_dir(folder.join("celery"));
-        command.env("PEERS_BROKER", broker).env("PEERS_REDIS", &redis.url);
-        command
-    };
-    let mut worker = python("celery");
-    worker.args(["-A", "fanout", "worker", "--loglevel", "ERROR"]);
-    worker.args(["--without-gossip", "--without-mingle", "--without-heartbeat"]);
-    let celery = measured(&mut worker, python("python").arg("bench.py"))?;
-    say("measuring BullMQ");
-    let node = |script: &str| {
-        let mut command = Command::new("node");
-        command.arg(script).current_dir(folder.join("bullmq"));
-        command.env("NODE_PATH", &modules).env("PEERS_REDIS", &redis.url);
-        command
-    };
-    let bullmq = measured(&mut node("worker.cjs"), &mut node("bench.cjs"))?;
-    let table = table(&fanfare, &celery, &bullmq)?;
-    write!(std::io::stdout(), "{table}").context("cannot print the table")
+/// What Celery and BullMQ did.
+pub(crate) struct Peers {
+    celery: ByWidth,
+    bullmq: ByWidth,
+}
+
+impl Peers {
+    /// Measures them, one after the other.
+    pub(crate) fn measure(broker: &str) -> Result<Self> {
+        let (python, modules) = (provide_celery()?, provide_bullmq()?);
+        let redis = Redis::start()?;
+        say("measuring Celery");
+        let folder = environment::root().join("bench/peers");
+        let python = |program: &str| {
+            let mut command = Command::new(python.join(program));
+            command.current_dir(folder.join("celery"));
+            command.env("PEERS_BROKER", broker).env("PEERS_REDIS", &redis.url);
+            command
+        };
+        let mut worker = python("celery");
+        worker.args(["-A", "fanout", "worker", "--loglevel", "ERROR"]);
+        worker.args(["--without-gossip", "--without-mingle", "--without-heartbeat"]);
+        let celery = measured(&mut worker, python("python").arg("bench.py"))?;
+        say("measuring BullMQ");
+        let node = |script: &str| {
+            let mut command = Command::new("node");
+            command.arg(script).current_dir(folder.join("bullmq"));
+            command.env("NODE_PATH", &modules).env("PEERS_REDIS", &redis.url);
+            command
+        };
+        let bullmq = measured(&mut node("worker.cjs"), &mut node("bench.cjs"))?;
+        Ok(Self { celery, bullmq })
+    }
+
+    /// What `fanfare bench --beside` reads.
+    pub(crate) fn lines(&self) -> String {
+        let of = |name: &'static str, figures: &ByWidth| {
+            let line = |figures: &Figures| {
+                let Figures { width, fan_outs_per_s, .. } = figures;
+                json!({ "name": name, "width": width, "fan_outs_per_s": fan_outs_per_s }).to_string() + "\n"
+            };
+            figures.values().map(line).collect::<String>()
+        };
+        of("Celery", &self.celery) + &of("BullMQ", &self.bullmq)
+    }
+
+    /// One table of them and of Fanfare, whose figures are given as `fanfare bench --json` writes them, of the widths that were measured of
+    /// all three.
+    pub(crate) fn table(&self, figures: &str) -> Result<String> {
+        let report: Value = serde_json::from_str(figures)?;
+        let cases = report["cases"].as_array().context("the figures have no cases")?;
+        let is_alike = |case: &&Value| case["payload"] == PAYLOAD_BYTES && case["on_target"] == 0;
+        let of = |aggregation: &str| {
+            gathering(cases.iter().filter(is_alike).filter(|case| case["aggregation"] == aggregation))
+        };
+        table(&[of("shared")?, of("per-cid")?], &self.celery, &self.bullmq)
+    }
 }
 
 /// Runs a peer's worker and what drives it, and returns what that prints.
 fn measured(worker: &mut Command, driver: &mut Command) -> Result<ByWidth> {
     let _worker = Group::spawn(worker.stdout(Stdio::null()))?;
-    let output = process::output(driver.args([WIDTHS, PAYLOAD_BYTES, SECONDS]), LIMIT)?;
+    let output = process::output(driver.args([WIDTHS, &PAYLOAD_BYTES.to_string(), SECONDS]), LIMIT)?;
     let figures = output.lines().map(|line| Ok(serde_json::from_str::<Figures>(line)?));
     figures.map(|figures| figures.map(|figures| (figures.width, figures))).collect()
 }
@@ -85,19 +113,6 @@ struct Gathering {
     figures: ByWidth,
     /// By width, in fan-outs per second: the limit of the broker, and where queues come and go that of used ones too.
     limits: BTreeMap<u64, [f64; 2]>,
-}
-
-/// Fanfare's figures in shards, and with a queue for each fan-out.
-fn fanfare(bench: &mut Command) -> Result<[Gathering; 2]> {
-    let file = folder().join("fanfare.json");
-    bench.args(["--modes", "shared,per-cid", "--shards", "4"]);
-    bench.args(["--widths", WIDTHS, "--payload", PAYLOAD_BYTES, "--on-target", "0"]);
-    bench.args(["--rounds", "1", "--seconds", SECONDS, "--json"]).arg(&file).stdout(Stdio::null());
-    process::run(bench, LIMIT)?;
-    let report: Value = serde_json::from_str(&fs::read_to_string(&file)?)?;
-    let cases = report["cases"].as_array().context("the figures have no cases")?;
-    let of = |aggregation: &str| gathering(cases.iter().filter(|case| case["aggregation"] == aggregation));
-    Ok([of("shared")?, of("per-cid")?])
 }
 
 fn gathering<'a>(cases: impl Iterator<Item = &'a Value>) -> Result<Gathering> {
@@ -122,7 +137,7 @@ fn table([shared, per_cid]: &[Gathering; 2], celery: &ByWidth, bullmq: &ByWidth)
     let mut table = "| width | | Fanfare, shared | Fanfare, per-CID | Celery | BullMQ | raw limit: shared; per-CID with empty \
                      queues, with used ones |\n|--:|---|--:|--:|--:|--:|--:|\n"
         .to_owned();
-    for (width, [empty, used]) in &per_cid.limits {
+    for (width, [empty, used]) in per_cid.limits.iter().filter(|(width, _)| celery.contains_key(width)) {
         let missing = || format!("nothing was measured of width {width}");
         let of = |peer: &'_ ByWidth| -> Result<[f64; 3]> {
             let figures = peer.get(width).with_context(missing)?;

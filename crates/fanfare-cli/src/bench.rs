@@ -19,6 +19,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use fanfare::{Fanfare, ServiceName};
+use serde::Deserialize;
 
 use self::case::{ANSWER_BYTES, Case, MOST_TARGETS, ON_FINAL, TARGET};
 use self::process::{Process, Usage};
@@ -107,7 +108,7 @@ pub(crate) struct BenchArguments {
 
     /// Measures how much memory a worker and a coordinator take instead, in some minutes
     #[arg(long, conflicts_with_all = ["widths", "payload", "on_target", "rounds", "seconds", "workers", "service_time",
-        "coordinators", "plot"])]
+        "coordinators", "plot", "beside"])]
     memory: bool,
 
     /// Writes all figures to a file as JSON; to standard output, in place of the tables, where it is -
@@ -117,6 +118,11 @@ pub(crate) struct BenchArguments {
     /// Draws ratios and rates into this folder, as SVG
     #[arg(long, value_name = "DIR")]
     plot: Option<PathBuf>,
+
+    /// Draws into that folder what others did with the same targets too: a file with a line of JSON for each of them and each width, such
+    /// as {"name": "Celery", "width": 10, "fan_outs_per_s": 38.4}
+    #[arg(long, value_name = "FILE", requires = "plot")]
+    beside: Option<PathBuf>,
 
     /// The broker's process on this machine, whose CPU time and memory are to be told too
     #[arg(long, value_name = "PID")]
@@ -132,6 +138,7 @@ pub(crate) async fn run(mut arguments: BenchArguments, settings: &Settings) -> R
         return play(role, arguments.serving(), settings).await;
     }
     let cases = arguments.cases().map_err(Failure::bad_input)?;
+    let others = arguments.others().map_err(Failure::bad_input)?;
     raw::uri(settings)?;
     let signals = Signals::listen()?;
     let prefix = format!("bench-{:x}", now());
@@ -142,13 +149,21 @@ pub(crate) async fn run(mut arguments: BenchArguments, settings: &Settings) -> R
     }
     let fanfare = settings.connected_apart("bench", &prefix, Aggregation::PerCid).await?;
     let measured = tokio::select! {
-        measured = figures(&arguments, cases, &fanfare, settings.shards) => measured,
+        measured = figures(&arguments, cases, &others, &fanfare, settings.shards) => measured,
         () = signals.first() => Err(anyhow!("interrupted")),
     };
     clear(&fanfare, settings.shards).await;
     fanfare.close().await;
     let published = measured.and_then(|figures| arguments.publish(&figures));
     published.map(|()| Exit::Done).map_err(|error| Failure::new(Exit::Failed, error))
+}
+
+/// What another system did with fan-outs of one width.
+#[derive(Debug, Deserialize)]
+struct Other {
+    name: String,
+    width: usize,
+    fan_outs_per_s: f64,
 }
 
 /// What was measured, for people and for programs.
@@ -161,6 +176,7 @@ struct Figures {
 async fn figures(
     arguments: &BenchArguments,
     cases: Vec<Case>,
+    others: &[Other],
     fanfare: &Fanfare,
     shards: u32,
 ) -> Result<Figures> {
@@ -174,7 +190,7 @@ async fn figures(
     }
     let report = measure(arguments, cases, fanfare, shards).await?;
     let json = serde_json::to_string_pretty(&report)?;
-    Ok(Figures { tables: report.to_string(), json, plots: plot::of(&report) })
+    Ok(Figures { tables: report.to_string(), json, plots: plot::of(&report, others) })
 }
 
 impl BenchArguments {
@@ -219,6 +235,18 @@ impl BenchArguments {
             return Err(outside("seconds", self.seconds, 1, LONGEST_ROUND_SECONDS));
         }
         Ok(cases)
+    }
+
+    /// What others did.
+    fn others(&self) -> Result<Vec<Other>> {
+        let Some(file) = &self.beside else { return Ok(Vec::new()) };
+        let text = fs::read_to_string(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let of = |line| {
+            serde_json::from_str(line).with_context(|| {
+                format!("--beside: {line:?} is not an object with a name, a width and fan_outs_per_s")
+            })
+        };
+        text.lines().map(of).collect()
     }
 
     /// Writes what was asked for.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write;
 
+use super::Other;
 use super::case::Case;
 use super::report::{Outcome, Report};
 
@@ -61,7 +62,7 @@ impl Axis {
 }
 
 /// The plots of a report, by the names of their files.
-pub(super) fn of(report: &Report) -> Vec<(&'static str, String)> {
+pub(super) fn of(report: &Report, others: &[Other]) -> Vec<(&'static str, String)> {
     let mut plots = vec![
         ("ratios.svg", ratios(report).draw()),
         ("rates.svg", rates(report).draw()),
@@ -69,6 +70,9 @@ pub(super) fn of(report: &Report) -> Vec<(&'static str, String)> {
     ];
     if report.cases.iter().any(|outcome| outcome.case.workers != report.cases[0].case.workers) {
         plots = vec![("workers.svg", workers(report).draw())];
+    }
+    if !others.is_empty() {
+        plots.push(("peers.svg", peers(report, others).draw()));
     }
     plots
 }
@@ -108,6 +112,26 @@ fn latency(report: &Report) -> Chart {
     }));
     let title = format!("Milliseconds of one fan-out alone, medians, {}", report.broker);
     logarithmic(title, report, Axis::Widths, lines)
+}
+
+/// Fanfare's smallest payload without on-target callbacks, beside what others did.
+fn peers(report: &Report, others: &[Other]) -> Chart {
+    let payload = report.cases.iter().map(|outcome| outcome.case.payload).min();
+    let is_alike = |case: &Case| Some(case.payload) == payload && case.on_target == 0;
+    let mut lines = lines(report, Axis::Widths, "", false, |outcome| {
+        is_alike(&outcome.case).then_some(outcome.fan_outs_per_s)
+    });
+    for other in others {
+        let point = (other.width as f64, other.fan_outs_per_s);
+        match lines.iter_mut().find(|line| line.name == other.name) {
+            Some(line) => line.points.push(point),
+            None => {
+                let colour = COLOURS[lines.len() % COLOURS.len()];
+                lines.push(Line { name: other.name.clone(), colour, dashed: true, points: vec![point] });
+            }
+        }
+    }
+    logarithmic(format!("Fan-outs per second, {}", report.broker), report, Axis::Widths, lines)
 }
 
 fn workers(report: &Report) -> Chart {
