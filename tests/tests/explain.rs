@@ -343,7 +343,10 @@ async fn what_is_not_worth_putting_back_is_to_be_purged(stack: Stack) {
     advises(
         &both,
         &stack,
-        &["put back those 1 that are callbacks", "drop the others with `fanfare parked purge ID`"],
+        &[
+            "put back those 1 that are callbacks",
+            "drop the others with `fanfare parked purge ID --prefix test-",
+        ],
     );
 }
 
@@ -362,7 +365,7 @@ async fn a_target_that_nobody_shows_is_told_of_with_where_it_may_be(stack: Stack
     assert_eq!(at(one(&explanation), "handed"), &Whereabouts::Handed);
     assert_eq!(at(one(&explanation), "emptied"), &Whereabouts::Elsewhere);
     let expected = [
-        "each may wait for its turn, run at a worker that does not tell, or be lost;",
+        "each may wait for its turn, run at a worker that stands still or does not tell, or be lost;",
         "each may have been on its way when this looked, or be lost;",
     ];
     advises(&explanation, &stack, &expected);

@@ -6,7 +6,7 @@ use std::time::Duration;
 use fanfare_operator::{AskError, Operator, Status};
 use fanfare_protocol::{EndedBy, FanOutState, FanOutStatus, ServiceName, Sort, Source, StatusQuery};
 use fanfare_publisher::{Accepted, Publisher, Target};
-use fanfare_tests::{PATIENCE, Stack, eventually, in_shards, on_both_brokers, services};
+use fanfare_tests::{PATIENCE, Stack, answer, eventually, in_shards, on_both_brokers, services};
 
 on_both_brokers!(
     fan_outs_of_all_coordinators_are_told_of_with_how_far_they_have_come,
@@ -14,6 +14,7 @@ on_both_brokers!(
     those_that_have_ended_are_told_of_with_how_they_ended,
     one_whose_queue_was_deleted_is_told_to_have_ended_by_that,
     what_has_happened_lately_is_told_to_who_asks_for_it,
+    one_that_another_coordinator_has_ended_is_not_told_to_be_open,
     a_coordinator_that_does_not_answer_is_counted,
     without_a_coordinator_nobody_tells,
     coordinators_of_certain_users_tell_them_only,
@@ -156,6 +157,30 @@ async fn one_whose_queue_was_deleted_is_told_to_have_ended_by_that(stack: Stack)
         matches!(state, FanOutState::Ended { missing: 1, ended_by: Some(EndedBy::Deletion), .. }),
         "{state:?}"
     );
+}
+
+async fn one_that_another_coordinator_has_ended_is_not_told_to_be_open(stack: Stack) {
+    let mut done = stack.record("my.done").await;
+    let mut target = stack.record("my.target").await;
+    let mut config = stack.coordinator_config();
+    config.limits.renewal = Duration::from_secs(1);
+    // Whoever stands by finds out no earlier than that.
+    config.absence_pause = PATIENCE * 10;
+    let coordinators = [(); 2].map(|()| stack.coordinator_with(config.clone()));
+    let fanout = stack.publisher().fanout("my.source").target("my.target", 1).on_final("my.done");
+    let accepted = fanout.invoke().await.expect("accepted");
+    let queue = stack.results_of(&accepted);
+    stack.queue_has(&queue, "a coordinator that stands by", |state| state.consumers == 2).await;
+    answer(&stack, &target.next().await, 1).await;
+    done.next_final().await;
+    stack.queue_is_gone(&queue).await;
+    let operator = stack.operator(PATIENCE);
+    let ended = StatusQuery { ended: true, ..StatusQuery::default() };
+    told(&operator, &ended, |status| all_have_done(status, 1, 1)).await;
+    told(&operator, &StatusQuery::default(), |status| status.matching == 0).await;
+    for coordinator in coordinators {
+        coordinator.kill().await;
+    }
 }
 
 async fn what_has_happened_lately_is_told_to_who_asks_for_it(stack: Stack) {

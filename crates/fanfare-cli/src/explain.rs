@@ -57,9 +57,11 @@ pub(crate) async fn run(arguments: ExplainArguments, settings: &Settings) -> Res
     let fanfare = settings.fanfare("explain")?;
     let management = settings.management(management.as_ref())?;
     let outcome = match settings.operator(&fanfare).explain(&cid, run, limit.into()).await {
-        Ok(explanation) => {
+        Ok(mut explanation) => {
+            let unheard = silent::missing(&fanfare, management.as_ref(), &explanation.coordinators).await;
+            explanation.coordinators.unheard = unheard.names().cloned().unwrap_or_default();
             let outcome = told(&explanation, fanfare.names(), json);
-            silent::name_missing(&fanfare, management.as_ref(), &explanation.coordinators).await;
+            unheard.say();
             outcome
         }
         Err(error) => Err(silent::not_told(&fanfare, management.as_ref(), error).await),
@@ -88,14 +90,14 @@ fn told(explanation: &Explanation, names: &QueueNames, json: bool) -> Result<Exi
 fn shown(explanation: &Explanation, advice: &[String], now: WireTime) -> Vec<String> {
     let mut lines = Vec::new();
     for fan_out in &explanation.fan_outs {
-        lines.extend(of_fan_out(fan_out, now));
+        lines.extend(of_fan_out(fan_out, handed(explanation), now));
     }
     more(explanation.matching, explanation.fan_outs.len(), "fan-outs", &mut lines);
     lines.extend(advice.iter().map(|advice| format!("-> {}", plain(advice))));
     lines
 }
 
-fn of_fan_out(fan_out: &Told, now: WireTime) -> Vec<String> {
+fn of_fan_out(fan_out: &Told, handed: &str, now: WireTime) -> Vec<String> {
     let Told { status, missing, failures, .. } = fan_out;
     let since = |time: WireTime| rounded((now.to_utc() - time.to_utc()).to_std().unwrap_or_default());
     let (cid, run, source, age) = (&status.cid, status.run, &status.source, since(status.req_ts_utc));
@@ -114,7 +116,7 @@ fn of_fan_out(fan_out: &Told, now: WireTime) -> Vec<String> {
         format!("{cid} run {run}, invoked by {source} {age} ago: {how}"),
         format!("{done} of {} done, {failed} of them failed", counted(targets, "target is", "targets are")),
     ];
-    let rows: Vec<Vec<String>> = missing.iter().map(|target| row(target, now)).collect();
+    let rows: Vec<Vec<String>> = missing.iter().map(|target| row(target, handed, now)).collect();
     lines.extend(table::lines(&rows).into_iter().map(|line| format!("  {line}")));
     more(targets.saturating_sub(done), missing.len(), "missing targets", &mut lines);
     let rows = failures.iter().map(|failed| {
@@ -136,7 +138,20 @@ fn more(all: usize, shown: usize, what: &str, lines: &mut Vec<String>) {
     }
 }
 
-fn row(target: &MissingFrom, now: WireTime) -> Vec<String> {
+/// Where a target is that is in no queue, and that no worker tells of.
+fn handed(explanation: &Explanation) -> &'static str {
+    let may_be_retried = explanation.retries_waiting != Some(0);
+    match (explanation.workers_unasked.is_none(), may_be_retried) {
+        (true, false) => "was handed to a worker that does not say that it runs it",
+        (true, true) => {
+            "was handed to a worker that does not say that it runs it, or waits for another attempt"
+        }
+        (false, false) => "was handed to a worker",
+        (false, true) => "was handed to a worker, or waits for another attempt",
+    }
+}
+
+fn row(target: &MissingFrom, handed: &str, now: WireTime) -> Vec<String> {
     let since = |time: WireTime| rounded((now.to_utc() - time.to_utc()).to_std().unwrap_or_default());
     let at = match &target.whereabouts {
         Whereabouts::Running { worker, since_utc, attempt } => {
@@ -150,7 +165,7 @@ fn row(target: &MissingFrom, now: WireTime) -> Vec<String> {
         Whereabouts::NoQueue => "its service has no queue".to_owned(),
         Whereabouts::Queued => "waits for a worker".to_owned(),
         Whereabouts::Elsewhere => "is not in its service's queue, which nobody consumes".to_owned(),
-        Whereabouts::Handed => "was handed to a worker that does not say that it runs it".to_owned(),
+        Whereabouts::Handed => handed.to_owned(),
         _ => "nobody tells".to_owned(),
     };
     vec!["missing".to_owned(), plain(target.target.key.as_str()), target.target.service.to_string(), at]
@@ -158,7 +173,7 @@ fn row(target: &MissingFrom, now: WireTime) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
 
     use fanfare::{Coordinators, FailedTarget, FanOutStatus, MissingTarget, ServiceName, Source, TargetKey};
 
@@ -206,7 +221,13 @@ mod tests {
             retries_waiting: None,
             parked: Vec::new(),
             parked_unseen: None,
-            coordinators: Coordinators { answered: 1, refused: 0, silent: Some(0), heard: BTreeMap::new() },
+            coordinators: Coordinators {
+                answered: 1,
+                refused: 0,
+                silent: Some(0),
+                heard: BTreeMap::new(),
+                unheard: BTreeSet::new(),
+            },
         }
     }
 

@@ -197,7 +197,7 @@ async fn look(fanfare: &Fanfare, management: &Management) -> Result<Vec<Leftover
             Err(error) => return Err(silent::not_told(fanfare, Some(management), error).await),
         };
         if let Some(reason) = undecidable(&explanation, waiting, &fanin) {
-            silent::name_missing(fanfare, Some(management), &explanation.coordinators).await;
+            silent::missing(fanfare, Some(management), &explanation.coordinators).await.say();
             return Err(Failure::new(
                 Exit::Failed,
                 anyhow!("whose queues these are cannot be told: {reason}"),

@@ -1,5 +1,6 @@
 //! `fanfare parked`: what was kept for a person.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::time::Duration;
 
@@ -84,7 +85,7 @@ struct Filter {
     #[arg(long, value_name = "NAME")]
     service: Option<ServiceName>,
 
-    /// Only those whose reason has these words in it
+    /// Only those whose reason has these words in it, in the same letters
     #[arg(long, value_name = "WORDS", value_parser = words)]
     reason: Option<String>,
 
@@ -272,7 +273,7 @@ fn shown(parked: &Parked, message: &Message) -> String {
 }
 
 async fn replay(fanfare: &Fanfare, chosen: Chosen) -> Result<Exit, Failure> {
-    let json = chosen.json;
+    let (json, ids) = (chosen.json, chosen.ids.clone());
     let replayed = reached(fanfare, fanfare.operator().replay(&chosen.query()?).await).await?;
     let mut stayed = 0;
     for Replayed { parked, outcome } in &replayed {
@@ -287,15 +288,16 @@ async fn replay(fanfare: &Fanfare, chosen: Chosen) -> Result<Exit, Failure> {
             print(format_args!("{} {done}", parked.id))?;
         }
     }
+    let unknown = unknown(&ids, replayed.iter().map(|replayed| &replayed.parked));
     match (replayed.len(), stayed) {
         (0, _) => Err(none_such()),
-        (_, 0) => Ok(Exit::Done),
-        (all, stayed) => Err(Failure::new(Exit::Failed, anyhow!("{stayed} of {all} stay parked"))),
+        (all, 1..) => Err(Failure::new(Exit::Failed, anyhow!("{stayed} of {all} stay parked"))),
+        _ => unknown,
     }
 }
 
 async fn purge(fanfare: &Fanfare, chosen: Chosen) -> Result<Exit, Failure> {
-    let json = chosen.json;
+    let (json, ids) = (chosen.json, chosen.ids.clone());
     let purged = reached(fanfare, fanfare.operator().purge(&chosen.query()?).await).await?;
     for parked in &purged {
         if json {
@@ -304,7 +306,24 @@ async fn purge(fanfare: &Fanfare, chosen: Chosen) -> Result<Exit, Failure> {
             print(format_args!("{} dropped: {}", parked.id, plain(&parked.reason)))?;
         }
     }
-    if purged.is_empty() { Err(none_such()) } else { Ok(Exit::Done) }
+    if purged.is_empty() { Err(none_such()) } else { unknown(&ids, purged.iter()) }
+}
+
+/// Whether each of these was found.
+fn unknown<'a>(ids: &[String], found: impl Iterator<Item = &'a Parked>) -> Result<Exit, Failure> {
+    let found: BTreeSet<&str> = found.map(|parked| parked.id.as_str()).collect();
+    let unknown: BTreeSet<&str> = ids.iter().map(String::as_str).filter(|id| !found.contains(id)).collect();
+    if unknown.is_empty() {
+        return Ok(Exit::Done);
+    }
+    let unknown: Vec<String> = unknown.into_iter().map(quoted).collect();
+    Err(Failure::new(
+        Exit::Failed,
+        anyhow!(
+            "no parked message that is meant, of those that could be looked at, has the ID {}: `fanfare parked list` shows them",
+            unknown.join(" or ")
+        ),
+    ))
 }
 
 fn none_such() -> Failure {

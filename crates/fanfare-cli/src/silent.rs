@@ -8,14 +8,52 @@ use crate::exit::{self, Exit, Failure, say};
 use crate::identity;
 use crate::management::{Management, WITHOUT_TLS};
 
-/// Names those who are missing from an answer, where the broker knows of any.
-pub(crate) async fn name_missing(
+/// Those who did not answer.
+#[derive(Debug)]
+pub(crate) enum Unheard {
+    /// All have, as far as the broker knows them.
+    Nobody,
+    /// Their names.
+    Known(BTreeSet<String>),
+    /// Why nobody knows.
+    Unknown(String),
+}
+
+impl Unheard {
+    /// Their names, where somebody is missing and they are known.
+    pub(crate) fn names(&self) -> Option<&BTreeSet<String>> {
+        match self {
+            Self::Known(names) if !names.is_empty() => Some(names),
+            _ => None,
+        }
+    }
+
+    /// Tells of them on standard error.
+    pub(crate) fn say(&self) {
+        match self {
+            Self::Nobody => {}
+            Self::Known(names) if names.is_empty() => say(
+                "warning: who did not answer is not known: it is no `fanfare coordinator`, or is of an earlier version",
+            ),
+            Self::Known(names) => {
+                for name in names {
+                    say(format_args!("warning: coordinator {name} did not answer"));
+                }
+            }
+            Self::Unknown(reason) => say(format_args!("warning: who did not answer is not known: {reason}")),
+        }
+    }
+}
+
+/// Those who are missing from an answer.
+pub(crate) async fn missing(
     fanfare: &Fanfare,
     management: Option<&Management>,
     coordinators: &Coordinators,
-) {
-    if coordinators.silent.is_some_and(|silent| silent > 0) {
-        name(fanfare, management, &coordinators.heard).await;
+) -> Unheard {
+    match coordinators.silent {
+        Some(1..) => unheard(fanfare, management, &coordinators.heard).await,
+        _ => Unheard::Nobody,
     }
 }
 
@@ -30,36 +68,26 @@ pub(crate) async fn not_told(fanfare: &Fanfare, management: Option<&Management>,
         return Failure::new(Exit::NoBroker, error);
     }
     if matches!(error, AskError::NoAnswer { blocked: false, .. }) {
-        name(fanfare, management, &BTreeMap::new()).await;
+        unheard(fanfare, management, &BTreeMap::new()).await.say();
     }
     Failure::new(Exit::Failed, error)
 }
 
-/// Tells who is connected and not among those who have answered, or why nobody knows.
-pub(crate) async fn name(
+/// Who is connected and not among those who have answered.
+pub(crate) async fn unheard(
     fanfare: &Fanfare,
     management: Option<&Management>,
     heard: &BTreeMap<RunId, String>,
-) {
+) -> Unheard {
     let tags = match management {
         Some(management) => management.consumer_tags(&fanfare.names().dead_queue()).await,
         None => Err(WITHOUT_TLS.to_owned()),
     };
-    match tags.map(|tags| unheard(&tags, heard)) {
-        Ok(names) if names.is_empty() => say(
-            "warning: who did not answer is not known: it is no `fanfare coordinator`, or is of an earlier version",
-        ),
-        Ok(names) => {
-            for name in names {
-                say(format_args!("warning: coordinator {name} did not answer"));
-            }
-        }
-        Err(reason) => say(format_args!("warning: who did not answer is not known: {reason}")),
-    }
+    tags.map_or_else(Unheard::Unknown, |tags| Unheard::Known(missing_of(&tags, heard)))
 }
 
 /// The coordinators among those who consume the dead letters, as all do, that have not answered.
-fn unheard(tags: &[String], heard: &BTreeMap<RunId, String>) -> BTreeSet<String> {
+fn missing_of(tags: &[String], heard: &BTreeMap<RunId, String>) -> BTreeSet<String> {
     let names = tags.iter().filter_map(|tag| identity::of_consumer(tag, "coordinator"));
     names.filter(|name| !heard.values().any(|heard| heard == name)).map(str::to_owned).collect()
 }
@@ -73,6 +101,6 @@ mod tests {
         let tags = ["fanfare coordinator host:1 4", "fanfare coordinator host:2 0", "orders 7", "amq.ctag-x"];
         let id = "0123456789abcdef0123456789abcdef".parse().unwrap();
         let heard = BTreeMap::from([(id, "host:1".to_owned())]);
-        assert_eq!(unheard(&tags.map(str::to_owned), &heard), BTreeSet::from(["host:2".to_owned()]));
+        assert_eq!(missing_of(&tags.map(str::to_owned), &heard), BTreeSet::from(["host:2".to_owned()]));
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::Args;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use fanfare::{
-    Cid, EndedBy, Environment, FanOutState, FanOutStatus, Fanfare, Heard, Roll, ServiceName, Sort, Source,
-    Status, StatusQuery, System, WireTime,
+    AskError, Cid, EndedBy, Environment, FanOutState, FanOutStatus, Fanfare, Heard, Roll, ServiceName, Sort,
+    Source, Status, StatusQuery, System, WireTime,
 };
 
 use crate::durations;
@@ -16,7 +16,7 @@ use crate::exit::{Exit, Failure, is_read, print, print_json, say};
 use crate::management::{Management, ManagementUrl};
 use crate::settings::Settings;
 use crate::signals::Signals;
-use crate::silent;
+use crate::silent::{self, Unheard};
 use crate::table;
 
 /// Clears a terminal.
@@ -154,10 +154,30 @@ impl Asking<'_> {
         let heard = told.as_ref().map(|status| status.coordinators.heard.clone()).unwrap_or_default();
         let known = roll.call(heard, WireTime::from(System.now()));
         let remembered: Vec<_> = known.into_iter().filter(|heard| !heard.answers).collect();
-        let status = match told {
+        let say_remembered = || {
+            for Heard { name, last_utc, .. } in &remembered {
+                say(format_args!("warning: coordinator {name} has not answered since {last_utc} UTC"));
+            }
+        };
+        let mut status = match told {
             Ok(status) => status,
+            Err(error @ AskError::NoAnswer { .. }) if !remembered.is_empty() => {
+                say_remembered();
+                return Err(Failure::new(Exit::Failed, error));
+            }
             Err(error) => return Err(silent::not_told(self.fanfare, self.management, error).await),
         };
+        let unheard = match status.coordinators.silent {
+            Some(count) if count > remembered.len() => {
+                silent::unheard(self.fanfare, self.management, &status.coordinators.heard).await
+            }
+            _ => Unheard::Nobody,
+        };
+        if status.coordinators.silent != Some(0) {
+            let remembered = remembered.iter().map(|heard| &heard.name);
+            let names = unheard.names().into_iter().flatten().chain(remembered);
+            status.coordinators.unheard = names.cloned().collect();
+        }
         if self.json {
             print_json(&status)?;
         } else {
@@ -168,12 +188,8 @@ impl Asking<'_> {
         if let Some(shortfall) = status.coordinators.shortfall() {
             say(format_args!("warning: {shortfall}; what the others hold is missing here"));
         }
-        if status.coordinators.silent.is_some_and(|count| count > remembered.len()) {
-            silent::name(self.fanfare, self.management, &status.coordinators.heard).await;
-        }
-        for Heard { name, last_utc, .. } in remembered {
-            say(format_args!("warning: coordinator {name} has not answered since {last_utc} UTC"));
-        }
+        unheard.say();
+        say_remembered();
         Ok(Exit::Done)
     }
 }
@@ -252,7 +268,13 @@ mod tests {
     }
 
     fn status(fan_outs: Vec<FanOutStatus>, matching: usize) -> Status {
-        let coordinators = Coordinators { answered: 1, refused: 0, silent: None, heard: BTreeMap::new() };
+        let coordinators = Coordinators {
+            answered: 1,
+            refused: 0,
+            silent: None,
+            heard: BTreeMap::new(),
+            unheard: BTreeSet::new(),
+        };
         Status { matching, fan_outs, lately: BTreeMap::new(), coordinators }
     }
 

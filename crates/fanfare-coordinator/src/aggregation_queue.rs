@@ -123,6 +123,11 @@ impl AggregationQueue {
         heard
     }
 
+    /// Whether it may be gone, which is being found out: another coordinator may have ended its fan-out.
+    pub(crate) const fn may_be_gone(&self) -> bool {
+        matches!(self.state, State::Cancelled(_))
+    }
+
     /// Proof by the channel that consumes it, once there is one.
     pub(crate) fn proof(&self) -> Option<Arc<Proof>> {
         self.proof.clone()

@@ -156,7 +156,9 @@ impl FanOut {
                     Word::Manifest(tag) => Event::ManifestArrived { tag },
                     Word::Cancel { reply_to } => self.asked(reply_to),
                     Word::Question(question) => {
-                        question.put(&self.machine);
+                        if !(question.is_of_open() && self.queue.may_be_gone()) {
+                            question.put(&self.machine);
+                        }
                         continue;
                     }
                 },

@@ -50,11 +50,15 @@ pub(crate) struct Known<'a> {
 }
 
 /// Something that somebody wants to know of a fan-out, or of those in a shard, which its task puts to its machine.
-pub(crate) struct Question<M>(Box<dyn FnOnce(&M) + Send>);
+pub(crate) struct Question<M> {
+    put: Box<dyn FnOnce(&M) + Send>,
+    of_open: bool,
+}
 
 impl<M> Question<M> {
     /// Asks something, and hands over what is answered, unless it is nothing.
     fn new<T: Send + 'static>(
+        of_open: bool,
         ask: impl FnOnce(&M) -> Option<T> + Send + 'static,
     ) -> (Self, oneshot::Receiver<T>) {
         let (sender, receiver) = oneshot::channel();
@@ -63,11 +67,16 @@ impl<M> Question<M> {
                 let _ = sender.send(answer);
             }
         };
-        (Self(Box::new(question)), receiver)
+        (Self { put: Box::new(question), of_open }, receiver)
+    }
+
+    /// Whether it is put to open fan-outs: one that may have ended elsewhere is not to be told of as such.
+    pub(crate) const fn is_of_open(&self) -> bool {
+        self.of_open
     }
 
     pub(crate) fn put(self, machine: &M) {
-        (self.0)(machine);
+        (self.put)(machine);
     }
 }
 
@@ -135,11 +144,11 @@ impl Inquiries {
         let now = WireTime::from(self.messenger.outbox.environment.now());
         let query = Arc::new(query);
         let asks = refused.is_none() && !query.ended;
-        let asked = ask(known.open.values().filter(|_| asks).map(|open| &open.inbox), || {
+        let asked = ask(known.open.values().filter(|_| asks).map(|open| &open.inbox), true, || {
             let query = Arc::clone(&query);
             move |machine: &FanIn<Tag>| status_if_wanted(machine, &query, now)
         });
-        let asked_shards = ask(known.shards.inboxes().filter(|_| asks), || {
+        let asked_shards = ask(known.shards.inboxes().filter(|_| asks), true, || {
             let query = Arc::clone(&query);
             move |shard: &Shard<shard::Tag>| {
                 let wanted = shard.fan_ins().filter_map(|machine| status_if_wanted(machine, &query, now));
@@ -175,10 +184,10 @@ impl Inquiries {
         let trusted = refused.is_none();
         let is_meant = move |of: &RunId| trusted && run.is_none_or(|run| run == *of);
         let open = known.open.iter().filter(|(of, open)| is_meant(of) && open.manifest.cid == *cid);
-        let asked = ask(open.map(|(_, open)| &open.inbox), || {
+        let asked = ask(open.map(|(_, open)| &open.inbox), false, || {
             move |machine: &FanIn<Tag>| Some(explain(machine, limit))
         });
-        let asked_shards = ask(known.shards.inboxes().filter(|_| trusted), || {
+        let asked_shards = ask(known.shards.inboxes().filter(|_| trusted), false, || {
             let cid = cid.clone();
             move |shard: &Shard<shard::Tag>| {
                 let meant = shard.find(&cid, run).into_iter().filter_map(|run| shard.fan_in(&run));
@@ -212,9 +221,10 @@ impl Inquiries {
     }
 }
 
-/// Puts a question to the tasks with these inboxes.
+/// Puts a question to the tasks with these inboxes, of fan-outs that are open or of any.
 fn ask<'a, M, W, T, Q>(
     inboxes: impl Iterator<Item = &'a UnboundedSender<W>>,
+    of_open: bool,
     question: impl Fn() -> Q,
 ) -> Vec<oneshot::Receiver<T>>
 where
@@ -223,7 +233,7 @@ where
     Q: FnOnce(&M) -> Option<T> + Send + 'static,
 {
     let asked = inboxes.map(|inbox| {
-        let (question, answer) = Question::new(question());
+        let (question, answer) = Question::new(of_open, question());
         let _ = inbox.send(question.into());
         answer
     });

@@ -21,14 +21,15 @@ impl Explanation {
             advice.push(format!("what runs at workers is not known here: {reason}"));
         }
         if let Some(reason) = &self.parked_unseen {
-            advice.push(format!("whether anything of it is parked is not known here: {reason}"));
+            let what = if self.parked.is_empty() { "anything" } else { "more" };
+            advice.push(format!("whether {what} of it is parked is not known here: {reason}"));
         }
         if self.fan_outs.is_empty() {
             advice.extend(self.of_nothing(names));
         }
         advice.extend(self.fan_outs.iter().filter_map(of_state));
         advice.extend(self.of_missing(names));
-        advice.extend(self.of_parked());
+        advice.extend(self.of_parked(names));
         advice
     }
 
@@ -98,7 +99,7 @@ impl Explanation {
         let advice = services.into_iter().flat_map(|(service, targets)| {
             let queue = self.queues.get(service).copied().flatten();
             let name = names.service_queue(service);
-            self.of_service(service, &name, queue, &targets)
+            self.of_service(service, &name, queue, &targets, &to_prefix(names))
         });
         advice.collect()
     }
@@ -109,6 +110,7 @@ impl Explanation {
         name: &str,
         queue: Option<ServiceQueue>,
         targets: &[&MissingFrom],
+        to_prefix: &str,
     ) -> Vec<String> {
         let count = |wanted: fn(&Whereabouts) -> bool| {
             targets.iter().filter(|target| wanted(&target.whereabouts)).count()
@@ -120,7 +122,7 @@ impl Explanation {
             0 => {}
             missing if consumers == 0 => advice.push(format!(
                 "no worker consumes `{name}`, where {} ({missing} of the missing targets above): start one, as with \
-                 `fanfare worker --service {service}`",
+                 `fanfare worker --service {service}{to_prefix}`",
                 counted(waiting, "message waits", "messages wait")
             )),
             missing => advice.push(format!(
@@ -150,10 +152,12 @@ impl Explanation {
         match count(|at| *at == Whereabouts::Handed) {
             0 => {}
             missing => advice.push(format!(
-                "{} to one of {} of `{name}`, and no worker says that it runs there: each may wait for its turn, run at a worker that \
-                 does not tell,{} or be lost; what is lost fails at the deadline, and `fanfare cancel` ends the fan-out before",
+                "{} to one of {} of `{name}`{}: each may wait for its turn, run at a worker that stands still or does not tell,{} or be \
+                 lost; see that each worker answers to /healthz, and restart one that does not: what it holds goes to another; what is \
+                 lost fails at the deadline, and `fanfare cancel` ends the fan-out before",
                 counted(missing, &format!("target of {service} was handed"), &format!("targets of {service} were handed")),
                 counted(consumers, "consumer", "consumers"),
+                if self.workers_unasked.is_none() { ", and no worker says that it runs there" } else { "" },
                 retrying.as_ref().map(|retrying| format!(" {retrying}")).unwrap_or_default()
             )),
         }
@@ -202,27 +206,33 @@ impl Explanation {
     }
 
     /// Callbacks and manifests are worth putting back. A request has failed its target when it was parked, and what is malformed stays so.
-    fn of_parked(&self) -> Option<String> {
-        let (parked, cid) = (self.parked.len(), &self.cid);
+    fn of_parked(&self, names: &QueueNames) -> Option<String> {
+        let (parked, cid, to_prefix) = (self.parked.len(), &self.cid, to_prefix(names));
         let worth = |kind: &str| matches!(kind, header::TYPE_CALLBACK | header::TYPE_MANIFEST);
         let worth = self.parked.iter().filter(|parked| worth(&parked.kind) && parked.from.is_some()).count();
         let what_to_do = match worth {
             0 => format!(
-                "nothing waits for them: mend that, and drop them with `fanfare parked purge --cid {cid}`"
+                "nothing waits for them: mend that, and drop them with `fanfare parked purge --cid {cid}{to_prefix}`"
             ),
             all if all == parked => {
-                format!("mend that, and put them back with `fanfare parked replay --cid {cid}`")
+                format!("mend that, and put them back with `fanfare parked replay --cid {cid}{to_prefix}`")
             }
             worth => format!(
-                "mend that, put back those {worth} that are callbacks or manifests with `fanfare parked replay ID`, and drop the others with \
-                 `fanfare parked purge ID`: their targets have failed already"
+                "mend that, put back those {worth} that are callbacks or manifests \
+                 with `fanfare parked replay ID{to_prefix}`, and drop the others with \
+                 `fanfare parked purge ID{to_prefix}`: their targets have failed already"
             ),
         };
         (parked > 0).then(|| {
             let parked = counted(parked, "message of it is", "messages of it are");
-            format!("{parked} parked: `fanfare parked list --cid {cid}` tells why; {what_to_do}")
+            format!("{parked} parked: `fanfare parked list --cid {cid}{to_prefix}` tells why; {what_to_do}")
         })
     }
+}
+
+/// What a command needs, to mean these names.
+fn to_prefix(names: &QueueNames) -> String {
+    if *names == QueueNames::default() { String::new() } else { format!(" --prefix {}", names.prefix()) }
 }
 
 /// What else may have become of a fan-out that no coordinator knows, where it belongs to a shard.

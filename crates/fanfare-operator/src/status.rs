@@ -1,5 +1,5 @@
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fanfare_protocol::{
     Cid, FanOutState, FanOutStatus, Lately, RunId, StatusAnswer, StatusQuery, StatusRequest,
@@ -33,6 +33,9 @@ pub struct Coordinators {
     pub silent: Option<usize>,
     /// Those who have answered: what whoever runs them calls them, or their IDs.
     pub heard: BTreeMap<RunId, String>,
+    /// What those are called who have not, where whoever asked has found that out.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub unheard: BTreeSet<String>,
 }
 
 impl Coordinators {
@@ -80,7 +83,10 @@ impl Coordinators {
         let silent = |known| usize::try_from(known).unwrap_or(usize::MAX).saturating_sub(told + refused);
         match reason {
             Some(reason) if told == 0 => Err(AskError::Refused(reason.clone())),
-            _ => Ok(Self { answered: told, refused, silent: known.map(silent), heard }),
+            _ => {
+                let silent = known.map(silent);
+                Ok(Self { answered: told, refused, silent, heard, unheard: BTreeSet::new() })
+            }
         }
     }
 }
@@ -117,7 +123,7 @@ impl Status {
                 match runs.entry(status.run) {
                     Entry::Vacant(vacant) => _ = vacant.insert(status),
                     Entry::Occupied(mut other) => {
-                        matching -= 1;
+                        matching = usize::saturating_sub(matching, 1);
                         if is_newer(&status, other.get()) {
                             other.insert(status);
                         }

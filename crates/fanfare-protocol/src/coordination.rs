@@ -34,10 +34,11 @@ pub struct CheckpointEntry {
 impl CheckpointEntry {
     /// Bytes that it takes up in a checkpoint, at most.
     fn bytes(&self) -> usize {
-        /// Field names, marks, and a `traceparent`.
-        const AROUND: usize = 128;
+        /// Field names and marks; the same around a `traceparent`, and that.
+        const AROUND: usize = r#",{"key":"","result":}"#.len();
+        const TRACED: usize = r#","traceparent":"""#.len() + 55;
         // A key's control characters are excluded, so escaping at most doubles it.
-        self.body.len() + 2 * self.key.as_str().len() + AROUND
+        self.body.len() + 2 * self.key.as_str().len() + AROUND + self.traceparent.map_or(0, |_| TRACED)
     }
 
     fn write(&self, to: &mut Vec<u8>) {

@@ -56,6 +56,8 @@ pub(super) struct Link {
     /// Set once the broker has closed a channel: its number is lost.
     numbers_lost: Arc<AtomicBool>,
     consumed: Consumed,
+    /// Set once it is being closed by whoever had it.
+    closing: Arc<AtomicBool>,
     /// Changes whenever something happened to the connection or to one of its channels.
     events: watch::Receiver<()>,
 }
@@ -204,14 +206,17 @@ impl Link {
         let status = connection.status().clone();
         let numbers_lost = Arc::new(AtomicBool::new(false));
         let consumed = Consumed::default();
+        let closing = Arc::new(AtomicBool::new(false));
         let events_listener = connection.events_listener();
         let observed = Observed {
             broker: address.clone(),
             numbers_lost: numbers_lost.clone(),
             consumed: consumed.clone(),
+            closing: closing.clone(),
         };
         tokio::spawn(observe(events_listener, status, observed, changed));
-        Self { connection, address, channels_opened: AtomicUsize::new(0), numbers_lost, consumed, events }
+        let channels_opened = AtomicUsize::new(0);
+        Self { connection, address, channels_opened, numbers_lost, consumed, closing, events }
     }
 
     /// The queues that are read on it.
@@ -267,6 +272,10 @@ impl Link {
     }
 
     pub(super) async fn close(&self) {
+        // One that is lost already was not ended by this.
+        if self.is_connected() {
+            self.closing.store(true, Ordering::Relaxed);
+        }
         let closing = self.connection.close(200, "OK".into());
         // lapin writes nothing while the broker takes no messages, so there would be no answer.
         let patience = if self.is_blocked() { Duration::ZERO } else { ANSWER_TIMEOUT };
@@ -286,13 +295,14 @@ struct Observed {
     broker: Address,
     numbers_lost: Arc<AtomicBool>,
     consumed: Consumed,
+    closing: Arc<AtomicBool>,
 }
 
 /// Passes on what happens to a connection, and logs each event once.
 async fn observe(
     events: impl Stream<Item = Event>,
     status: lapin::ConnectionStatus,
-    Observed { broker, numbers_lost, consumed }: Observed,
+    Observed { broker, numbers_lost, consumed, closing }: Observed,
     changed: watch::Sender<()>,
 ) {
     let mut events = std::pin::pin!(events);
@@ -306,6 +316,10 @@ async fn observe(
             Ok(Some(Event::ConnectionUnblocked)) => {
                 blocked.set(false);
                 tracing::warn!(%broker, "the broker takes messages again");
+            }
+            // lapin forgets the channels at once, and takes what the broker has on its way to one of them for an error.
+            Ok(Some(Event::Error(error))) if status.errored() && closing.load(Ordering::Relaxed) => {
+                tracing::debug!(%broker, reason = %failure::plain(&error), "connection lost while it was being closed");
             }
             Ok(Some(Event::Error(error))) if status.errored() => {
                 telemetry::connection_lost();

@@ -121,7 +121,8 @@ fn peers(report: &Report, others: &[Other]) -> Chart {
     let mut lines = lines(report, Axis::Widths, "", false, |outcome| {
         is_alike(&outcome.case).then_some(outcome.fan_outs_per_s)
     });
-    for other in others {
+    let places = Axis::Widths.places(report);
+    for other in others.iter().filter(|other| places.contains(&(other.width as f64))) {
         let point = (other.width as f64, other.fan_outs_per_s);
         match lines.iter_mut().find(|line| line.name == other.name) {
             Some(line) => line.points.push(point),
@@ -131,7 +132,8 @@ fn peers(report: &Report, others: &[Other]) -> Chart {
             }
         }
     }
-    logarithmic(format!("Fan-outs per second, {}", report.broker), report, Axis::Widths, lines)
+    let title = format!("Fan-outs per second, {} bytes, {}", payload.unwrap_or_default(), report.broker);
+    logarithmic(title, report, Axis::Widths, lines)
 }
 
 fn workers(report: &Report) -> Chart {

@@ -2,10 +2,12 @@
 // Whatever comes from messages becomes text and never markup: everything is set through `textContent`.
 const PAUSE = 2000, POINTS = 120, FEWEST = 30, SVG = "http://www.w3.org/2000/svg";
 const byId = id => document.getElementById(id);
+// What turns the direction of text would show it as something else than it is.
+const plain = text => String(text).replace(/[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g, it => "\\u{" + it.codePointAt(0).toString(16) + "}");
 const element = (name, content, className) => {
   const made = document.createElement(name);
   if (content instanceof Node) made.append(content);
-  else if (content !== undefined && content !== null) made.textContent = content;
+  else if (content !== undefined && content !== null) made.textContent = plain(content);
   if (className) made.className = className;
   return made;
 };
@@ -167,7 +169,7 @@ async function lookAtAll() {
   measure(state);
   byId("who").textContent = state.role + " " + state.version + (state.own ? ", which tells of its own fan-outs only" : "");
   const untold = "What was told last of fan-outs and failures, if anything, is left below.";
-  byId("trouble").textContent = [...state.hindrances, ...(state.shortfall ? [state.shortfall] : []), ...(state.told ? [] : [untold])].join("\n");
+  byId("trouble").textContent = plain([...state.hindrances, ...(state.shortfall ? [state.shortfall] : []), ...(state.told ? [] : [untold])].join("\n"));
   fill("coordinators", state.own ? [] : state.coordinators, all => all.map(coordinator));
   byId("waiting").textContent = state.waiting ? plural(state.waiting, "fan-out") + " more wait until a coordinator has room" : "";
   if (state.told) tellOfFanOuts(state);
@@ -180,10 +182,15 @@ async function lookAtAll() {
     : "To look takes the messages from their queue for a moment and puts them back in their order, so it is done only when asked for.";
   refreshTimes();
 }
+function why(parked) {
+  const made = element("div", element("pre", parked.reason));
+  made.append(element("small", "fanfare parked show " + parked.id, "faint"));
+  return made;
+}
 byId("look").addEventListener("click", async () => {
   const told = await ask("api/parked").catch(error => ({ problem: error.message }));
   const messages = told.messages ?? [], unlisted = (told.matching ?? 0) - messages.length + (told.unseen ?? 0);
-  const rows = messages.map(it => row([[it.parked_at?.slice(5), "time"], [it.service ?? it.kind, "key"], [it.cid, "cid"], [it.reason, "why"]]));
+  const rows = messages.map(it => row([[it.parked_at?.slice(5), "time"], [it.service ?? it.kind, "key"], [it.cid, "cid"], [why(it), "why"]]));
   if (told.problem) rows.push(row([[told.problem, "why alarm"]]));
   if (unlisted > 0) rows.push(row([["and " + unlisted + " more", "why"]]));
   byId("parked").replaceChildren(...rows);
@@ -240,7 +247,7 @@ function timeline(targets, begun) {
       piece.style.width = at(until) - at(from) + "%";
       track.append(piece);
     }
-    track.title = text;
+    track.title = plain(text);
     made.append(key, track, element("div", text, "what"));
     return made;
   })];
@@ -258,7 +265,7 @@ function facts(fanOut) {
 async function lookAtOne(cid, run) {
   const told = await ask("api/fan-out?" + new URLSearchParams({ cid, run }));
   now = told.now_ms;
-  byId("trouble").textContent = told.problem ?? "";
+  byId("trouble").textContent = plain(told.problem ?? "");
   byId("cid").textContent = cid;
   fill("advice", told.advice, all => all.map(it => element("li", it)));
   const fanOut = told.fan_out;

@@ -140,6 +140,10 @@ impl FanOuts {
             let failed = lately.failures.into_iter();
             failures.extend(failed.map(|failure| ((failure.run, failure.target.key.clone()), failure)));
         }
+        // What one has ended, another may hold until it learns of that.
+        let listed = self.open.len();
+        self.open.retain(|open| !ended.contains_key(&open.run));
+        self.open_count = self.open_count.saturating_sub(listed - self.open.len());
         self.ended = ended.into_values().collect();
         let query = StatusQuery { ended: true, limit: MOST_LATELY, ..StatusQuery::default() };
         query.select(&mut self.ended);

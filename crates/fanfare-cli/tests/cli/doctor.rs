@@ -127,6 +127,13 @@ fn coordinator_that_does_not_answer_is_named_as_long_as_it_does_not() {
         "{warned}"
     );
 
+    for asks in [&["status"][..], &["explain", "c-1"]] {
+        let told = asked.run(&[asks, &["--json", "--management", &management.url]].concat());
+        let told: serde_json::Value = serde_json::from_str(&told.stdout).unwrap();
+        let unheard = told["coordinators"]["unheard"].as_array().unwrap();
+        assert!(unheard.len() == 1, "{told}");
+        assert!(unheard[0].as_str().unwrap().ends_with(&format!(":{}", other.id())), "{told}");
+    }
     let unknown = ["explain", "c-1", "--management"];
     let explained = asked.run(&[&unknown[..], &[&management.url]].concat());
     assert!(explained.exit == 5 && explained.stderr.ends_with(&silent), "{explained:?}");

@@ -169,7 +169,7 @@ fn an_operator_sees_what_is_open_why_and_what_has_ended() {
         "  missing  nobody  nobody  waits for a worker",
         "  failed  bad  t.program  ",
         "-> no worker consumes `",
-        "start one, as with `fanfare worker --service nobody`",
+        &format!("start one, as with `fanfare worker --service nobody --prefix {}`", pool.prefix),
     ] {
         assert!(ended.stdout.contains(expected), "{expected}: {}", ended.stdout);
     }
@@ -216,9 +216,19 @@ fn parked_messages_are_listed_shown_put_back_and_dropped() {
     let ended = run(pool.path(), &["parked", "replay", "--service", "t.program"]);
     assert_eq!((ended.exit, ended.stderr.as_str()), (0, ""), "{ended:?}");
     assert_eq!(ended.stdout, format!("{id} back in {}.service.t.program\n", pool.prefix));
-    until(&pool, &["parked", "list", "--json"], |ended| ended.stdout.contains("\"matching\":1,"));
-    let ended = run(pool.path(), &["parked", "purge", "--reason", "t.program failed"]);
-    assert_eq!((ended.exit, ended.stdout.lines().count()), (0, 1), "{ended:?}");
+    let ended = until(&pool, &["parked", "list", "--json"], |ended| ended.stdout.contains("\"matching\":1,"));
+    let again: Value = serde_json::from_str(&ended.stdout).unwrap();
+    let again = again["messages"][0]["id"].as_str().unwrap();
+    let none = "no parked message that is meant, of those that could be looked at, has the ID \"0\"";
+    for ids in [&["purge", "0"][..], &["replay", "0"]] {
+        let ended = run(pool.path(), &[&["parked"], ids].concat());
+        assert_eq!((ended.exit, ended.stdout.as_str()), (1, ""), "{ended:?}");
+        assert!(ended.stderr.contains("no parked message"), "{}", ended.stderr);
+    }
+    let ended = run(pool.path(), &["parked", "purge", again, "0", "--reason", "t.program failed"]);
+    assert_eq!((ended.exit, ended.stdout.lines().count()), (1, 1), "{ended:?}");
+    assert!(ended.stdout.starts_with(&format!("{again} dropped: ")), "{}", ended.stdout);
+    assert!(ended.stderr.contains(none), "{}", ended.stderr);
     let ended = run(pool.path(), &["parked", "purge", "--all"]);
     assert_eq!((ended.exit, ended.stdout.as_str()), (1, ""), "there is none any more: {ended:?}");
 }
