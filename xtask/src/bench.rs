@@ -46,6 +46,8 @@ const SCALING: [&str; 16] = [
 const RECORDED: &str = "docs/bench/short.json";
 /// How much of what is recorded is to be reached. Runs differ by less than this leaves.
 const LEAST: f64 = 2.0 / 3.0;
+/// The same of the clients' CPU time: what a plain message takes of it differs by nearly a third from one run to the next.
+const LEAST_OF_CLIENTS: f64 = 1.0 / 2.0;
 
 /// Options of `cargo xtask bench`.
 #[derive(Args)]
@@ -228,25 +230,24 @@ fn compare(measured: &Measured, recorded: &Measured) -> Result<()> {
         let now = measured.get(case).with_context(|| format!("{case} is recorded, but was not measured"))?;
         let best = now.by_time.iter().copied().fold(0.0, f64::max);
         let ratios = [
-            ("of the limit is reached", best, median(&before.by_time)),
-            ("of all CPU time is what the messages alone take", now.by_cpu, before.by_cpu),
+            ("of the limit is reached", best, median(&before.by_time), LEAST),
+            ("of all CPU time is what the messages alone take", now.by_cpu, before.by_cpu, LEAST),
             (
                 "of the clients' CPU time is what the messages alone take",
                 now.by_clients_cpu,
                 before.by_clients_cpu,
+                LEAST_OF_CLIENTS,
             ),
         ];
-        let told = ratios.map(|(_, now, before)| format!("{now:.3} ({before:.3} recorded)"));
+        let told = ratios.map(|(_, now, before, _)| format!("{now:.3} ({before:.3} recorded)"));
         say(format_args!(
             "{case}: by time {}, by CPU time {}, by that of clients {}",
             told[0], told[1], told[2]
         ));
-        let has_fallen = ratios.iter().filter(|(_, now, before)| *now < before * LEAST);
-        fallen.extend(
-            has_fallen.map(|(what, now, before)| {
-                format!("in {case}, {now:.3} {what}, and {before:.3} is recorded")
-            }),
-        );
+        let has_fallen = ratios.iter().filter(|(_, now, before, least)| *now < before * least);
+        fallen.extend(has_fallen.map(|(what, now, before, _)| {
+            format!("in {case}, {now:.3} {what}, and {before:.3} is recorded")
+        }));
     }
     for case in measured.keys().filter(|case| !recorded.contains_key(*case)) {
         say(format_args!("{case}: not recorded"));
@@ -276,15 +277,15 @@ mod tests {
     }
 
     #[test]
-    fn each_ratio_may_fall_by_a_third_and_no_more() {
+    fn each_ratio_may_fall_by_so_much_and_no_more() {
         let recorded = ratios([0.6, 0.3, 0.9], 0.6, 0.06);
-        compare(&ratios([0.1, 0.41, 0.2], 0.41, 0.041), &recorded).unwrap();
+        compare(&ratios([0.1, 0.41, 0.2], 0.41, 0.031), &recorded).unwrap();
         for (fallen, what) in [
             (ratios([0.1, 0.39, 0.2], 0.6, 0.06), "0.390 of the limit is reached, and 0.600 is recorded"),
             (ratios([0.6; 3], 0.39, 0.06), "0.390 of all CPU time is what the messages alone take"),
             (
-                ratios([0.6; 3], 0.6, 0.039),
-                "0.039 of the clients' CPU time is what the messages alone take, and 0.060 is recorded",
+                ratios([0.6; 3], 0.6, 0.029),
+                "0.029 of the clients' CPU time is what the messages alone take, and 0.060 is recorded",
             ),
         ] {
             let error = compare(&fallen, &recorded).unwrap_err().to_string();
