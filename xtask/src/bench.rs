@@ -55,7 +55,8 @@ const LEAST_OF_CLIENTS: f64 = 1.0 / 2.0;
 Examples:
   cargo xtask bench                                       everything, in about an hour
   cargo xtask bench -- --widths 10,100 --payload 100      as `fanfare bench --help` says
-  cargo xtask bench --short                               some minutes, for CI; fails where a ratio has fallen by a third
+  cargo xtask bench --short                               some minutes, for CI; fails where a ratio has fallen by a third, or
+                                                          that of the clients' CPU time by a half
   cargo xtask bench --short --record                      notes the ratios of this machine for that
   cargo xtask bench --peers                               everything, more workers, memory, and Celery's chords and BullMQ's flows
                                                           beside it; figures and plots go to target/bench, in over an hour
