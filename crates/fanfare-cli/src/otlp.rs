@@ -1,11 +1,15 @@
 //! Spans go to an OpenTelemetry collector over OTLP, where OTEL_EXPORTER_OTLP_ENDPOINT says that there is one.
 
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
 use async_trait::async_trait;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
+use hyper::Uri;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -79,6 +83,7 @@ impl Export {
 struct Courier {
     runtime: Handle,
     client: Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    losses: Arc<Losses>,
 }
 
 impl Courier {
@@ -92,6 +97,7 @@ impl Courier {
         Ok(Self {
             runtime: Handle::current(),
             client: Client::builder(TokioExecutor::new()).build(connector),
+            losses: Arc::default(),
         })
     }
 }
@@ -99,15 +105,67 @@ impl Courier {
 #[async_trait]
 impl HttpClient for Courier {
     async fn send_bytes(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let client = self.client.clone();
+        let (client, losses) = (self.client.clone(), Arc::clone(&self.losses));
         // All of it on the runtime, which the thread that asks does not know.
-        let posting = self.runtime.spawn(in_time(async move {
-            let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
-            let body = Limited::new(body, MOST_BYTES).collect().await?.to_bytes();
-            Ok(Response::from_parts(head, body))
-        }));
+        let posting = self.runtime.spawn(async move {
+            let collector = without_secrets(request.uri());
+            let posted = in_time(async move {
+                let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
+                let body = Limited::new(body, MOST_BYTES).collect().await?.to_bytes();
+                Ok(Response::from_parts(head, body))
+            })
+            .await;
+            losses.see(&collector, &posted);
+            posted
+        });
         posting.await?
     }
+}
+
+/// Says in the log when spans begin to be lost, and when they are sent again: the exporter keeps both to itself.
+#[derive(Debug, Default)]
+struct Losses {
+    losing: AtomicBool,
+}
+
+impl Losses {
+    fn see(&self, collector: &str, posted: &Result<Response<Bytes>, HttpError>) {
+        let reason = match posted {
+            Ok(response) if response.status().is_success() => None,
+            Ok(response) => Some(format!("it answered {}", response.status())),
+            Err(error) => Some(with_causes(error.as_ref())),
+        };
+        let was_losing = self.losing.swap(reason.is_some(), Ordering::Relaxed);
+        match reason {
+            Some(reason) if !was_losing => tracing::warn!(
+                "spans are lost: {collector} does not take them: {reason}; see that a collector listens there, or unset {}",
+                ENDPOINTS[0]
+            ),
+            None if was_losing => tracing::info!("{collector} takes spans again"),
+            _ => {}
+        }
+    }
+}
+
+/// An endpoint without its user's name and password, and without its query.
+fn without_secrets(endpoint: &Uri) -> String {
+    let scheme = endpoint.scheme_str().unwrap_or("http");
+    let (host, path) = (endpoint.host().unwrap_or_default(), endpoint.path());
+    match endpoint.port_u16() {
+        Some(port) => format!("{scheme}://{host}:{port}{path}"),
+        None => format!("{scheme}://{host}{path}"),
+    }
+}
+
+/// An error with what it comes of: by itself, that of a client says only that it could not connect.
+fn with_causes(error: &(dyn Error + 'static)) -> String {
+    let mut told = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        told = format!("{told}: {error}");
+        cause = error.source();
+    }
+    told
 }
 
 /// Fails what takes too long.

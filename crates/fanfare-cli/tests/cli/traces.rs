@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 
+use rustix::process::Signal;
+
 use crate::collector::Collector;
 use crate::monitor::Asked;
 use crate::support::eventually;
@@ -50,4 +52,25 @@ fn targets_are_spans_under_the_callers_and_the_final_callback_links_to_all_of_th
     let status = broken[0].status.as_ref().unwrap();
     assert!(status.code == 2 && status.message.contains("no such item"), "{status:?}");
     assert!(fine.iter().all(|span| span.status.as_ref().is_none_or(|status| status.code != 2)));
+}
+
+#[test]
+fn that_spans_are_lost_is_said_once_and_without_the_collectors_password() {
+    // Nobody listens on this port, which is for the privileged alone.
+    let variables =
+        [("OTEL_EXPORTER_OTLP_ENDPOINT", "http://me:secret@127.0.0.1:1"), ("OTEL_BSP_SCHEDULE_DELAY", "100")];
+    let asked = Asked::start_with("lost-traces", SERVICES, "t.fine", &variables);
+    let mut invoked = Vec::new();
+    for _ in 0..2 {
+        invoked.push(asked.invoke(&["--target", "t.fine=1", "--wait", "1m"]));
+    }
+    for ended in invoked {
+        assert_eq!(ended.exit, 0, "{ended:?}");
+        let told = "spans are lost: http://127.0.0.1:1/v1/traces does not take them: ";
+        assert_eq!(ended.stderr.matches(told).count(), 1, "{ended:?}");
+        assert!(ended.stderr.contains("Connection refused"), "{ended:?}");
+        assert!(!ended.stderr.contains("secret"), "{ended:?}");
+    }
+    let (_, log) = asked.worker.stop(Signal::TERM);
+    assert_eq!(log.matches("spans are lost: ").count(), 1, "of several batches: {log}");
 }
