@@ -230,8 +230,9 @@ impl Explanation {
     }
 }
 
-/// What a command needs, to mean these names.
-fn to_prefix(names: &QueueNames) -> String {
+/// What follows a command of `fanfare` that is to mean these names: nothing where they are what it means by itself, else ` --prefix NAME`.
+#[must_use]
+pub fn to_prefix(names: &QueueNames) -> String {
     if *names == QueueNames::default() { String::new() } else { format!(" --prefix {}", names.prefix()) }
 }
 

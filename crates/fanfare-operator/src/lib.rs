@@ -13,6 +13,7 @@ mod parked;
 mod roll;
 mod status;
 
+pub use advice::to_prefix;
 pub use error::{AskError, LookError};
 pub use explain::{Explanation, MissingFrom, ServiceQueue, Shard, Told, Whereabouts};
 pub use operator::{Config, Operator};

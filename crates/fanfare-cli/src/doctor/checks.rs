@@ -5,6 +5,7 @@ use std::time::Duration;
 use fanfare::{BrokerError, Cid, Environment, Fanfare, PublishError, RunId, ServiceName, System};
 use fanfare_broker::amqp::redacted;
 use fanfare_broker::{QueueState, consumer_timeout};
+use fanfare_operator::to_prefix;
 use fanfare_protocol::{ExchangeSpec, Message, QueueSpec, counted, limits};
 
 use super::finding::{Finding, Verdict};
@@ -157,17 +158,18 @@ impl Examination<'_> {
     pub(super) async fn coordinators(&self) -> Vec<Finding> {
         let queue = self.fanfare.names().fanin();
         let (finding, state) = self.queue(&queue).await;
+        let start = format!("fanfare coordinator{}", to_prefix(self.fanfare.names()));
         let coordinators = |verdict, found: &str| Finding::new(verdict, "coordinators", found);
         let present = match state.map(|state| (state.consumers, state.messages)) {
             Some((0, waiting)) if waiting > 0 => coordinators(
                 Verdict::Wrong,
                 &format!("none, and {} for one", counted(waiting, "fan-out waits", "fan-outs wait")),
             )
-            .remedy("start one: fanfare coordinator"),
+            .remedy(format!("start one: {start}")),
             // It could not be looked at.
             None if finding.verdict != Verdict::Note => return vec![finding],
             None | Some((0, _)) => coordinators(Verdict::Wrong, "none")
-                .remedy("start one, since no fan-out ends without: fanfare coordinator"),
+                .remedy(format!("start one, since no fan-out ends without: {start}")),
             Some((consumers, _)) => coordinators(Verdict::Ok, &there(consumers)),
         };
         vec![finding, present]
@@ -235,7 +237,8 @@ impl Examination<'_> {
         let queue = self.fanfare.names().service(service);
         let (finding, state) = self.queue(&queue).await;
         let workers = |verdict, found: &str| Finding::new(verdict, format!("workers of {service}"), found);
-        let start = format!("start one that serves it: fanfare worker --service {service}");
+        let prefix = to_prefix(self.fanfare.names());
+        let start = format!("start one that serves it: fanfare worker --service {service}{prefix}");
         let present = state.map(|state| match (state.consumers, state.messages) {
             (0, 0) => workers(Verdict::Note, "none, and nothing waits for one"),
             (0, waiting) => {

@@ -39,6 +39,8 @@ function duration(ms) {
   return Math.floor(seconds / size) + " " + unit + (more ? " " + more + " " + rest[1] : "");
 }
 let now = Date.now();
+// What a command needs, so that it means the queues which are shown.
+let toPrefix = "";
 function ago(utc) {
   const made = element("time");
   made.dateTime = utc.replace(" ", "T") + "Z";
@@ -165,7 +167,7 @@ function tellOfFanOuts(state) {
 }
 async function lookAtAll() {
   const state = await ask("api/state");
-  now = state.now_ms;
+  [now, toPrefix] = [state.now_ms, state.to_prefix ?? ""];
   measure(state);
   byId("who").textContent = state.role + " " + state.version + (state.own ? ", which tells of its own fan-outs only" : "");
   const untold = "What was told last of fan-outs and failures, if anything, is left below.";
@@ -178,13 +180,13 @@ async function lookAtAll() {
   byId("parked-count").textContent = state.parked ?? "unknown";
   byId("look").hidden = state.own || !state.parked;
   byId("parked-hint").textContent = !state.parked ? "Nothing is kept for a person to look at."
-    : state.own ? "`fanfare parked list` and `fanfare dashboard` tell why."
+    : state.own ? "`fanfare parked list" + toPrefix + "` and `fanfare dashboard" + toPrefix + "` tell why."
     : "To look takes the messages from their queue for a moment and puts them back in their order, so it is done only when asked for.";
   refreshTimes();
 }
 function why(parked) {
   const made = element("div", element("pre", parked.reason));
-  made.append(element("small", "fanfare parked show " + parked.id, "faint"));
+  made.append(element("small", "fanfare parked show " + parked.id + toPrefix, "faint"));
   return made;
 }
 byId("look").addEventListener("click", async () => {

@@ -8,6 +8,7 @@ use fanfare::{
     Environment, FanOutStatus, Heard, Lately, Operator, RecentFailure, Roll, RunId, ServiceName,
     ServiceQueue, Status, StatusQuery, System, Totals, WireTime,
 };
+use fanfare_operator::to_prefix;
 use serde::Serialize;
 use tokio::time::timeout;
 
@@ -54,6 +55,8 @@ struct FanOuts {
     waiting: Option<u64>,
     /// Messages that are kept for a person.
     parked: Option<u64>,
+    /// What follows a command that the page names, so that it means these queues.
+    to_prefix: String,
 }
 
 #[derive(Debug, Serialize)]
@@ -122,6 +125,7 @@ impl FanOuts {
         };
         shown.lately(lately.into_values());
         let names = operator.names();
+        shown.to_prefix = to_prefix(names);
         for service in services {
             let queue = operator.queue(&names.service_queue(&service)).await;
             shown.services.insert(service, queue);

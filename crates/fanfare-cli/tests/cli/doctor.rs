@@ -69,7 +69,9 @@ fn doctor_ends_with_the_exit_codes_that_its_help_promises() {
         1,
         &[
             &format!("note    queue {elsewhere}.fanin: not there yet"),
-            "WRONG   coordinators: none\n        -> start one, since no fan-out ends without",
+            &format!(
+                "WRONG   coordinators: none\n        -> start one, since no fan-out ends without: fanfare coordinator --prefix {elsewhere}\n"
+            ),
         ],
     );
 

@@ -239,11 +239,15 @@ fn worker_pools_are_shown_and_what_is_parked_only_to_who_asks_for_it() {
     eventually("the failed callback is counted", || text_of(&browser, "parked-count") == "1");
     assert!(browser.rows("parked").is_empty(), "nobody has asked");
     browser.value_of("document.getElementById('look').click()");
-    eventually("it is told why", || {
-        browser
-            .rows("parked")
-            .iter()
-            .any(|row| row[1] == "t.hostile" && row[3].contains("t.hostile failed: "))
+    let to_prefix = format!(" --prefix {}", asked.prefix());
+    eventually("it is told why, and what shows it whole", || {
+        browser.rows("parked").iter().any(|row| {
+            let why = &row[3];
+            row[1] == "t.hostile"
+                && why.contains("t.hostile failed: ")
+                && why.contains("fanfare parked show ")
+                && why.ends_with(&to_prefix)
+        })
     });
     assert_eq!(asked.run(&["parked", "list"]).exit, 0);
     assert!(asked.run(&["parked", "list", "--json"]).stdout.contains("\"matching\":1"), "it is still there");
