@@ -8,7 +8,8 @@ use fanfare_broker::Broker;
 use fanfare_protocol::{FinalPayload, Message, ServiceName};
 use fanfare_publisher::{Accepted, Fanout, Target};
 use fanfare_tests::{
-    Death, Mortal, Node, Stack, Step, answer, eventually, on_both_brokers, on_rabbitmq, run, services,
+    Death, Mortal, Node, PATIENCE, Stack, Step, answer, eventually, on_both_brokers, on_rabbitmq, run,
+    services,
 };
 use fanfare_worker::{Context, service};
 use futures_util::future::join_all;
@@ -27,7 +28,7 @@ on_both_brokers!(
 mod processes {
     use super::*;
 
-    on_rabbitmq!(a_thousand_targets_are_shared_by_three_worker_processes);
+    on_rabbitmq!(a_thousand_targets_are_shared_by_three_worker_processes, a_hundred_thousand_targets_work);
 }
 
 async fn a_thousand_targets_are_shared_by_three_worker_processes(stack: Stack) {
@@ -45,6 +46,20 @@ async fn a_thousand_targets_are_shared_by_three_worker_processes(stack: Stack) {
     assert_eq!(by, workers.iter().filter_map(Node::id).collect());
     stack.ended([&accepted], coordinator).await;
     assert_eq!(done.rest().await, []);
+}
+
+/// Their final payload is larger than a message may be on RabbitMQ 4.
+async fn a_hundred_thousand_targets_work(stack: Stack) {
+    const TARGETS: usize = 100_000;
+    let worker = stack.worker([services::echo().concurrency(256).prefetch(512)]).await;
+    let coordinator = stack.coordinator();
+    let payload = many(&stack, "test.echo", TARGETS).invoke_and_wait(PATIENCE * 4).await.expect("it ends");
+    assert_eq!((payload.data.len(), payload.failures().count()), (TARGETS, 0));
+    for n in [0, TARGETS / 2, TARGETS - 1] {
+        assert_eq!(payload.get::<usize>(&n.to_string()).expect("it answered"), n);
+    }
+    stack.ended([], coordinator).await;
+    worker.stop().await;
 }
 
 async fn two_coordinators_end_two_hundred_concurrent_fan_outs_once_each(stack: Stack) {
