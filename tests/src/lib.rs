@@ -42,12 +42,7 @@ pub fn full() -> bool {
 #[macro_export]
 macro_rules! on_both_brokers {
     ($($name:ident),+ $(,)?) => {
-        mod in_memory {
-            $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn $name() {
-                $crate::run($crate::Stack::in_memory(), super::$name).await;
-            })+
-        }
+        $crate::tests_on!(in_memory, $crate::Stack::in_memory(), $($name),+);
         $crate::on_rabbitmq!($($name),+);
     };
 }
@@ -57,18 +52,9 @@ macro_rules! on_both_brokers {
 macro_rules! in_shards {
     ($($name:ident),+ $(,)?) => {
         mod in_shards {
-            mod in_memory {
-                $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $name() {
-                    $crate::run($crate::Stack::in_memory().sharing(2), super::super::$name).await;
-                })+
-            }
-            mod on_rabbitmq {
-                $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-                async fn $name() {
-                    $crate::run($crate::Stack::on_rabbitmq().sharing(2), super::super::$name).await;
-                })+
-            }
+            use super::{$($name),+};
+            $crate::tests_on!(in_memory, $crate::Stack::in_memory().sharing(2), $($name),+);
+            $crate::tests_on!(on_rabbitmq, $crate::Stack::on_rabbitmq().sharing(2), $($name),+);
         }
     };
 }
@@ -77,10 +63,30 @@ macro_rules! in_shards {
 #[macro_export]
 macro_rules! on_rabbitmq {
     ($($name:ident),+ $(,)?) => {
-        mod on_rabbitmq {
+        $crate::tests_on!(on_rabbitmq, $crate::Stack::on_rabbitmq(), $($name),+);
+    };
+}
+
+/// Turns async functions that take a [`Stack`] into tests on RabbitMQ, with fan-outs that share two shards.
+#[macro_export]
+macro_rules! in_shards_on_rabbitmq {
+    ($($name:ident),+ $(,)?) => {
+        mod in_shards {
+            use super::{$($name),+};
+            $crate::tests_on!(on_rabbitmq, $crate::Stack::on_rabbitmq().sharing(2), $($name),+);
+        }
+    };
+}
+
+/// A module of tests on one kind of stack, which the other macros are made of.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! tests_on {
+    ($module:ident, $stack:expr, $($name:ident),+) => {
+        mod $module {
             $(#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn $name() {
-                $crate::run($crate::Stack::on_rabbitmq(), super::$name).await;
+                $crate::run($stack, super::$name).await;
             })+
         }
     };

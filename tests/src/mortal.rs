@@ -19,8 +19,10 @@ use tokio_util::sync::CancellationToken;
 /// A step that its user takes on the broker, and that a crash can come before or after.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
-    /// A message is published and confirmed.
+    /// A message is published to a queue and confirmed.
     Publish,
+    /// One is published through an exchange: coordinators of shards do so every two seconds, to say that they are there.
+    Announce,
     /// A queue or an exchange is declared, a queue looked at, bound or consumed, or a channel opened or asked: nothing that another process would notice.
     Prepare,
     /// A queue or an exchange is deleted.
@@ -252,7 +254,7 @@ impl Broker for Mortal {
         let (inner, exchange) = (Arc::clone(&self.inner), exchange.to_owned());
         let routing_key = routing_key.to_owned();
         let publish = async move { inner.publish_through(&exchange, &routing_key, message).await };
-        self.life.take(Step::Publish, publish).await
+        self.life.take(Step::Announce, publish).await
     }
 
     async fn declare_exchange(&self, exchange: &ExchangeSpec) -> Result<(), BrokerError> {

@@ -119,6 +119,21 @@ impl Stack {
         }
     }
 
+    /// The queue that the manifest of a fan-out goes to.
+    #[must_use]
+    pub fn manifests_of(&self, accepted: &Accepted) -> String {
+        match self.shards {
+            0 => self.names.fanin_queue(),
+            _ => self.results_of(accepted),
+        }
+    }
+
+    /// Whether fan-outs are gathered in shards.
+    #[must_use]
+    pub fn is_shared(&self) -> bool {
+        self.shards > 0
+    }
+
     /// The URL of the RabbitMQ.
     ///
     /// # Panics
@@ -247,7 +262,9 @@ impl Stack {
         Publisher::new(broker, Arc::new(System), self.publisher_config())
     }
 
-    fn publisher_config(&self) -> fanfare_publisher::Config {
+    /// A publisher's configuration for this stack.
+    #[must_use]
+    pub fn publisher_config(&self) -> fanfare_publisher::Config {
         let aggregation = match self.shards {
             0 => Aggregation::PerCid,
             shards => Aggregation::Shared { shards },

@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use fanfare_protocol::{
-    Cid, FinalPayload, HeaderValue, Headers, Manifest, Message, Request, RunId, ServiceName, Source,
-    TargetOf, WireTime,
+    Cid, FinalPayload, HeaderValue, Headers, Manifest, Message, QueueNames, Request, RunId, ServiceName,
+    Source, TargetOf, WireTime,
 };
 use fanfare_publisher::Accepted;
-use fanfare_tests::{Log, Recorder, Stack, answer, on_both_brokers, services};
+use fanfare_tests::{Log, Recorder, Stack, answer, eventually_seen, in_shards, on_both_brokers, services};
 use fanfare_worker::{Context, service};
 use serde_json::{Value, json};
 
@@ -23,6 +23,18 @@ on_both_brokers!(
     a_request_that_names_a_foreign_queue_is_parked_and_not_answered,
     a_malformed_request_that_says_where_it_belongs_is_answered_with_a_failure,
     a_service_keeps_its_pace_behind_hundreds_of_malformed_messages,
+    a_coordinator_keeps_its_pace_behind_hundreds_of_malformed_manifests,
+);
+
+// The others are about what workers do, wherever results are gathered.
+in_shards!(
+    malformed_manifests_are_parked_with_the_reason_and_logged_once,
+    malformed_messages_among_results_are_parked_and_the_fan_out_ends,
+    a_malformed_result_completes_its_target_as_failed,
+    results_of_nobody_are_ignored,
+    a_message_of_a_type_to_come_is_neither_parked_nor_in_the_way,
+    garbage_right_before_the_last_result_is_parked_all_the_same,
+    a_malformed_request_that_says_where_it_belongs_is_answered_with_a_failure,
     a_coordinator_keeps_its_pace_behind_hundreds_of_malformed_manifests,
 );
 
@@ -88,6 +100,11 @@ async fn all_are_parked(stack: &Stack, queue: &str, malformed: Vec<(Message, &st
     assert_eq!(logged.len(), malformed.len(), "each is logged once: {logged:#?}");
 }
 
+/// The name of a queue without the prefix of all of a stack's queues.
+fn after_prefix<'a>(stack: &Stack, queue: &'a str) -> &'a str {
+    queue.strip_prefix(&format!("{}.", stack.names().prefix())).expect("its own")
+}
+
 async fn malformed_messages_of_a_service_are_parked_with_the_reason_and_logged_once(stack: Stack) {
     let worker = stack.worker([services::echo()]).await;
     let good = || request(&stack, "test.echo");
@@ -140,8 +157,8 @@ async fn malformed_manifests_are_parked_with_the_reason_and_logged_once(stack: S
     let foreign_queue = format!("{}.service.my.foreign", stack.names().prefix());
     let accepted =
         stack.publisher().fanout("my.source").on_final("my.done").invoke().await.expect("accepted");
-    let fanin = stack.names().fanin_queue();
-    let mut manifests = stack.record_queue(&fanin).await;
+    let queue = stack.manifests_of(&accepted);
+    let mut manifests = stack.record_queue(&queue).await;
     let good = manifests.next().await;
     drop(manifests);
     let coordinator = stack.coordinator();
@@ -150,13 +167,10 @@ async fn malformed_manifests_are_parked_with_the_reason_and_logged_once(stack: S
         manifest[field] = value;
         Message { body: manifest.to_string().into(), ..good.clone() }
     };
-    let mut of_another_kind = good.clone();
-    of_another_kind.properties.kind = Some("fanfare.novelty".into());
     let target = json!({"key": "k", "service": "s"});
     let of_another_run = stack.names().aggregation(&accepted.cid, RunId::from(uuid::Uuid::nil())).name;
-    let malformed = vec![
+    let mut malformed = vec![
         (body(b"\xff\xfe\x00 no JSON".as_slice()), "it has no type"),
-        (of_another_kind, "fanfare.novelty"),
         (Message { body: "{\"cid\":".into(), ..good.clone() }, "malformed"),
         (Message { body: "{}".into(), ..good.clone() }, "missing field `cid`"),
         (changed("cid", json!("no name")), "' ' is not one of"),
@@ -171,8 +185,14 @@ async fn malformed_manifests_are_parked_with_the_reason_and_logged_once(stack: S
         (body(vec![b'['; TEN_MEGABYTES]), "it has no type"),
         (Message { body: vec![b'['; TEN_MEGABYTES].into(), ..good.clone() }, "malformed"),
     ];
-    all_are_parked(&stack, "fanin", malformed).await;
-    stack.publish(&fanin, good).await;
+    // In a shard, where coordinators talk to each other too, it waits for one of a newer version.
+    if !stack.is_shared() {
+        let mut of_another_kind = good.clone();
+        of_another_kind.properties.kind = Some("fanfare.novelty".into());
+        malformed.push((of_another_kind, "fanfare.novelty"));
+    }
+    all_are_parked(&stack, after_prefix(&stack, &queue), malformed).await;
+    stack.publish(&queue, good).await;
     done.next_final().await;
     stack.ended([&accepted], coordinator).await;
     for recorder in [&mut done, &mut foreign] {
@@ -199,7 +219,7 @@ async fn played(stack: &Stack, keys: &[&str]) -> Played {
         requests.push(target.next().await);
     }
     requests.sort_by_key(|request| request.properties.message_id.clone());
-    let queue = stack.names().aggregation(&accepted.cid, accepted.run).name;
+    let queue = stack.results_of(&accepted);
     Played { accepted, requests, queue, done }
 }
 
@@ -238,8 +258,7 @@ async fn malformed_messages_among_results_are_parked_and_the_fan_out_ends(stack:
         (bundle, "the results are malformed: invalid type: map, expected a sequence"),
         (body(vec![b'x'; TEN_MEGABYTES]), "it has no type"),
     ];
-    let queue = played.queue.strip_prefix(&format!("{}.", stack.names().prefix())).expect("its own");
-    all_are_parked(&stack, queue, malformed).await;
+    all_are_parked(&stack, after_prefix(&stack, &played.queue), malformed).await;
     answer(&stack, &played.requests[0], "fine").await;
     let payload = played.done.next_final().await;
     assert_eq!(payload.get::<String>("a").expect("it answered"), "fine");
@@ -294,7 +313,10 @@ async fn a_malformed_result_completes_its_target_as_failed(stack: Stack) {
 
 async fn results_of_nobody_are_ignored(stack: Stack) {
     let mut parked = stack.record_parked().await;
-    let coordinator = stack.coordinator();
+    let mut config = stack.coordinator_config();
+    // A result of another run may be ahead of its manifest in a shard, and waits for that.
+    config.shard_limits.patience = Duration::from_millis(200);
+    let coordinator = stack.coordinator_with(config);
     let mut played = played(&stack, &["a", "b"]).await;
     answer(&stack, &played.requests[0], "first").await;
     let [of_a, of_b] = [0, 1].map(|place| played.requests[place].clone());
@@ -329,10 +351,22 @@ async fn a_message_of_a_type_to_come_is_neither_parked_nor_in_the_way(stack: Sta
     let mut played = played(&stack, &["a"]).await;
     let mut novelty = played.result(0, "{}");
     novelty.properties.kind = Some("fanfare.novelty".into());
-    stack.publish(&played.queue, novelty).await;
+    stack.publish(&played.queue, novelty.clone()).await;
     answer(&stack, &played.requests[0], 1).await;
     assert_eq!(played.done.next_final().await.get::<u32>("a").expect("it answered"), 1);
-    stack.ended([&played.accepted], coordinator).await;
+    if stack.is_shared() {
+        // It outlives the fan-out, for a coordinator of a newer version that takes the shard over.
+        let id = novelty.properties.message_id.as_deref().expect("an id");
+        let held = async || coordinator.mortal().held_messages();
+        eventually_seen("nothing else is held", held, |held| *held == [id]).await;
+        coordinator.stop().await;
+        let mut left = stack.record_queue(&played.queue).await.rest().await;
+        // The broker counts how often it was handed out.
+        left.iter_mut().for_each(|message| message.headers.retain(|name, _| !name.starts_with("x-")));
+        assert_eq!(left, [novelty]);
+    } else {
+        stack.ended([&played.accepted], coordinator).await;
+    }
     for recorder in [&mut played.done, &mut parked] {
         assert_eq!(recorder.rest().await, []);
     }
@@ -426,12 +460,16 @@ async fn a_service_keeps_its_pace_behind_hundreds_of_malformed_messages(stack: S
 
 async fn a_coordinator_keeps_its_pace_behind_hundreds_of_malformed_manifests(stack: Stack) {
     let mut done = stack.record("my.done").await;
-    let fanin = stack.names().fanin();
-    stack.bystander().declare(&fanin).await.expect("the queue can be declared");
+    stack.bystander().declare(&stack.names().fanin()).await.expect("the queue can be declared");
     let coordinator = stack.coordinator();
     let started = Instant::now();
-    publish_garbage(&stack, &fanin.name).await;
-    let fanout = stack.publisher().fanout("my.source").on_final("my.done");
+    let cid = Cid::new("my-cid").expect("a CID");
+    let manifests = match stack.is_shared() {
+        true => stack.names().shard(QueueNames::shard_of(&cid, 2)).name,
+        false => stack.names().fanin_queue(),
+    };
+    publish_garbage(&stack, &manifests).await;
+    let fanout = stack.publisher().fanout("my.source").cid(cid.as_str()).on_final("my.done");
     let accepted = fanout.invoke().await.expect("accepted");
     done.next_final().await;
     assert!(started.elapsed() < PACE, "it took {:?}", started.elapsed());

@@ -19,10 +19,13 @@ on_both_brokers!(
 );
 
 in_shards!(
+    a_callback_is_a_single_name_or_a_list,
     one_service_as_on_target_and_final_callback_tells_them_apart_by_channel,
     on_target_callbacks_come_before_the_final_one,
     a_failing_callback_does_not_hinder_the_others_and_is_parked_with_its_exception,
     a_callback_whose_queue_is_missing_is_parked_and_the_others_go_on,
+    a_service_sees_what_it_was_invoked_with,
+    a_failed_target_reaches_on_target_callbacks_too,
 );
 
 async fn a_callback_is_a_single_name_or_a_list(stack: Stack) {

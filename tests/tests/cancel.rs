@@ -6,7 +6,9 @@ use std::time::Duration;
 use fanfare_broker::System;
 use fanfare_protocol::{Cancellation, EndedBy, FinalPayload, Message};
 use fanfare_publisher::{Accepted, CancelError, Publisher, Target};
-use fanfare_tests::{Death, Mortal, Recorder, Stack, Step, in_shards, on_both_brokers, services};
+use fanfare_tests::{
+    Death, Mortal, Recorder, Stack, Step, eventually_seen, in_shards, on_both_brokers, services,
+};
 use fanfare_worker::{Context, Registration, service};
 use serde_json::Value;
 use tokio::sync::mpsc;
@@ -31,14 +33,22 @@ on_both_brokers!(
     a_coordinator_of_certain_users_cancels_for_them_only,
 );
 
+// All fan-outs of a CID are in one shard, which one coordinator holds.
 in_shards!(
     what_runs_is_told_to_end_and_what_waits_is_not_begun_with,
     to_cancel_again_succeeds_and_changes_nothing,
     to_cancel_what_has_completed_changes_nothing,
+    what_has_ended_with_one_cid_is_told_of_again,
     workers_drop_what_is_left_of_a_fan_out_that_ended_before_it_was_cancelled,
+    what_cannot_be_cancelled_is_told_with_the_reason,
+    what_a_coordinator_may_hold_that_does_not_answer_is_unknown,
+    each_of_several_coordinators_cancels_what_it_holds,
     a_cancel_outlives_the_coordinator_that_confirmed_it,
+    a_cancel_that_its_coordinator_dies_of_is_taken_up_by_another,
     an_inner_fan_out_goes_on_when_the_outer_one_is_cancelled,
+    an_outer_fan_out_goes_on_when_the_inner_one_is_cancelled,
     who_waits_is_handed_what_there_is,
+    a_coordinator_of_certain_users_cancels_for_them_only,
 );
 
 const LONG: Duration = Duration::from_secs(60);
@@ -236,7 +246,12 @@ async fn what_cannot_be_cancelled_is_told_with_the_reason(stack: Stack) {
     let another = stack.coordinator();
     stack.exchange_is_heard(&stack.names().coordinators()).await;
     let ended = publisher.cancel(&accepted).await.expect_err("this one has never heard of it");
-    assert!(matches!(ended, CancelError::Ended { .. }), "{ended:?}");
+    // A shard tells nothing by being there.
+    let is_told = match stack.is_shared() {
+        true => matches!(ended, CancelError::Unknown { answered: 1, .. }),
+        false => matches!(ended, CancelError::Ended { .. }),
+    };
+    assert!(is_told, "{ended:?}");
     another.stop().await;
     assert_eq!(done.rest().await, []);
 }
@@ -249,8 +264,16 @@ async fn each_of_several_coordinators_cancels_what_it_holds(stack: Stack) {
     stack.queue_has(&manifests, "two consumers", |state| state.consumers == 2).await;
     let publisher = stack.publisher();
     let mut accepted = Vec::new();
-    for _ in 0..FAN_OUTS {
-        accepted.push(open(&publisher, &stack).await);
+    stack.declare_service("nobody").await;
+    for n in 0..FAN_OUTS {
+        // By these CIDs, each shard has some.
+        let fanout = publisher.fanout("my.source").cid(n.to_string()).target("nobody", 1);
+        accepted.push(fanout.on_final("my.done").invoke().await.expect("accepted"));
+    }
+    if stack.is_shared() {
+        let held = async || [first.mortal().held(), second.mortal().held()];
+        let each = |held: &[usize; 2]| held.iter().sum::<usize>() == FAN_OUTS && !held.contains(&0);
+        eventually_seen("each holds a shard", held, each).await;
     }
     for fan_out in &accepted {
         let cancelled = publisher.cancel(fan_out).await.expect("some coordinator holds it");
@@ -332,15 +355,20 @@ async fn a_cancel_that_its_coordinator_dies_of_is_taken_up_by_another(stack: Sta
         let keyed = |key: &str| Target::new("nobody", 1).key(key);
         let fanout = publisher.fanout("my.source").add(keyed("a")).add(keyed("b")).on_final("my.done");
         let accepted = fanout.invoke().await.expect("accepted");
-        let queue = stack.names().aggregation(&accepted.cid, accepted.run).name;
+        let queue = stack.results_of(&accepted);
         stack.queue_has(&queue, "a consumer", |state| state.consumers == 1).await;
-        let second = stack.coordinator();
-        let manifests = stack.names().fanin_queue();
-        stack.queue_has(&manifests, "two consumers", |state| state.consumers == 2).await;
+        // Where there are two, each gets a shard, and the second may get that of the fan-out.
+        let mut standby = None;
+        if !stack.is_shared() {
+            standby = Some(stack.coordinator());
+            let manifests = stack.names().fanin_queue();
+            stack.queue_has(&manifests, "two consumers", |state| state.consumers == 2).await;
+        }
         mortal.dies_at(Death { nth, of: Some(Step::Publish), takes_effect: nth % 2 == 0 });
         let died = async {
             mortal.dead().await;
             first.kill().await;
+            standby.unwrap_or_else(|| stack.coordinator())
         };
         // Where the first has told nobody, who asks again is told by the second.
         let cancel = async {
@@ -350,7 +378,7 @@ async fn a_cancel_that_its_coordinator_dies_of_is_taken_up_by_another(stack: Sta
                 }
             }
         };
-        let (cancelled, ()) = tokio::join!(tokio::time::timeout(LONG, cancel), died);
+        let (cancelled, second) = tokio::join!(tokio::time::timeout(LONG, cancel), died);
         let cancelled = cancelled.expect("the second cancels it");
         assert_eq!(cancelled, by_cancel(0, 2), "{nth}");
         stack.ended([&accepted], second).await;
@@ -436,11 +464,8 @@ async fn a_coordinator_of_certain_users_cancels_for_them_only(stack: Stack) {
         ..stack.coordinator_config()
     };
     let coordinator = stack.coordinator_with(config);
-    let config = fanfare_publisher::Config {
-        names: stack.names().clone(),
-        user_id: Some(stack.user().to_owned()),
-        ..Default::default()
-    };
+    let config =
+        fanfare_publisher::Config { user_id: Some(stack.user().to_owned()), ..stack.publisher_config() };
     let accepted_user = Publisher::new(stack.connect(), Arc::new(System), config);
     let accepted = open(&accepted_user, &stack).await;
     let refused = stack.publisher().cancel(&accepted).await.expect_err("it does not say whose it is");

@@ -11,7 +11,13 @@ on_both_brokers!(
     whatever_else_is_among_the_dead_letters_is_parked,
 );
 
-in_shards!(a_request_that_expires_fails_its_target_and_is_parked, a_callback_that_expires_is_parked);
+in_shards!(
+    a_request_that_expires_fails_its_target_and_is_parked,
+    a_request_that_expires_after_its_fan_out_has_ended_is_parked,
+    a_manifest_among_the_dead_letters_goes_back,
+    a_callback_that_expires_is_parked,
+    whatever_else_is_among_the_dead_letters_is_parked,
+);
 
 /// Takes the next message of a service out of its queue and lets it expire there.
 async fn expires(stack: &Stack, queue: &str) -> Message {
@@ -84,7 +90,7 @@ async fn a_manifest_among_the_dead_letters_goes_back(stack: Stack) {
     stack.bystander().declare(&manifests).await.expect("the queue can be declared");
     let fanout = stack.publisher().fanout("my.source").target("my.target", 1);
     let accepted = fanout.on_final("my.done").invoke().await.expect("accepted");
-    let mut taken = stack.record_queue(&manifests.name).await;
+    let mut taken = stack.record_queue(&stack.manifests_of(&accepted)).await;
     let manifest = taken.next().await;
     drop(taken);
     let dead = stack.names().dead();

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use fanfare_protocol::{Bundle, FinalPayload, HeaderValue, Headers, Message, Properties, WireTime, header};
+use fanfare_protocol::{
+    Bundle, FinalPayload, HeaderValue, Headers, Message, Properties, QueueNames, WireTime, header,
+};
 use fanfare_publisher::{Accepted, Target, WaitError};
 use fanfare_tests::{Stack, answer, eventually, in_shards, on_both_brokers, services};
 use fanfare_worker::{Context, Registration, service};
@@ -30,12 +32,21 @@ on_both_brokers!(
 );
 
 in_shards!(
+    every_message_of_a_fan_out_is_the_protocols_byte_for_byte,
+    a_rust_worker_answers_with_the_protocols_bytes,
     two_targets_and_two_callbacks,
     a_target_that_fails_at_once_does_not_hinder_the_others,
+    all_targets_may_fail,
+    every_kind_of_failure_is_told_with_its_whole_chain_and_the_worker_lives_on,
+    a_cid_is_returned_as_it_came,
     two_fan_outs_with_one_cid_end_with_their_own_results,
     metadata_reaches_every_target_and_callback,
     no_targets_end_at_once_with_empty_data,
+    one_target,
     one_service_fifty_times_by_key,
+    targets_as_a_map,
+    keys_in_any_script_keep_the_callers_order,
+    a_waiting_caller_needs_no_final_callback,
     a_waiting_caller_and_a_final_callback_are_told_the_same,
     a_wait_that_times_out_leaves_the_fan_out_to_its_end,
 );
@@ -93,7 +104,10 @@ async fn every_message_of_a_fan_out_is_the_protocols_byte_for_byte(stack: Stack)
         .await
         .expect("accepted");
     let run = accepted.run.to_string();
-    let queue = format!("{}.agg.{CID}.{run}", stack.names().prefix());
+    let (queue, sentinel) = match stack.is_shared() {
+        true => (format!("{}.shard.{}", stack.names().prefix(), QueueNames::shard_of(&accepted.cid, 2)), ""),
+        false => (format!("{}.agg.{CID}.{run}", stack.names().prefix()), r#","sentinel":true"#),
+    };
 
     // The requests.
     let mut requested = String::new();
@@ -115,16 +129,16 @@ async fn every_message_of_a_fan_out_is_the_protocols_byte_for_byte(stack: Stack)
     }
 
     // The manifest, which is given back to the coordinator as it was.
-    let fanin = stack.names().fanin_queue();
-    let mut manifests = stack.record_queue(&fanin).await;
+    let manifest_queue = stack.manifests_of(&accepted);
+    let mut manifests = stack.record_queue(&manifest_queue).await;
     let manifest = manifests.next().await;
     drop(manifests);
     let body = format!(
-        r#"{{"cid":"{CID}","run":"{run}","source":"{SOURCE}","req_ts_utc":"{requested}","channel":"fanout-call","targets":[{{"key":"my.service1","service":"my.service1"}},{{"key":"my.service2","service":"my.service2"}}],"on_target":["my.progress"],"on_final":["my.cb1","helpers.input-logger"],"reply_to":"{queue}","sentinel":true}}"#
+        r#"{{"cid":"{CID}","run":"{run}","source":"{SOURCE}","req_ts_utc":"{requested}","channel":"fanout-call","targets":[{{"key":"my.service1","service":"my.service1"}},{{"key":"my.service2","service":"my.service2"}}],"on_target":["my.progress"],"on_final":["my.cb1","helpers.input-logger"],"reply_to":"{queue}"{sentinel}}}"#
     );
     let expected = message("fanfare.manifest", "manifest", &[("fanfare-run", &run)], body);
     assert_eq!(manifest, issued_by(SOURCE, Some(recent(&requested)), expected));
-    stack.publish(&fanin, manifest).await;
+    stack.publish(&manifest_queue, manifest).await;
     let coordinator = stack.coordinator();
 
     // The results, and what on-target callbacks make of them.
@@ -175,9 +189,9 @@ async fn a_rust_worker_answers_with_the_protocols_bytes(stack: Stack) {
     let _callback = stack.record("my.cb1").await;
     let fanout = stack.publisher().fanout("fanout1.my-service").cid(CID);
     let fanout = fanout.target("my.service1", 1).target("my.service2", 2).on_final("my.cb1");
-    let Accepted { cid, run } = fanout.invoke().await.expect("accepted");
+    let accepted = fanout.invoke().await.expect("accepted");
     // There is no coordinator: the results stay where they went.
-    let queue = stack.names().aggregation(&cid, run).name;
+    let queue = stack.results_of(&accepted);
     let mut recorder = stack.record_queue(&queue).await;
     let mut results = BTreeMap::new();
     while results.len() < 3 {
@@ -188,9 +202,14 @@ async fn a_rust_worker_answers_with_the_protocols_bytes(stack: Stack) {
         };
         results.extend(messages.into_iter().map(by_id));
     }
-    let run_text = run.to_string();
-    let sentinel = message("fanfare.sentinel", "sentinel", &[("fanfare-run", &run_text)], "{}");
-    assert_eq!(results.remove(&format!("{CID}/sentinel")), Some(sentinel));
+    let run_text = accepted.run.to_string();
+    if stack.is_shared() {
+        let manifest = results.remove(&format!("{CID}/manifest")).expect("it is there too");
+        assert_eq!(manifest.kind(), header::TYPE_MANIFEST);
+    } else {
+        let sentinel = message("fanfare.sentinel", "sentinel", &[("fanfare-run", &run_text)], "{}");
+        assert_eq!(results.remove(&format!("{CID}/sentinel")), Some(sentinel));
+    }
     for (place, service, outcome) in [
         (
             "0",

@@ -3,13 +3,20 @@
 use std::time::Duration;
 
 use fanfare_protocol::{Message, Metadata, Request, RunId, ServiceName, Source, WireTime, limits};
-use fanfare_publisher::{Accepted, Invalid, InvokeError, Target};
-use fanfare_tests::{Recorder, Stack, answer, on_both_brokers, services};
+use fanfare_publisher::{Invalid, InvokeError, Target};
+use fanfare_tests::{Recorder, Stack, answer, in_shards, on_both_brokers, services};
 use fanfare_worker::{Context, service};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 on_both_brokers!(
+    a_payload_nested_ten_thousand_deep_is_refused_or_parked_and_its_worker_lives,
+    a_response_nested_ten_thousand_deep_fails_its_target_alone,
+    a_deadline_beyond_all_time_keeps_nobody_from_the_end,
+    names_that_are_none_are_refused_wherever_they_come_from,
+);
+
+in_shards!(
     a_payload_nested_ten_thousand_deep_is_refused_or_parked_and_its_worker_lives,
     a_response_nested_ten_thousand_deep_fails_its_target_alone,
     a_deadline_beyond_all_time_keeps_nobody_from_the_end,
@@ -84,7 +91,7 @@ async fn a_response_nested_ten_thousand_deep_fails_its_target_alone(stack: Stack
             "unknown field" => whole("1", &format!(r#","new":{}"#, nested(DEEP))),
             _ => whole("1", ""),
         };
-        stack.publish(&accepted_queue(&stack, &accepted), result_of(&request, body)).await;
+        stack.publish(&stack.results_of(&accepted), result_of(&request, body)).await;
     }
     let payload = done.next_final().await;
     assert_eq!(payload.get::<u8>("sound").expect("it answered"), 1);
@@ -103,16 +110,16 @@ async fn a_deadline_beyond_all_time_keeps_nobody_from_the_end(stack: Stack) {
     let publisher = stack.publisher();
     let invoke = || publisher.fanout("my.source").target("my.target", 1).on_final("my.done").invoke();
     let accepted = [invoke().await.expect("accepted"), invoke().await.expect("accepted")];
-    let fanin = stack.names().fanin_queue();
-    let mut manifests = stack.record_queue(&fanin).await;
     let changed = [("deadline_ms", json!(u64::MAX)), ("deadline_utc", json!("9999-12-31 23:59:59"))];
-    for (field, value) in changed {
+    for ((field, value), accepted) in changed.into_iter().zip(&accepted) {
+        let queue = stack.manifests_of(accepted);
+        let mut manifests = stack.record_queue(&queue).await;
         let message = manifests.next().await;
+        drop(manifests);
         let mut manifest: Value = serde_json::from_slice(&message.body).expect("JSON");
         manifest[field] = value;
-        stack.publish(&fanin, Message { body: manifest.to_string().into(), ..message }).await;
+        stack.publish(&queue, Message { body: manifest.to_string().into(), ..message }).await;
     }
-    drop(manifests);
     let coordinator = stack.coordinator();
     for _ in &accepted {
         answer(&stack, &target.next().await, "fine").await;
@@ -130,8 +137,8 @@ async fn names_that_are_none_are_refused_wherever_they_come_from(stack: Stack) {
     let publisher = stack.publisher();
     let fanout = || publisher.fanout("my.source").on_final("my.done");
     let good = fanout().invoke().await.expect("accepted");
-    let fanin = stack.names().fanin_queue();
-    let mut manifests = stack.record_queue(&fanin).await;
+    let queue = stack.manifests_of(&good);
+    let mut manifests = stack.record_queue(&queue).await;
     let manifest = manifests.next().await;
     drop(manifests);
     let coordinator = stack.coordinator();
@@ -148,12 +155,12 @@ async fn names_that_are_none_are_refused_wherever_they_come_from(stack: Stack) {
                 "on_target" | "on_final" => json!([name]),
                 _ => json!(name),
             };
-            stack.publish(&fanin, Message { body: body.to_string().into(), ..manifest.clone() }).await;
+            stack.publish(&queue, Message { body: body.to_string().into(), ..manifest.clone() }).await;
             let reason = parked.next().await.text("fanfare-reason").expect("why").to_owned();
             assert!(reason.contains("is not allowed"), "{field} {name:?}: {reason}");
         }
     }
-    stack.publish(&fanin, manifest).await;
+    stack.publish(&queue, manifest).await;
     assert_eq!(done.next_final().await.data.len(), 0);
     tokio::time::timeout(Duration::from_secs(60), stack.ended([&good], coordinator)).await.expect("it ends");
     for recorder in [&mut done, &mut parked] {
@@ -163,10 +170,6 @@ async fn names_that_are_none_are_refused_wherever_they_come_from(stack: Stack) {
 
 async fn none_left(recorder: &mut Recorder) {
     assert_eq!(recorder.rest().await, []);
-}
-
-fn accepted_queue(stack: &Stack, accepted: &Accepted) -> String {
-    stack.names().aggregation(&accepted.cid, accepted.run).name
 }
 
 /// A result with some body for a request.

@@ -27,11 +27,16 @@ mod in_processes {
     use super::*;
 
     fanfare_tests::on_rabbitmq!(a_receiver_that_streams_stays_small);
+    fanfare_tests::in_shards_on_rabbitmq!(a_receiver_that_streams_stays_small);
 }
 
 in_shards!(
     a_large_payload_is_the_same_whole_streamed_and_on_the_wire,
+    a_small_payload_can_be_streamed_too,
+    parts_stay_through_retries_and_among_the_parked_and_go_when_a_callback_has_succeeded,
     a_caller_who_waits_is_told_all_of_a_large_payload,
+    a_callback_whose_worker_dies_while_it_streams_reads_all_of_it_again,
+    parts_of_a_parked_callback_go_with_it,
 );
 
 const TARGETS: usize = 60;

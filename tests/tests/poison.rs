@@ -3,13 +3,18 @@
 use std::os::unix::process::ExitStatusExt;
 
 use fanfare_publisher::Target;
-use fanfare_tests::{Node, Stack, on_rabbitmq};
+use fanfare_tests::{Node, Stack, in_shards_on_rabbitmq, on_rabbitmq};
 use tokio_util::sync::CancellationToken;
 
 const SIGKILL: i32 = 9;
 const NODE: &str = env!("CARGO_BIN_EXE_fanfare-test-node");
 
 on_rabbitmq!(
+    a_poison_target_among_200_good_ones_fails_and_they_all_succeed,
+    several_poison_targets_fail_none_of_those_between_them,
+);
+
+in_shards_on_rabbitmq!(
     a_poison_target_among_200_good_ones_fails_and_they_all_succeed,
     several_poison_targets_fail_none_of_those_between_them,
 );

@@ -13,7 +13,11 @@ on_both_brokers!(
     a_callback_that_fails_is_invoked_again_and_parked_when_its_attempts_are_over,
 );
 
-in_shards!(a_target_that_fails_twice_succeeds_at_its_third_attempt_and_counts_once);
+in_shards!(
+    a_target_that_fails_twice_succeeds_at_its_third_attempt_and_counts_once,
+    a_fatal_failure_is_the_result_at_once,
+    a_callback_that_fails_is_invoked_again_and_parked_when_its_attempts_are_over,
+);
 
 /// Fails before its third attempt.
 fn third(name: &str) -> Registration {

@@ -8,8 +8,8 @@ use fanfare_broker::Broker;
 use fanfare_protocol::{FinalPayload, Message, ServiceName};
 use fanfare_publisher::{Accepted, Fanout, Target};
 use fanfare_tests::{
-    Death, Mortal, Node, PATIENCE, Stack, Step, answer, eventually, on_both_brokers, on_rabbitmq, run,
-    services,
+    Death, Mortal, Node, PATIENCE, Stack, Step, answer, eventually, in_shards, on_both_brokers, on_rabbitmq,
+    run, services,
 };
 use fanfare_worker::{Context, service};
 use futures_util::future::join_all;
@@ -22,6 +22,14 @@ on_both_brokers!(
     a_coordinator_killed_after_three_fifths_of_the_on_target_callbacks_repeats_at_most_a_hundred,
     a_killed_coordinator_repeats_at_most_as_many_on_target_callbacks_as_it_was_told,
     a_queue_with_more_results_than_may_be_unacked_ends_through_two_crashes,
+    ten_fan_outs_whose_targets_wait_for_inner_ones_need_one_slot,
+);
+
+// All results of the one that is left out fit into a shard's window, so its second coordinator would die of another message.
+in_shards!(
+    two_coordinators_end_two_hundred_concurrent_fan_outs_once_each,
+    a_coordinator_killed_after_three_fifths_of_the_on_target_callbacks_repeats_at_most_a_hundred,
+    a_killed_coordinator_repeats_at_most_as_many_on_target_callbacks_as_it_was_told,
     ten_fan_outs_whose_targets_wait_for_inner_ones_need_one_slot,
 );
 

@@ -21,11 +21,17 @@ on_both_brokers!(
     a_question_of_a_later_version_is_ignored,
 );
 
+// Nobody stands by at a fan-out in a shard, so no other coordinator ends it unseen.
 in_shards!(
     fan_outs_of_all_coordinators_are_told_of_with_how_far_they_have_come,
     those_that_do_not_match_are_left_out_and_those_beyond_the_limit_counted,
     those_that_have_ended_are_told_of_with_how_they_ended,
+    one_whose_queue_was_deleted_is_told_to_have_ended_by_that,
+    what_has_happened_lately_is_told_to_who_asks_for_it,
+    a_coordinator_that_does_not_answer_is_counted,
+    without_a_coordinator_nobody_tells,
     coordinators_of_certain_users_tell_them_only,
+    a_question_of_a_later_version_is_ignored,
 );
 
 /// A fan-out of one target that responds, one that fails, and so many that nobody runs.
@@ -147,8 +153,7 @@ async fn one_whose_queue_was_deleted_is_told_to_have_ended_by_that(stack: Stack)
     let deleted = invoke(&stack.publisher(), "my.source", "deleted", 1).await;
     let operator = stack.operator(PATIENCE);
     told(&operator, &StatusQuery::default(), |status| all_have_done(status, 1, 2)).await;
-    let queue = stack.names().aggregation(&deleted.cid, deleted.run).name;
-    stack.bystander().delete(&queue).await.expect("it is deleted");
+    stack.bystander().delete(&stack.results_of(&deleted)).await.expect("it is deleted");
     assert_eq!(done.next_final().await.ended_by(), Some(EndedBy::Deletion));
     let ended = StatusQuery { ended: true, ..StatusQuery::default() };
     let status = told(&operator, &ended, |status| status.matching == 1).await;

@@ -6,18 +6,22 @@ use std::time::Duration;
 use fanfare_protocol::FinalPayload;
 use fanfare_publisher::{Fanout, Target};
 use fanfare_tests::services::Report;
-use fanfare_tests::{Node, Stack, in_shards, on_both_brokers, on_rabbitmq, services};
+use fanfare_tests::{Node, Stack, in_shards, in_shards_on_rabbitmq, on_both_brokers, on_rabbitmq, services};
 
 const NODE: &str = env!("CARGO_BIN_EXE_fanfare-test-node");
 
 on_both_brokers!(a_coordinator_that_stops_in_the_middle_repeats_no_callback);
 
-in_shards!(a_coordinator_that_stops_in_the_middle_repeats_no_callback,);
+in_shards!(a_coordinator_that_stops_in_the_middle_repeats_no_callback);
 
 mod processes {
     use super::*;
 
     on_rabbitmq!(
+        a_terminated_worker_finishes_what_runs_and_puts_the_rest_back,
+        a_terminated_coordinator_repeats_no_callback,
+    );
+    in_shards_on_rabbitmq!(
         a_terminated_worker_finishes_what_runs_and_puts_the_rest_back,
         a_terminated_coordinator_repeats_no_callback,
     );

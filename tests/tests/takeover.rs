@@ -24,9 +24,11 @@ on_both_brokers!(
     a_queue_that_comes_back_empty_after_its_coordinators_death_ends_no_fan_out_twice,
 );
 
+// Nobody stands by at a shard, which is not deleted with a fan-out.
 in_shards!(
     a_crash_before_any_step_is_made_good_by_the_next_coordinator,
     a_crash_after_any_step_is_made_good_by_the_next_coordinator,
+    a_crash_before_any_step_of_sending_a_payload_in_parts_is_made_good,
     a_crash_after_any_step_of_sending_a_payload_in_parts_is_made_good,
 );
 

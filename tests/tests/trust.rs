@@ -5,9 +5,16 @@ use std::time::Duration;
 
 use fanfare_broker::Broker;
 use fanfare_publisher::{Fanout, Publisher, Target};
-use fanfare_tests::{Mortal, Running, Stack, on_both_brokers, run, services};
+use fanfare_tests::{Mortal, Running, Stack, eventually, in_shards, on_both_brokers, run, services};
 
 on_both_brokers!(
+    a_manifest_of_an_accepted_user_ends_through_its_renewals,
+    a_manifest_that_does_not_say_whose_it_is_is_parked_with_the_reason,
+    a_manifest_with_too_many_targets_is_parked_with_the_reason,
+    a_fan_out_that_was_accepted_goes_on_whatever_is_allowed_now,
+);
+
+in_shards!(
     a_manifest_of_an_accepted_user_ends_through_its_renewals,
     a_manifest_that_does_not_say_whose_it_is_is_parked_with_the_reason,
     a_manifest_with_too_many_targets_is_parked_with_the_reason,
@@ -29,13 +36,15 @@ async fn a_manifest_of_an_accepted_user_ends_through_its_renewals(stack: Stack) 
 /// For RabbitMQ, the tests of permissions have another user.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_manifest_of_another_user_is_parked_with_the_reason() {
-    run(Stack::in_memory(), |stack| async move {
-        let connection = Mortal::new(stack.connect_as("someone-else"));
-        let coordinator = stack.coordinator_on(connection, accepting(&stack, &["shop"], "someone-else"));
-        let reason = refusal_of(&stack, signing(&stack, stack.user()), coordinator).await;
-        assert!(reason.contains(&format!("user_id `{}` is not among", stack.user())), "{reason}");
-    })
-    .await;
+    for stack in [Stack::in_memory(), Stack::in_memory().sharing(2)] {
+        run(stack, |stack| async move {
+            let connection = Mortal::new(stack.connect_as("someone-else"));
+            let coordinator = stack.coordinator_on(connection, accepting(&stack, &["shop"], "someone-else"));
+            let reason = refusal_of(&stack, signing(&stack, stack.user()), coordinator).await;
+            assert!(reason.contains(&format!("user_id `{}` is not among", stack.user())), "{reason}");
+        })
+        .await;
+    }
 }
 
 async fn a_manifest_that_does_not_say_whose_it_is_is_parked_with_the_reason(stack: Stack) {
@@ -56,8 +65,9 @@ async fn a_fan_out_that_was_accepted_goes_on_whatever_is_allowed_now(stack: Stac
     stack.declare_service("test.sleep").await;
     let _coordinator = stack.coordinator_on(Arc::clone(&connection), allowing(&stack, 2));
     let accepted = fan_out(&stack.publisher()).invoke().await.expect("accepted");
-    let queue = stack.names().aggregation(&accepted.cid, accepted.run).name;
-    stack.queue_has(&queue, "a coordinator", |queue| queue.consumers == 1).await;
+    stack.queue_has(&stack.results_of(&accepted), "a coordinator", |queue| queue.consumers == 1).await;
+    // In a shard, it may consume before it is handed the manifest.
+    eventually("the coordinator holds the manifest", async || connection.held() > 0).await;
     connection.die();
     connection.close().await;
     let coordinator = stack.coordinator_with(allowing(&stack, 1));
@@ -83,8 +93,11 @@ async fn refusal_of(stack: &Stack, publisher: Publisher, coordinator: Running) -
     coordinator.stop().await;
     assert_eq!(done.rest().await, []);
     assert_eq!(parked.rest().await, []);
-    let queue = stack.names().aggregation(&accepted.cid, accepted.run).name;
-    stack.bystander().delete(&queue).await.expect("the queue of a refused fan-out can be deleted");
+    stack
+        .bystander()
+        .delete(&stack.results_of(&accepted))
+        .await
+        .expect("the queue of a refused fan-out can be deleted");
     manifest.text("fanfare-reason").expect("a parked message says why").to_owned()
 }
 
@@ -97,11 +110,7 @@ fn accepting(stack: &Stack, users: &[&str], user_id: &str) -> fanfare_coordinato
 }
 
 fn signing(stack: &Stack, user: &str) -> Publisher {
-    let config = fanfare_publisher::Config {
-        names: stack.names().clone(),
-        user_id: Some(user.to_owned()),
-        ..Default::default()
-    };
+    let config = fanfare_publisher::Config { user_id: Some(user.to_owned()), ..stack.publisher_config() };
     Publisher::new(stack.connect(), Arc::new(fanfare_broker::System), config)
 }
 
