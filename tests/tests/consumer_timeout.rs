@@ -14,15 +14,32 @@ const CONSUMER_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_fan_out_thrice_as_long_as_the_consumer_timeout_loses_and_repeats_nothing() {
-    with_short_timeout(long_fan_out).await;
+    with_short_timeout(0, long_fan_out).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_target_longer_than_the_consumer_timeout_runs_twice_and_counts_once() {
-    with_short_timeout(long_target).await;
+    with_short_timeout(0, long_target).await;
 }
 
-async fn with_short_timeout<F: Future<Output = ()>>(test: impl FnOnce(Stack) -> F) {
+mod in_shards {
+    use super::*;
+
+    const SHARDS: u32 = 2;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_fan_out_thrice_as_long_as_the_consumer_timeout_loses_and_repeats_nothing() {
+        with_short_timeout(SHARDS, long_fan_out).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_target_longer_than_the_consumer_timeout_runs_twice_and_counts_once() {
+        with_short_timeout(SHARDS, long_target).await;
+    }
+}
+
+/// Runs a test with fan-outs in so many shards, or in queues of their own where there are none.
+async fn with_short_timeout<F: Future<Output = ()>>(shards: u32, test: impl FnOnce(Stack) -> F) {
     Operator::run(async |operator| {
         let milliseconds = CONSUMER_TIMEOUT.as_millis();
         operator
@@ -34,7 +51,7 @@ async fn with_short_timeout<F: Future<Output = ()>>(test: impl FnOnce(Stack) -> 
                 ),
             ])
             .await;
-        run(Stack::at(operator.url().to_owned()), test).await;
+        run(Stack::at(operator.url().to_owned()).sharing(shards), test).await;
     })
     .await;
 }

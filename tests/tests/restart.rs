@@ -17,26 +17,43 @@ static TURN: Mutex<()> = Mutex::const_new(());
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_between_requests_and_results_is_waited_out() {
-    with_restart(0).await;
+    with_restart(0, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_restart_with_half_of_the_results_in_is_waited_out() {
-    with_restart(TARGETS / 2).await;
+    with_restart(TARGETS / 2, 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_cancel_after_a_restart_reaches_coordinator_and_worker() {
-    with_broker(cancel_after_restart).await;
+    with_broker(0, cancel_after_restart).await;
+}
+
+mod in_shards {
+    use super::*;
+
+    const SHARDS: u32 = 2;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_restart_with_half_of_the_results_in_is_waited_out() {
+        with_restart(TARGETS / 2, SHARDS).await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_cancel_after_a_restart_reaches_coordinator_and_worker() {
+        with_broker(SHARDS, cancel_after_restart).await;
+    }
 }
 
 /// Restarts the broker when so many results are in, and lets the others be answered after that.
-async fn with_restart(results: usize) {
-    with_broker(async |stack| restart_at(stack, results).await).await;
+async fn with_restart(results: usize, shards: u32) {
+    with_broker(shards, async |stack| restart_at(stack, results).await).await;
 }
 
-/// Runs a test on the broker that may be restarted.
-async fn with_broker(test: impl AsyncFnOnce(Stack)) {
+/// Runs a test on the broker that may be restarted. Fan-outs are gathered in so many shards, or in queues of their own where there are
+/// none.
+async fn with_broker(shards: u32, test: impl AsyncFnOnce(Stack)) {
     if std::env::var_os("FANFARE_TEST_NO_RESTART").is_some() {
         #[expect(clippy::print_stdout, reason = "a test that is left out says so")]
         {
@@ -47,7 +64,7 @@ async fn with_broker(test: impl AsyncFnOnce(Stack)) {
     let _turn = TURN.lock().await;
     let url = std::env::var("FANFARE_TEST_RESTART_BROKER")
         .expect("this test restarts a RabbitMQ: run `cargo xtask test`, or set FANFARE_TEST_NO_RESTART");
-    run(Stack::at(url), async |stack| test(stack).await).await;
+    run(Stack::at(url).sharing(shards), async |stack| test(stack).await).await;
 }
 
 async fn restart_at(stack: Stack, results: usize) {
@@ -74,9 +91,10 @@ async fn restart_at(stack: Stack, results: usize) {
     };
     let accepted = fanout(TARGETS).invoke().await.expect("accepted");
     eventually("all targets run", async || started.load(Ordering::Relaxed) == TARGETS).await;
-    let queue = stack.names().aggregation(&accepted.cid, accepted.run).name;
-    // The coordinator holds the manifest, the sentinel, and as many results as there are to be.
-    eventually("the results are in", async || coordinator.mortal().held() == 2 + results).await;
+    let queue = stack.results_of(&accepted);
+    // The coordinator holds the manifest, the sentinel where there is one, and as many results as there are to be.
+    let beside = if stack.is_shared() { 1 } else { 2 };
+    eventually("the results are in", async || coordinator.mortal().held() == beside + results).await;
     stack.queue_has(&queue, "its consumer", |state| state.consumers == 1).await;
 
     restart().await;
@@ -87,7 +105,7 @@ async fn restart_at(stack: Stack, results: usize) {
         assert_eq!((key, result.response::<usize>().expect("it answered")), (n.to_string().as_str(), n));
     }
     assert_eq!(payload.data.len(), TARGETS);
-    stack.queue_is_gone(&queue).await;
+    stack.queue_is_gone(&stack.names().aggregation(&accepted.cid, accepted.run).name).await;
 
     // Everyone is back: the publisher that saw the restart invokes again, and the same worker and coordinator serve it.
     let again = fanout(3).invoke().await.expect("accepted");
@@ -115,7 +133,7 @@ async fn cancel_after_restart(stack: Stack) {
     let fanout = publisher.fanout("my.source").target("my.holding", 1).on_final("my.done");
     let accepted = fanout.invoke().await.expect("accepted");
     assert_eq!(tells.recv().await, Some("it runs"));
-    let queue = stack.names().aggregation(&accepted.cid, accepted.run).name;
+    let queue = stack.results_of(&accepted);
     stack.queue_has(&queue, "its consumer", |state| state.consumers == 1).await;
 
     restart().await;
@@ -123,6 +141,8 @@ async fn cancel_after_restart(stack: Stack) {
         stack.exchange_is_heard(&exchange).await;
     }
     stack.queue_has(&queue, "its consumer", |state| state.consumers == 1).await;
+    // A shard has its consumer before that has read the manifest.
+    eventually("the coordinator holds the fan-out", async || coordinator.mortal().held() > 0).await;
     let cancellation = publisher.cancel(&accepted).await.expect("it is cancelled");
     assert_eq!((cancellation.responded, cancellation.missing), (0, 1));
     assert_eq!(tells.recv().await, Some("it is to end"));
