@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use crate::browser::{Browser, Scheme};
 use crate::http::{ask_as, get};
 use crate::monitor::Asked;
-use crate::support::{Running, eventually};
+use crate::support::{Running, eventually, eventually_seen};
 
 const SERVICES: &str = r#"
 [services."t.waits"]
@@ -144,12 +144,17 @@ fn timeline_has_a_bar_for_each_target_that_says_what_becomes_of_it() {
     eventually("the fan-out appears", || browser.rows("open").iter().any(|row| row[0] == "drawn"));
     browser.value_of("document.querySelector('#open a').click()");
 
-    let shows = |expected: [(&str, &str, &str); 5]| {
-        let rows = timeline(&browser);
-        rows.len() == expected.len()
-            && rows.iter().zip(expected).all(|([key, what, bars], expected)| {
-                (key.as_str(), bars.as_str()) == (expected.0, expected.2) && what.contains(expected.1)
-            })
+    let shows = |what: &str, expected: [(&str, &str, &str); 5]| {
+        eventually_seen(
+            what,
+            || timeline(&browser),
+            |rows| {
+                rows.len() == expected.len()
+                    && rows.iter().zip(expected).all(|([key, what, bars], expected)| {
+                        (key.as_str(), bars.as_str()) == (expected.0, expected.2) && what.contains(expected.1)
+                    })
+            },
+        );
     };
     let [bad, again, nobody] = [
         ("badt.hostile", "failed after ", "bad"),
@@ -157,20 +162,21 @@ fn timeline_has_a_bar_for_each_target_that_says_what_becomes_of_it() {
         ("nobody", "waits in its queue", "waits"),
     ];
     let runs = |key| (key, "runs for ", "waits under-way");
-    eventually("two run", || shows([runs("at.waits"), runs("bt.waits"), bad, again, nobody]));
+    shows("two run", [runs("at.waits"), runs("bt.waits"), bad, again, nobody]);
     assert!(text_of(&browser, "advice").contains("no worker consumes"), "{}", text_of(&browser, "advice"));
     fs::write(asked.path().join("go-a"), "").unwrap();
     let responded = |key| (key, "responded after ", "good");
-    eventually("one has responded", || shows([responded("at.waits"), runs("bt.waits"), bad, again, nobody]));
+    shows("one has responded", [responded("at.waits"), runs("bt.waits"), bad, again, nobody]);
 
     fs::write(asked.path().join("go-b"), "").unwrap();
-    eventually("both have", || shows([responded("at.waits"), responded("bt.waits"), bad, again, nobody]));
+    shows("both have", [responded("at.waits"), responded("bt.waits"), bad, again, nobody]);
     assert_eq!(asked.run(&["cancel", "drawn"]).exit, 0);
     let missing = |key| (key, "missing at the cancel, after ", "gone");
-    eventually("the others are missing", || {
-        let rest = [missing("againt.retried"), missing("nobody")];
-        shows([responded("at.waits"), responded("bt.waits"), bad, rest[0], rest[1]])
-    });
+    let others = [missing("againt.retried"), missing("nobody")];
+    shows(
+        "the others are missing",
+        [responded("at.waits"), responded("bt.waits"), bad, others[0], others[1]],
+    );
     assert!(text_of(&browser, "facts").contains("Ended bycancel"), "{}", text_of(&browser, "facts"));
 }
 
