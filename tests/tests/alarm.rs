@@ -16,8 +16,23 @@ const TARGETS: usize = 5;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_alarm_bounds_the_wait_of_publishers_and_delays_everyone_else() {
+    with_alarms(0, alarm).await;
+}
+
+mod in_shards {
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_alarm_bounds_the_wait_of_publishers_and_delays_everyone_else() {
+        with_alarms(2, alarm).await;
+    }
+}
+
+/// Runs a test with fan-outs in so many shards, or in queues of their own where there are none.
+async fn with_alarms(shards: u32, test: impl AsyncFnOnce(Stack, Operator)) {
     Operator::run(async |operator| {
-        run(Stack::at(operator.url().to_owned()), async |stack| alarm(stack, operator).await).await;
+        let stack = Stack::at(operator.url().to_owned()).sharing(shards);
+        run(stack, async |stack| test(stack, operator).await).await;
     })
     .await;
 }
@@ -37,7 +52,10 @@ async fn alarm(stack: Stack, operator: Operator) {
         })
     };
     let worker = stack.worker([gated]).await;
-    let coordinator = stack.coordinator();
+    let mut config = stack.coordinator_config();
+    // Requests of what was refused may reach the worker all the same, and their results wait for a manifest in a shard.
+    config.shard_limits.patience = Duration::from_secs(10);
+    let coordinator = stack.coordinator_with(config);
     let before = stack.publisher();
     let open = fan_out(&before).invoke().await.expect("accepted");
     stack.declare_service("nobody").await;
@@ -52,10 +70,9 @@ async fn alarm(stack: Stack, operator: Operator) {
     eventually("the worker's connection is blocked", async || worker.mortal().is_blocked()).await;
 
     let config = fanfare_publisher::Config {
-        names: stack.names().clone(),
         time_limit: Duration::from_secs(2),
         cancel_limit: Duration::from_secs(2),
-        ..Default::default()
+        ..stack.publisher_config()
     };
     let refused = Publisher::new(stack.connect(), Arc::new(System), config.clone());
     // The broker tells a connection of the alarm once something is published on it.
@@ -89,7 +106,7 @@ async fn alarm(stack: Stack, operator: Operator) {
     operator.control(&["set_vm_memory_high_watermark", "0.4"]).await;
     unheard.await.expect("it does not panic").expect_err("there is no such queue");
     // The publisher that was refused goes on too, and has as long as any other from now on.
-    let unlimited = fanfare_publisher::Config { names: stack.names().clone(), ..Default::default() };
+    let unlimited = stack.publisher_config();
     let refused = Publisher::new(Arc::clone(refused.broker()), Arc::new(System), unlimited);
     refused.cancel(&hanging).await.expect("it is cancelled, now or by what was asked before");
     assert_eq!(cancelled.next_final().await.failures().count(), 1);
@@ -104,10 +121,7 @@ async fn alarm(stack: Stack, operator: Operator) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_to_be_put_back_meanwhile_stays_parked_and_says_why() {
-    Operator::run(async |operator| {
-        run(Stack::at(operator.url().to_owned()), async |stack| put_back(stack, operator).await).await;
-    })
-    .await;
+    with_alarms(0, put_back).await;
 }
 
 async fn put_back(stack: Stack, operator: Operator) {

@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use fanfare_protocol::{FinalPayload, Message};
+use fanfare_protocol::{FinalPayload, Message, StatusQuery};
 use fanfare_publisher::{Accepted, Fanout, InvokeError, Publisher, QueueType, Target};
-use fanfare_tests::{Cluster, Running, Stack, eventually, full, run};
+use fanfare_tests::{Cluster, PATIENCE, Running, Stack, eventually, full, run};
 use fanfare_worker::{Context, service};
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
@@ -27,6 +27,14 @@ async fn quorum_queues_lose_nothing_with_a_node() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn shards_lose_nothing_with_a_node() {
+    if let Some(cluster) = Cluster::start().await {
+        let stack = Stack::at(cluster.urls()).sharing(2);
+        run(stack, async |stack| loses_nothing(stack, &cluster, 0).await).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn classic_aggregation_queues_wait_for_their_node_and_then_end() {
     if let Some(cluster) = Cluster::start().await {
         run(Stack::at(cluster.urls()), async |stack| waits(stack, &cluster).await).await;
@@ -40,7 +48,7 @@ async fn loses_nothing(stack: Stack, cluster: &Cluster, node: usize) {
     let (_worker, coordinator) = (gate.worker(&stack).await, stack.coordinator());
     let publisher = stack.publisher_of(QueueType::Quorum);
     let held = invoke(&publisher, HELD, "my.held").await;
-    gate.reached(&coordinator).await;
+    gate.reached(&stack).await;
 
     let killed = CancellationToken::new();
     let moving = tokio::spawn(invoke_until(publisher.clone(), killed.clone()));
@@ -75,7 +83,7 @@ async fn waits(stack: Stack, cluster: &Cluster) {
     let (_worker, coordinator) = (gate.worker(&stack).await, stack.coordinator());
     let classic = stack.publisher_of(QueueType::Classic);
     let held = invoke(&classic, HELD, "my.held").await;
-    gate.reached(&coordinator).await;
+    gate.reached(&stack).await;
 
     cluster.kill(0).await;
     gate.open();
@@ -133,10 +141,17 @@ impl Gate {
         stack.worker([held.concurrency(HELD * TARGETS), echo]).await
     }
 
-    /// Waits until all targets run, and the coordinator holds every manifest and the first results.
-    async fn reached(&self, coordinator: &Running) {
+    /// Waits until all targets run, and the coordinator has the first result of each fan-out.
+    async fn reached(&self, stack: &Stack) {
         eventually("all targets run", async || self.started.load(Ordering::Relaxed) == HELD * TARGETS).await;
-        eventually("the first results are in", async || coordinator.mortal().held() == 3 * HELD).await;
+        let operator = stack.operator(PATIENCE);
+        eventually("the first results are in", async || {
+            let status = operator.status(&StatusQuery::default()).await;
+            status.is_ok_and(|status| {
+                status.matching == HELD && status.fan_outs.iter().all(|fan_out| fan_out.done == 1)
+            })
+        })
+        .await;
     }
 
     fn open(&self) {
