@@ -8,8 +8,8 @@ use fanfare_broker::Broker;
 use fanfare_protocol::{FinalPayload, Message, ServiceName};
 use fanfare_publisher::{Accepted, Fanout, Target};
 use fanfare_tests::{
-    Death, Mortal, Node, PATIENCE, Stack, Step, answer, eventually, in_shards, on_both_brokers, on_rabbitmq,
-    run, services,
+    Death, Mortal, Node, PATIENCE, Stack, Step, answer, eventually, in_shards, in_shards_on_rabbitmq,
+    on_both_brokers, on_rabbitmq, run, services,
 };
 use fanfare_worker::{Context, service};
 use futures_util::future::join_all;
@@ -25,18 +25,20 @@ on_both_brokers!(
     ten_fan_outs_whose_targets_wait_for_inner_ones_need_one_slot,
 );
 
-// All results of the one that is left out fit into a shard's window, so its second coordinator would die of another message.
 in_shards!(
     two_coordinators_end_two_hundred_concurrent_fan_outs_once_each,
     a_coordinator_killed_after_three_fifths_of_the_on_target_callbacks_repeats_at_most_a_hundred,
     a_killed_coordinator_repeats_at_most_as_many_on_target_callbacks_as_it_was_told,
+    a_queue_with_more_results_than_may_be_unacked_ends_through_two_crashes,
     ten_fan_outs_whose_targets_wait_for_inner_ones_need_one_slot,
 );
 
-mod processes {
+// Processes need a broker that they can reach, and in memory, so many targets say nothing about one.
+mod with_a_broker {
     use super::*;
 
     on_rabbitmq!(a_thousand_targets_are_shared_by_three_worker_processes, a_hundred_thousand_targets_work);
+    in_shards_on_rabbitmq!(a_hundred_thousand_targets_work);
 }
 
 async fn a_thousand_targets_are_shared_by_three_worker_processes(stack: Stack) {
@@ -230,22 +232,24 @@ async fn a_queue_with_more_results_than_may_be_unacked_ends_through_two_crashes(
     let mut done = stack.record("my.done").await;
     let worker = stack.worker_of_single_results([services::echo()]).await;
     let accepted = many(&stack, "test.echo", TARGETS).on_final("my.done").invoke().await.expect("accepted");
-    let queue = stack.names().aggregation(&accepted.cid, accepted.run).name;
-    stack
-        .queue_has(&queue, "all results and the sentinel", |state| state.messages == TARGETS as u64 + 1)
-        .await;
+    // In a shard it is the manifest that lies beside them.
+    let all = |state: fanfare_broker::QueueState| state.messages == TARGETS as u64 + 1;
+    stack.queue_has(&stack.results_of(&accepted), "all results and the sentinel", all).await;
     worker.stop().await;
 
     // The first dies before it has let go of any result. The second finds the whole backlog, of which it must take in more than
-    // its window holds before it comes to its own fence; and dies when that is in two checkpoints, its third and second message.
+    // its window holds before it comes to its own fence; and dies when that is in two checkpoints, its third and second message. In a
+    // shard they come to the manifest even later, and make room by moving results behind it: the second dies when three are there twice.
+    let mut config = stack.coordinator_config();
+    config.shard_limits.window = config.limits.window;
     for nth in [1, 3] {
         let mortal = Mortal::new(stack.connect());
         mortal.dies_at(Death { nth, of: Some(Step::Publish), takes_effect: nth > 1 });
-        let doomed = stack.coordinator_on(Arc::clone(&mortal), stack.coordinator_config());
+        let doomed = stack.coordinator_on(Arc::clone(&mortal), config.clone());
         mortal.dead().await;
         doomed.kill().await;
     }
-    let last = stack.coordinator();
+    let last = stack.coordinator_with(config);
     let payload = done.next_final().await;
     assert_eq!(payload.data.len(), TARGETS);
     for (n, (key, result)) in payload.data.iter().enumerate() {

@@ -1,15 +1,14 @@
 //! Spans go to an OpenTelemetry collector over OTLP, where OTEL_EXPORTER_OTLP_ENDPOINT says that there is one.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Chain, Context};
 use async_trait::async_trait;
 use bytes::Bytes;
+use fanfare_broker::amqp::redacted;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::Uri;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -108,7 +107,7 @@ impl HttpClient for Courier {
         let (client, losses) = (self.client.clone(), Arc::clone(&self.losses));
         // All of it on the runtime, which the thread that asks does not know.
         let posting = self.runtime.spawn(async move {
-            let collector = without_secrets(request.uri());
+            let collector = redacted(&request.uri().to_string());
             let posted = in_time(async move {
                 let (head, body) = client.request(request.map(Full::new)).await?.into_parts();
                 let body = Limited::new(body, MOST_BYTES).collect().await?.to_bytes();
@@ -133,7 +132,10 @@ impl Losses {
         let reason = match posted {
             Ok(response) if response.status().is_success() => None,
             Ok(response) => Some(format!("it answered {}", response.status())),
-            Err(error) => Some(with_causes(error.as_ref())),
+            // By itself, the error of a client says only that it could not connect.
+            Err(error) => {
+                Some(Chain::new(error.as_ref()).map(ToString::to_string).collect::<Vec<_>>().join(": "))
+            }
         };
         let was_losing = self.losing.swap(reason.is_some(), Ordering::Relaxed);
         match reason {
@@ -145,27 +147,6 @@ impl Losses {
             _ => {}
         }
     }
-}
-
-/// An endpoint without its user's name and password, and without its query.
-fn without_secrets(endpoint: &Uri) -> String {
-    let scheme = endpoint.scheme_str().unwrap_or("http");
-    let (host, path) = (endpoint.host().unwrap_or_default(), endpoint.path());
-    match endpoint.port_u16() {
-        Some(port) => format!("{scheme}://{host}:{port}{path}"),
-        None => format!("{scheme}://{host}{path}"),
-    }
-}
-
-/// An error with what it comes of: by itself, that of a client says only that it could not connect.
-fn with_causes(error: &(dyn Error + 'static)) -> String {
-    let mut told = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        told = format!("{told}: {error}");
-        cause = error.source();
-    }
-    told
 }
 
 /// Fails what takes too long.

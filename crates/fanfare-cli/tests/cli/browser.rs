@@ -1,10 +1,12 @@
 //! A headless Chromium, driven through the WebDriver protocol.
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
 use crate::http::ask;
@@ -48,6 +50,7 @@ impl Browser {
             .expect("this test drives Chromium: run `cargo xtask test`, or set FANFARE_TEST_NO_BROWSER");
         let mut driver = Command::new(program)
             .arg("--port=0")
+            .process_group(0)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -121,7 +124,8 @@ impl Drop for Browser {
         if !self.session.is_empty() && !std::thread::panicking() {
             ask(&self.address, "DELETE", &format!("/session{}", self.session), "");
         }
-        let _ = self.driver.kill();
+        // With the browser, where nobody has told that to end.
+        let _ = kill_process_group(Pid::from_child(&self.driver), Signal::KILL);
         let _ = self.driver.wait();
     }
 }

@@ -66,7 +66,7 @@ fn that_spans_are_lost_is_said_once_and_without_the_collectors_password() {
     }
     for ended in invoked {
         assert_eq!(ended.exit, 0, "{ended:?}");
-        let told = "spans are lost: http://127.0.0.1:1/v1/traces does not take them: ";
+        let told = "spans are lost: http://me:***@127.0.0.1:1/v1/traces does not take them: ";
         assert_eq!(ended.stderr.matches(told).count(), 1, "{ended:?}");
         assert!(ended.stderr.contains("Connection refused"), "{ended:?}");
         assert!(!ended.stderr.contains("secret"), "{ended:?}");
