@@ -10,7 +10,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use fanfare_protocol::{Checkpoint, CheckpointEntry, Manifest, RunId, limits};
 
-use crate::gathered::{Calls, CheckpointId, Entry, Gathered, HeldCheckpoint, Home};
+use crate::gathered::{Calls, Entry, Gathered};
+use crate::home::{CheckpointId, HeldCheckpoint, Home};
 use crate::kept::Kept;
 use crate::{Answer, Limits, Time};
 
@@ -127,9 +128,9 @@ impl<T: Clone> Checkpoints<T> {
             return None;
         }
         for called in [true, false] {
-            let places = gathered.places(|entry| {
+            let places = gathered.places(|_, entry| {
                 let is_called = !fenced && entry.calls == Calls::Confirmed;
-                matches!(entry.home, Home::Result { .. }) && !entry.pinned && is_called == called
+                entry.home == Home::Result && !entry.pinned && is_called == called
             });
             if places.len() >= FEWEST {
                 return Some((places, called, 0));
@@ -143,8 +144,8 @@ impl<T: Clone> Checkpoints<T> {
     /// that; its other checkpoints are left as they are, since their order counts until then.
     fn window_is_filling(&self, gathered: &Gathered<T>) -> Option<(Vec<usize>, bool, u32)> {
         let window = usize::from(self.limits.window);
-        if gathered.plain >= window / 2 {
-            let places = gathered.places(|entry| matches!(entry.home, Home::Result { .. }) && !entry.pinned);
+        if gathered.plain() >= window / 2 {
+            let places = gathered.places(|_, entry| entry.home == Home::Result && !entry.pinned);
             if !places.is_empty() {
                 return Some((places, false, 0));
             }
@@ -228,19 +229,18 @@ impl<T: Clone> Checkpoints<T> {
         let old = |since: Time| now.saturating_sub(since) >= self.limits.renewal / 2;
         let aged: Vec<CheckpointId> =
             gathered.checkpoints.iter().filter(|(_, held)| old(held.since)).map(|(id, _)| *id).collect();
-        let is_old = |entry: &Entry<T>| match &entry.home {
-            Home::Result { since, .. } => old(*since) && !entry.pinned,
+        let is_old = |place: usize, entry: &Entry| match &entry.home {
+            Home::Result => gathered.plain_since(place).is_some_and(old) && !entry.pinned,
             Home::Checkpoint(id) => aged.binary_search(id).is_ok(),
             Home::Nowhere => false,
         };
         let all_is_kept = kept.covers(gathered.changes());
-        let is_confirmed =
-            |entry: &Entry<T>| entry.calls == Calls::Confirmed && (entry.settled || all_is_kept);
-        let confirmed = gathered.places(|entry| is_confirmed(entry) && is_old(entry));
+        let is_confirmed = |entry: &Entry| entry.calls == Calls::Confirmed && (entry.settled || all_is_kept);
+        let confirmed = gathered.places(|place, entry| is_confirmed(entry) && is_old(place, entry));
         if !confirmed.is_empty() {
             return Some((confirmed, true, 0));
         }
-        let waiting = gathered.places(|entry| !is_confirmed(entry) && is_old(entry));
+        let waiting = gathered.places(|place, entry| !is_confirmed(entry) && is_old(place, entry));
         if !waiting.is_empty() {
             return Some((waiting, false, 0));
         }
@@ -273,7 +273,7 @@ impl<T: Clone> Checkpoints<T> {
         }
         let places = &places[..taken];
         gathered.join(places);
-        let id = (self.hold, self.next_number);
+        let number = self.next_number;
         self.next_number += 1;
         let answers = || places.iter().filter_map(|place| Some((*place, &gathered.entry(*place)?.answer)));
         let written = |(place, answer): (usize, &Answer)| CheckpointEntry {
@@ -282,8 +282,9 @@ impl<T: Clone> Checkpoints<T> {
             traceparent: answer.traceparent.as_deref().copied(),
         };
         let checkpoint =
-            Checkpoint { coordinator: id.0, number: id.1, called, entries: answers().map(written).collect() };
+            Checkpoint { coordinator: self.hold, number, called, entries: answers().map(written).collect() };
         let entries = answers().map(|(place, answer)| (place, answer.body.clone())).collect();
+        let id = CheckpointId::own(number);
         self.writing = Some(Writing { id, entries, called, level, bytes, arrived: Vec::new() });
         Some(checkpoint)
     }

@@ -7,21 +7,8 @@ use fanfare_protocol::{
     CheckpointEntry, EndedBy, Ending, Manifest, RunId, TargetResultRef, TraceParent, WireTime, limits,
 };
 
+use crate::home::{CheckpointId, HeldCheckpoint, Home, Writer};
 use crate::{Answer, Time};
-
-/// Names a checkpoint: who wrote it, and its number there.
-pub(crate) type CheckpointId = (RunId, u64);
-
-/// Where an entry's result can be read again after a crash.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Home<T> {
-    /// In the target's own result, unacked.
-    Result { tag: T, since: Time },
-    /// In a checkpoint.
-    Checkpoint(CheckpointId),
-    /// Nowhere: the queue is gone.
-    Nowhere,
-}
 
 /// How far an entry's on-target callbacks are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,9 +23,9 @@ pub(crate) enum Calls {
 
 /// The result of one target.
 #[derive(Debug)]
-pub(crate) struct Entry<T> {
+pub(crate) struct Entry {
     pub(crate) answer: Answer,
-    pub(crate) home: Home<T>,
+    pub(crate) home: Home,
     pub(crate) calls: Calls,
     /// Whether a confirmed checkpoint says that the on-target callbacks are confirmed.
     pub(crate) settled: bool,
@@ -46,24 +33,10 @@ pub(crate) struct Entry<T> {
     pub(crate) pinned: bool,
 }
 
-/// A checkpoint that this hold wrote and saw confirmed, or read.
-#[derive(Debug)]
-pub(crate) struct HeldCheckpoint<T> {
-    /// The delivery; none before it has arrived.
-    pub(crate) tag: Option<T>,
-    /// Entries whose home it is.
-    pub(crate) live: usize,
-    pub(crate) called: bool,
-    /// 0 where it was written from results, one more than its parts where it was folded from checkpoints.
-    pub(crate) level: u32,
-    pub(crate) bytes: usize,
-    pub(crate) since: Time,
-}
-
 /// All results of a fan-out, and what of the queue they live in.
 #[derive(Debug)]
 pub(crate) struct Gathered<T> {
-    entries: Vec<Option<Entry<T>>>,
+    entries: Vec<Option<Entry>>,
     missing: usize,
     /// Entries whose calls are not confirmed.
     uncalled: usize,
@@ -75,8 +48,10 @@ pub(crate) struct Gathered<T> {
     /// which all has to be kept before a checkpoint may say so.
     pub(crate) to_settle: VecDeque<(u64, usize)>,
     pub(crate) checkpoints: BTreeMap<CheckpointId, HeldCheckpoint<T>>,
-    /// Results of this run that are unacked.
-    pub(crate) plain: usize,
+    /// The deliveries of those that live in them, and since when each is held, by place.
+    plain: BTreeMap<usize, (T, Time)>,
+    /// The earlier holds of which checkpoints were read.
+    earlier: Vec<RunId>,
     /// How often something was read that stands for what others hold: a result that counts, in an empty place or in that of another, or
     /// a further sentinel.
     changes: u64,
@@ -139,18 +114,19 @@ impl<T: Clone> Gathered<T> {
             to_call: VecDeque::new(),
             to_settle: VecDeque::new(),
             checkpoints: BTreeMap::new(),
-            plain: 0,
+            plain: BTreeMap::new(),
+            earlier: Vec::new(),
             changes: 0,
             replaced: 0,
             tally: Tally::default(),
         }
     }
 
-    pub(crate) fn entry(&self, place: usize) -> Option<&Entry<T>> {
+    pub(crate) fn entry(&self, place: usize) -> Option<&Entry> {
         self.entries.get(place).and_then(Option::as_ref)
     }
 
-    fn known(&mut self, place: usize) -> &mut Entry<T> {
+    fn known(&mut self, place: usize) -> &mut Entry {
         self.entries[place].as_mut().expect("only places with a result are called, settled and folded")
     }
 
@@ -236,20 +212,50 @@ impl<T: Clone> Gathered<T> {
         self.tally
     }
 
-    /// Counts a result, unless one of its key has counted before. Returns whether it counted; if not, its delivery is
-    /// not needed.
-    pub(crate) fn count(&mut self, place: usize, answer: Answer, home: Home<T>) -> bool {
+    /// Results of this run that are unacked.
+    pub(crate) fn plain(&self) -> usize {
+        self.plain.len()
+    }
+
+    /// Since when the result of a place is held unacked, if it is.
+    pub(crate) fn plain_since(&self, place: usize) -> Option<Time> {
+        self.plain.get(&place).map(|(_, since)| *since)
+    }
+
+    /// Names a checkpoint of an earlier hold.
+    pub(crate) fn checkpoint_of(&mut self, hold: RunId, number: u64) -> CheckpointId {
+        let known = self.earlier.iter().position(|earlier| *earlier == hold);
+        let place = known.unwrap_or_else(|| {
+            self.earlier.push(hold);
+            self.earlier.len() - 1
+        });
+        let place = u32::try_from(place).expect("each of them has left a message that is held");
+        CheckpointId { writer: Writer::Earlier(place), number }
+    }
+
+    /// Forgets earlier holds of which nothing is held, where they were met last.
+    pub(crate) fn forget_earlier(&mut self) {
+        let is_held = |place: usize| {
+            let is_of = |id: &CheckpointId| matches!(id.writer, Writer::Earlier(it) if it as usize == place);
+            self.checkpoints.keys().any(is_of)
+        };
+        let held = (0..self.earlier.len()).rev().find(|place| is_held(*place)).map_or(0, |place| place + 1);
+        self.earlier.truncate(held);
+    }
+
+    /// Counts a result, unless one of its key has counted before: with the delivery that it lives in and the time since which that is
+    /// held, if it lives anywhere. Returns whether it counted; if not, its delivery is not needed.
+    pub(crate) fn count(&mut self, place: usize, answer: Answer, delivery: Option<(T, Time)>) -> bool {
         if self.entries[place].is_some() {
             return false;
         }
-        if matches!(home, Home::Result { .. }) {
-            self.plain += 1;
-        }
+        let home = if delivery.is_some() { Home::Result } else { Home::Nowhere };
+        self.plain.extend(delivery.map(|delivery| (place, delivery)));
         self.insert(place, Entry { answer, home, calls: Calls::Waiting, settled: false, pinned: false });
         true
     }
 
-    fn insert(&mut self, place: usize, mut entry: Entry<T>) {
+    fn insert(&mut self, place: usize, mut entry: Entry) {
         self.missing -= 1;
         self.change();
         self.tally.add(&entry.answer);
@@ -304,7 +310,7 @@ impl<T: Clone> Gathered<T> {
         released
     }
 
-    fn rank(&self, entry: &Entry<T>) -> Rank {
+    fn rank(&self, entry: &Entry) -> Rank {
         match &entry.home {
             Home::Checkpoint(id) => match self.checkpoints.get(id) {
                 Some(held) if held.called => Rank::Called,
@@ -312,22 +318,19 @@ impl<T: Clone> Gathered<T> {
                 Some(HeldCheckpoint { tag: None, .. }) | None => Rank::Result,
                 Some(_) => Rank::Uncalled,
             },
-            Home::Result { .. } | Home::Nowhere => Rank::Result,
+            Home::Result | Home::Nowhere => Rank::Result,
         }
     }
 
-    fn is_untouched(&self, entry: &Entry<T>) -> bool {
+    fn is_untouched(&self, entry: &Entry) -> bool {
         entry.calls == Calls::Waiting || !self.has_calls
     }
 
     /// Gives an entry another home, and returns the delivery that nothing lives in any more.
-    pub(crate) fn move_home(&mut self, place: usize, home: Home<T>) -> Option<T> {
+    pub(crate) fn move_home(&mut self, place: usize, home: Home) -> Option<T> {
         match std::mem::replace(&mut self.known(place).home, home) {
             Home::Nowhere => None,
-            Home::Result { tag, .. } => {
-                self.plain -= 1;
-                Some(tag)
-            }
+            Home::Result => self.plain.remove(&place).map(|(tag, _)| tag),
             Home::Checkpoint(id) => self.leave(id),
         }
     }
@@ -391,13 +394,13 @@ impl<T: Clone> Gathered<T> {
 
     /// Places whose result lives in one of these checkpoints, given in their order, in the manifest's order.
     pub(crate) fn living_in(&self, ids: &[CheckpointId]) -> Vec<usize> {
-        self.places(|entry| matches!(&entry.home, Home::Checkpoint(id) if ids.binary_search(id).is_ok()))
+        self.places(|_, entry| matches!(&entry.home, Home::Checkpoint(id) if ids.binary_search(id).is_ok()))
     }
 
     /// Places whose entry answers a question with yes, in the manifest's order.
-    pub(crate) fn places(&self, question: impl Fn(&Entry<T>) -> bool) -> Vec<usize> {
-        let yes = |(place, entry): (usize, &Option<Entry<T>>)| {
-            entry.as_ref().is_some_and(&question).then_some(place)
+    pub(crate) fn places(&self, question: impl Fn(usize, &Entry) -> bool) -> Vec<usize> {
+        let yes = |(place, entry): (usize, &Option<Entry>)| {
+            entry.as_ref().is_some_and(|entry| question(place, entry)).then_some(place)
         };
         self.entries.iter().enumerate().filter_map(yes).collect()
     }
@@ -409,13 +412,9 @@ impl<T: Clone> Gathered<T> {
 
     /// Takes every delivery that is still unacked, where the queue is gone: nothing lives anywhere any more.
     pub(crate) fn take_tags(&mut self) -> Vec<T> {
-        let of_entry = |entry: &mut Entry<T>| match std::mem::replace(&mut entry.home, Home::Nowhere) {
-            Home::Result { tag, .. } => Some(tag),
-            Home::Checkpoint(_) | Home::Nowhere => None,
-        };
-        let mut tags: Vec<T> = self.entries.iter_mut().flatten().filter_map(of_entry).collect();
-        tags.extend(std::mem::take(&mut self.checkpoints).into_values().filter_map(|held| held.tag));
-        self.plain = 0;
-        tags
+        self.entries.iter_mut().flatten().for_each(|entry| entry.home = Home::Nowhere);
+        let plain = std::mem::take(&mut self.plain).into_values().map(|(tag, _)| tag);
+        let checkpoints = std::mem::take(&mut self.checkpoints).into_values().filter_map(|held| held.tag);
+        plain.chain(checkpoints).collect()
     }
 }

@@ -29,6 +29,7 @@ mod copies;
 mod effect;
 mod event;
 mod gathered;
+mod home;
 mod kept;
 mod machine;
 mod places;

@@ -4,7 +4,7 @@ use fanfare_protocol::{Checkpoint, EndedBy, Mark, WireTime};
 
 use super::closing::Closing;
 use super::{FanIn, FenceState, Leaving, Pending, Phase, Queue, Time};
-use crate::gathered::{CheckpointId, HeldCheckpoint, Home};
+use crate::home::{CheckpointId, HeldCheckpoint};
 use crate::kept::Kept;
 use crate::read::failure;
 use crate::{Effect, Item, Publication, PublicationId};
@@ -38,9 +38,9 @@ impl<T: Clone> FanIn<T> {
         }
         match item {
             Item::Result { place, answer } => {
-                let home = Home::Result { tag: tag.clone(), since: now };
+                let delivery = Some((tag.clone(), now));
                 let own = answer.ended_by.is_none();
-                if !self.gathered.count(place, answer, home) {
+                if !self.gathered.count(place, answer, delivery) {
                     if own && self.gathered.is_missing(place) {
                         self.summary.late += 1;
                     } else {
@@ -51,7 +51,7 @@ impl<T: Clone> FanIn<T> {
             }
             Item::Checkpoint(checkpoint) => self.read_checkpoint(tag, checkpoint, now, out),
             Item::OwnCheckpoint(number) => {
-                let id = (self.hold.token, number);
+                let id = CheckpointId::own(number);
                 out.extend(self.checkpoints.arrived(&mut self.gathered, id, tag).map(Effect::Ack));
             }
             Item::Fence(fence) => {
@@ -107,9 +107,10 @@ impl<T: Clone> FanIn<T> {
     }
 
     fn read_checkpoint(&mut self, tag: T, checkpoint: Checkpoint, now: Time, out: &mut Vec<Effect<T>>) {
-        let id: CheckpointId = (checkpoint.coordinator, checkpoint.number);
+        let id = self.gathered.checkpoint_of(checkpoint.coordinator, checkpoint.number);
         // What a final payload was made of is not overridden any more, and lives in messages that were read before.
         if matches!(self.phase, Phase::Finalizing(_)) || self.gathered.checkpoints.contains_key(&id) {
+            self.gathered.forget_earlier();
             self.ack_replaced(tag, out);
             return;
         }
@@ -124,6 +125,7 @@ impl<T: Clone> FanIn<T> {
         }
         if self.gathered.checkpoints.get(&id).is_some_and(|held| held.live == 0) {
             self.gathered.checkpoints.remove(&id);
+            self.gathered.forget_earlier();
             released.push(tag);
         }
         for tag in released {
@@ -253,7 +255,7 @@ impl<T: Clone> FanIn<T> {
         for place in missing {
             let reason =
                 "the aggregation queue was deleted before this target's result had arrived".to_owned();
-            self.gathered.count(place, failure(&self.manifest, place, reason, latest, by), Home::Nowhere);
+            self.gathered.count(place, failure(&self.manifest, place, reason, latest, by), None);
         }
     }
 

@@ -46,8 +46,8 @@ impl<T: Clone> FanIn<T> {
     }
 
     /// Results that are unacked, each in its own delivery.
-    pub(crate) const fn plain(&self) -> usize {
-        self.gathered.plain
+    pub(crate) fn plain(&self) -> usize {
+        self.gathered.plain()
     }
 
     /// Writes what is held into checkpoints, since the shard needs room.
