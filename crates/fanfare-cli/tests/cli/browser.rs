@@ -56,12 +56,13 @@ impl Browser {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        let mut said = String::new();
         let mut lines = BufReader::new(driver.stdout.take().unwrap()).lines().map_while(Result::ok);
-        let port = lines
-            .find_map(|line| {
-                Some(line.split_once("started successfully on port ")?.1.trim_end_matches('.').to_owned())
-            })
-            .expect("chromedriver says where it listens");
+        let port = lines.find_map(|line| {
+            said += &format!("{line}\n");
+            Some(line.split_once("started successfully on port ")?.1.trim_end_matches('.').to_owned())
+        });
+        let port = port.unwrap_or_else(|| panic!("chromedriver does not say where it listens: {said}"));
         let mut browser = Self { driver, address: format!("127.0.0.1:{port}"), session: String::new() };
         let arguments = [
             "--headless=new",

@@ -24,7 +24,7 @@ async fn coordinator_that_is_told_to_stop_ends_within_its_deadline_all_the_same(
     let coordinator = Running::start(directory.path(), &arguments, "coordinator started");
     // Through a fan-out, so that it consumes.
     let invoke = ["invoke", "--wait", "1m", "--broker", &broker(), "--prefix", &prefix];
-    assert_eq!(run(directory.path(), &invoke).exit, 0);
+    run(directory.path(), &invoke).succeeds();
     proxy.silence();
     let told = Instant::now();
     let (exit, log) = tokio::task::spawn_blocking(|| coordinator.stop(Signal::TERM)).await.unwrap();

@@ -20,7 +20,7 @@ async fn queue_that_no_fan_out_owns_is_told_of_first_and_then_removed_and_no_oth
     let Some(Management { url: management, .. }) = Management::of_the_broker() else { return };
     let asked = Asked::start("gc", SERVICES, "t.waits");
     let open = ["--cid", "open", "--target", "t.waits", "--on-final", "helpers.input-logger"];
-    assert_eq!(asked.invoke(&open).exit, 0);
+    asked.invoke(&open).succeeds();
     // As a publisher leaves it that dies before its manifest is out.
     let publisher = Fanfare::builder(broker()).prefix(asked.prefix()).connect().await.unwrap();
     let run = "0123456789abcdef0123456789abcdef".parse().unwrap();

@@ -113,7 +113,7 @@ fn cancel_ends_with_the_exit_codes_that_its_help_promises() {
         assert!(ended.stdout.ends_with(" cancelled: 0 of 1 target had responded\n"), "{time}: {ended:?}");
         assert_eq!(ended.stdout.lines().count(), 1, "{time}: {ended:?}");
     }
-    assert_eq!(pool.invoke(&["--target", "helpers.echo", "--cid", "c-2", "--wait"]).exit, 0);
+    pool.invoke(&["--target", "helpers.echo", "--cid", "c-2", "--wait"]).succeeds();
     let ended = cancel("c-2");
     assert_eq!(ended.exit, 0, "{ended:?}");
     assert!(ended.stdout.ends_with(" ended before: 1 of 1 target had responded\n"), "{ended:?}");
@@ -153,7 +153,7 @@ fn an_operator_sees_what_is_open_why_and_what_has_ended() {
     let pool = Pool::start("operator");
     let targets = ["--target", "nobody", "--target", "helpers.echo", "--target", "bad@t.program"];
     let others = ["--declare-missing", "--cid", "c-1", "--on-final", "helpers.input-logger"];
-    assert_eq!(pool.invoke(&[&targets[..], &others].concat()).exit, 0);
+    pool.invoke(&[&targets[..], &others].concat()).succeeds();
     let ended = until(&pool, &["status"], |ended| ended.stdout.contains("2/3"));
     assert_eq!((ended.exit, ended.stderr.as_str(), ended.stdout.lines().count()), (0, "", 2), "{ended:?}");
     let row = ended.stdout.lines().nth(1).unwrap();
@@ -193,7 +193,7 @@ fn parked_messages_are_listed_shown_put_back_and_dropped() {
     assert_eq!((none.exit, none.stdout.lines().count()), (0, 1), "{none:?}");
     // A callback that fails.
     let parallel = ["--parallel", "--target", "bad@helpers.echo", "--cid", "c-1", "--on-target", "t.program"];
-    assert_eq!(pool.invoke(&parallel).exit, 0);
+    pool.invoke(&parallel).succeeds();
     let ended = until(&pool, &["parked", "list"], |ended| ended.stdout.lines().count() == 2);
     let row = ended.stdout.lines().nth(1).unwrap();
     assert!(row.contains("  t.program  c-1  t.program failed: "), "{row}");
@@ -237,7 +237,7 @@ fn parked_messages_are_listed_shown_put_back_and_dropped() {
 fn doctor_finds_a_running_system_well_and_a_stopped_one_not() {
     let pool = Pool::start("doctor");
     // Through a whole fan-out, so that every queue is declared.
-    assert_eq!(pool.invoke(&["--target", "helpers.echo", "--wait", "1m"]).exit, 0);
+    pool.invoke(&["--target", "helpers.echo", "--wait", "1m"]).succeeds();
     let ended = run(pool.path(), &["doctor"]);
     assert_eq!(ended.exit, 0, "{ended:?}");
     for expected in [
@@ -270,7 +270,7 @@ fn second_signal_ends_a_worker_that_still_waits_for_its_services() {
     let Pool { directory, mut worker, .. } = {
         let pool = Pool::start("second");
         let started = pool.path().join("started");
-        assert_eq!(pool.invoke(&["--target", "t.slow", "--on-final", "helpers.echo"]).exit, 0);
+        pool.invoke(&["--target", "t.slow", "--on-final", "helpers.echo"]).succeeds();
         let deadline = Instant::now() + PATIENCE;
         while !started.exists() {
             assert!(Instant::now() < deadline, "the service does not start");

@@ -31,6 +31,14 @@ pub(crate) struct Ended {
     pub(crate) stderr: String,
 }
 
+impl Ended {
+    /// Fails, and shows what was written, unless all went well.
+    #[track_caller]
+    pub(crate) fn succeeds(&self) {
+        assert_eq!(self.exit, 0, "{self:?}");
+    }
+}
+
 impl From<Output> for Ended {
     fn from(output: Output) -> Self {
         Self {

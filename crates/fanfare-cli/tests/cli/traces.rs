@@ -23,7 +23,7 @@ fn targets_are_spans_under_the_callers_and_the_final_callback_links_to_all_of_th
     let asked = Asked::start_with("traces", SERVICES, "t.fine", &variables);
     let targets = ["--target", "one@t.fine=1", "--target", "two@t.fine=2", "--target", "t.broken"];
     let callbacks = ["--on-target", "helpers.echo", "--on-final", "helpers.input-logger"];
-    assert_eq!(asked.invoke(&[&targets[..], &callbacks].concat()).exit, 0);
+    asked.invoke(&[&targets[..], &callbacks].concat()).succeeds();
 
     let named = |name: &str| {
         let spans = collector.spans();
