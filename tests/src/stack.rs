@@ -275,10 +275,15 @@ impl Stack {
     /// A coordinator's configuration for this stack, with waits that suit tests.
     #[must_use]
     pub fn coordinator_config(&self) -> fanfare_coordinator::Config {
+        // What an invocation that was given up has left in a shard, and what is left of a fan-out that ended just before its shard went to
+        // another, is let go of within a test's patience. Publishers of tests publish their manifest within that or not at all.
+        let patience = fanfare_publisher::Config::default().time_limit;
+        let shard_limits =
+            ShardSettings { recorded: Duration::from_millis(500), patience, ..Default::default() };
         fanfare_coordinator::Config {
             names: self.names.clone(),
             shards: self.shards,
-            shard_limits: ShardSettings { recorded: Duration::from_millis(500), ..Default::default() },
+            shard_limits,
             absence_pause: Duration::from_millis(300),
             ..Default::default()
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use fanfare_protocol::{FinalPayload, Message, StatusQuery};
 use fanfare_publisher::{Accepted, Fanout, InvokeError, Publisher, QueueType, Target};
-use fanfare_tests::{Cluster, PATIENCE, Running, Stack, eventually, full, run};
+use fanfare_tests::{Cluster, PATIENCE, Running, Stack, eventually, eventually_seen, full, run};
 use fanfare_worker::{Context, service};
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
@@ -71,7 +71,8 @@ async fn loses_nothing(stack: Stack, cluster: &Cluster, node: usize) {
     for Accepted { cid, run } in &accepted {
         stack.queue_is_gone(&stack.names().aggregation(cid, *run).name).await;
     }
-    eventually("the coordinator holds nothing", async || coordinator.mortal().held() == 0).await;
+    let held_messages = async || coordinator.mortal().held_messages();
+    eventually_seen("the coordinator holds nothing", held_messages, Vec::is_empty).await;
     stack.ended(accepted.iter().copied(), coordinator).await;
     finals.take_all(done.rest().await);
     assert!(held.iter().all(|accepted| finals.times(accepted) == 1), "{finals:?}");
