@@ -5,7 +5,7 @@ use std::sync::Arc;
 use fanfare_broker::{Broker, System};
 use fanfare_operator::{Config, Operator, ParkedQuery, ReplayError};
 use fanfare_protocol::{Message, ServiceName, WireTime, header};
-use fanfare_tests::{Death, Mortal, PATIENCE, Stack, Step, on_both_brokers, services};
+use fanfare_tests::{Death, Mortal, PATIENCE, Stack, Step, in_shards, on_both_brokers, services};
 use fanfare_worker::{Context, Retry, service};
 use serde_json::Value;
 use uuid::Uuid;
@@ -26,6 +26,8 @@ on_both_brokers!(
     a_drop_that_the_broker_forgot_is_one_also_without_a_name,
     what_is_parked_again_meanwhile_stays,
 );
+
+in_shards!(a_manifest_that_was_parked_goes_on_when_it_is_put_back);
 
 /// Numbered by its body.
 fn numbered(number: usize) -> Message {

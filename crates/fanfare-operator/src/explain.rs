@@ -237,12 +237,11 @@ impl Operator {
 
     /// What is parked of these fan-outs, and why more of it may be that was not looked at.
     async fn parked_of(&self, cid: &Cid, run: Option<RunId>) -> (Vec<Parked>, Option<String>) {
-        let query = ParkedQuery { cid: Some(cid.clone()), ..ParkedQuery::default() };
-        let mut found = match self.parked(&query, MOST_PARKED).await {
+        let query = ParkedQuery { cid: Some(cid.clone()), run, ..ParkedQuery::default() };
+        let found = match self.parked(&query, MOST_PARKED).await {
             Ok(found) => found,
             Err(error) => return (Vec::new(), Some(error.to_string())),
         };
-        found.messages.retain(|parked| run.is_none_or(|run| parked.run == Some(run)));
         let unseen = match found {
             ParkedMessages { others: 1.., .. } => Some(format!(
                 "others consume `{}` ({}), and what they hold cannot be seen: see that they end",

@@ -54,6 +54,8 @@ pub struct ParkedQuery {
     pub reason: Option<String>,
     /// Those with this correlation ID.
     pub cid: Option<Cid>,
+    /// Those of the fan-out of this run.
+    pub run: Option<RunId>,
     /// Those that were parked so long ago, or longer. One that does not say when is not meant.
     pub min_age: Option<Duration>,
 }
@@ -139,6 +141,7 @@ impl ParkedQuery {
             && self.service.as_ref().is_none_or(|service| parked.service.as_ref() == Some(service))
             && self.reason.as_ref().is_none_or(|words| parked.reason.contains(words.as_str()))
             && self.cid.as_ref().is_none_or(|cid| parked.cid.as_ref() == Some(cid))
+            && self.run.is_none_or(|run| parked.run == Some(run))
             && self.min_age.is_none_or(is_old)
     }
 }
@@ -241,13 +244,17 @@ impl Operator {
 
     async fn put_back(&self, parked: &Parked, message: Message) -> Result<(), ReplayError> {
         let names = &self.config.names;
-        let is_manifest = parked.from.as_ref() == Some(&names.fanin_queue());
         let own = parked.cid.as_ref().zip(parked.run).map(|(cid, run)| names.aggregation(cid, run).name);
+        let is_of_fan_outs = |from: &String| {
+            *from == names.fanin_queue() || own.as_ref() == Some(from) || names.shard_number(from).is_some()
+        };
         let from = parked
             .from
             .clone()
-            .filter(|from| is_manifest || parked.service.is_some() || own.as_ref() == Some(from))
+            .filter(|from| parked.service.is_some() || is_of_fan_outs(from))
             .ok_or_else(|| ReplayError::Origin(parked.from.clone()))?;
+        let is_manifest = from == names.fanin_queue()
+            || message.kind() == header::TYPE_MANIFEST && parked.service.is_none();
         if message.body.is_empty() {
             return Err(ReplayError::WithoutBody);
         }
@@ -308,6 +315,7 @@ mod tests {
         assert!(matches(&|query| query.reason = Some("no price".to_owned())));
         assert!(!matches(&|query| query.reason = Some("timed out".to_owned())));
         assert!(!matches(&|query| query.cid = Cid::new("c").ok()));
+        assert!(!matches(&|query| query.run = Some(Uuid::from_u128(1).into())));
         assert!(matches(&|query| query.min_age = Some(Duration::from_secs(60))));
         assert!(!matches(&|query| query.min_age = Some(Duration::from_secs(61))));
     }
