@@ -40,7 +40,7 @@ pub(crate) struct GcArguments {
     #[arg(long)]
     yes: bool,
 
-    /// How old a queue has to be: seen at the beginning and at the end of that time [default: twice publisher.time_limit, 2m]
+    /// How old a queue has to be: seen at the beginning and at the end of that time [default: 3m and twice publisher.time_limit, 5m]
     #[arg(long, value_name = "DURATION", value_parser = durations::parse)]
     min_age: Option<Duration>,
 
@@ -57,6 +57,10 @@ pub(crate) struct GcArguments {
     #[arg(long, env = "FANFARE_MANAGEMENT", value_name = "URL")]
     management: Option<ManagementUrl>,
 }
+
+/// For how long a publisher that lives may have a queue that it does not use yet: it keeps one ready for less than two minutes, and may
+/// take it for a fan-out at the end of them, which it prepares within ten seconds.
+const READY_FOR: Duration = Duration::from_secs(180);
 
 /// What is said where there is nothing to do.
 const NONE: &str = "no aggregation queue is without a fan-out";
@@ -86,7 +90,7 @@ struct Leftover {
 pub(crate) async fn run(arguments: GcArguments, settings: &Settings) -> Result<Exit, Failure> {
     let time_limit =
         settings.file.publisher.time_limit.map_or(PublisherConfig::default().time_limit, |it| it.0);
-    let min_age = arguments.min_age.unwrap_or(time_limit.saturating_mul(2));
+    let min_age = arguments.min_age.unwrap_or(READY_FOR.saturating_add(time_limit.saturating_mul(2)));
     let fanfare = settings.fanfare("gc")?;
     let management = settings
         .management(arguments.management.as_ref())?
