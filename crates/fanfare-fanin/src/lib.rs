@@ -20,7 +20,7 @@
 //!
 //! [`Shard`] holds the fan-outs that share one queue. It gives each what is meant for it, and adds what they share.
 //!
-//! Inside, `gathered` keeps the results and what they live in, `manifests` keeps the manifest's deliveries, `checkpoints`
+//! Inside, `gathered` keeps the results and what they live in, which `home` names, `manifests` keeps the manifest's deliveries, `checkpoints`
 //! decides what is written back to the queue, `machine` takes the events in and lets out what has become due, and
 //! [`FanIn::read`] tells what a message of an aggregation queue is.
 
