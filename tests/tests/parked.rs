@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use fanfare_broker::{Broker, System};
 use fanfare_operator::{Config, Operator, ParkedQuery, ReplayError};
-use fanfare_protocol::{Message, ServiceName, WireTime, header};
+use fanfare_protocol::{Message, RunId, ServiceName, WireTime, header};
 use fanfare_tests::{Death, Mortal, PATIENCE, Stack, Step, in_shards, on_both_brokers, services};
 use fanfare_worker::{Context, Retry, service};
 use serde_json::Value;
@@ -25,6 +25,7 @@ on_both_brokers!(
     what_the_broker_forgot_is_settled_again,
     a_drop_that_the_broker_forgot_is_one_also_without_a_name,
     what_is_parked_again_meanwhile_stays,
+    what_is_parked_of_a_run_is_seen_behind_a_hundred_others_of_its_cid,
 );
 
 in_shards!(a_manifest_that_was_parked_goes_on_when_it_is_put_back);
@@ -340,4 +341,19 @@ async fn what_is_parked_again_meanwhile_stays(stack: Stack) {
         assert_eq!(numbers(&there.rest().await), ["1"], "forgotten: {forgotten}, named: {named}");
         assert_eq!(left(&stack).await, ["1"], "forgotten: {forgotten}, named: {named}");
     }
+}
+
+async fn what_is_parked_of_a_run_is_seen_behind_a_hundred_others_of_its_cid(stack: Stack) {
+    let _coordinator = stack.coordinator();
+    stack.exchange_is_heard(&stack.names().coordinators()).await;
+    let fanin = stack.names().fanin_queue();
+    for number in 0..100 {
+        park(&stack, &fanin, number).await;
+    }
+    let run: RunId = Uuid::new_v4().into();
+    let last = copy_of(&fanin, 100).with_header(header::RUN, run);
+    stack.publish(&stack.names().parked().name, last).await;
+    let cid = "c".parse().expect("a CID");
+    let explained = stack.operator(PATIENCE).explain(&cid, Some(run), 10).await.expect("it is told of");
+    assert!(matches!(&explained.parked[..], [one] if one.run == Some(run)), "{:?}", explained.parked);
 }

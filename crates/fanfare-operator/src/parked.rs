@@ -253,13 +253,11 @@ impl Operator {
             .clone()
             .filter(|from| parked.service.is_some() || is_of_fan_outs(from))
             .ok_or_else(|| ReplayError::Origin(parked.from.clone()))?;
-        let is_manifest = from == names.fanin_queue()
-            || message.kind() == header::TYPE_MANIFEST && parked.service.is_none();
         if message.body.is_empty() {
             return Err(ReplayError::WithoutBody);
         }
         let mut message = message.unparked();
-        if is_manifest {
+        if message.kind() == header::TYPE_MANIFEST {
             message.properties.user_id = self.config.user_id.as_deref().map(Into::into);
         }
         match timeout(CONFIRM, self.broker.publish(&from, message)).await {
